@@ -1,0 +1,21 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def graph_data_dir() -> Path:
+    """The folder of real graphs: SPARSEGNN_DATA, or shared/data beside the checkout.
+
+    It is not part of the repository, so tests that need it are skipped where it is missing; never in CI.
+    """
+    given = os.environ.get("SPARSEGNN_DATA", "").split(os.pathsep)[0]
+    folder = Path(given) if given else Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not (folder / "cora.npz").is_file():
+        if os.environ.get("CI", "").lower() in ("1", "true"):
+            pytest.fail(f"{folder} has no graph data, and CI is set")
+        pytest.skip(f"{folder} has no graph data (set SPARSEGNN_DATA)")
+    return folder
