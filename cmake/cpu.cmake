@@ -1,0 +1,25 @@
+# libsparsegnn_cpu.so: entries at the baseline instruction set, each kernel file once per instruction set.
+file(GLOB entries CONFIGURE_DEPENDS csrc/cpu/*.cpp)
+file(GLOB kernels CONFIGURE_DEPENDS csrc/cpu/*.kernel.cpp)
+list(REMOVE_ITEM entries ${kernels})
+
+add_library(sparsegnn_cpu MODULE ${entries})
+set_target_properties(sparsegnn_cpu PROPERTIES LIBRARY_OUTPUT_DIRECTORY "${SPARSEGNN_OUTPUT}")
+target_link_libraries(sparsegnn_cpu PRIVATE torch_stable torch_cpu torch)
+
+function(add_isa name)
+  add_library(kernels_${name} OBJECT ${kernels})
+  target_compile_definitions(kernels_${name} PRIVATE SG_ISA=${name})
+  target_compile_options(kernels_${name} PRIVATE -ffp-contract=fast -fno-math-errno -fno-trapping-math -Wno-maybe-uninitialized ${ARGN})
+  target_sources(sparsegnn_cpu PRIVATE $<TARGET_OBJECTS:kernels_${name}>)
+endfunction()
+
+add_isa(portable)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  target_compile_definitions(sparsegnn_cpu PRIVATE SG_HAVE_X86)
+  add_isa(avx2 -march=x86-64-v3)
+  add_isa(avx512 -march=x86-64-v4 -mprefer-vector-width=512)
+  foreach(name portable avx2 avx512)
+    target_compile_definitions(kernels_${name} PRIVATE SG_HAVE_X86)
+  endforeach()
+endif()

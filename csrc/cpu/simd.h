@@ -1,0 +1,210 @@
+// One vector vocabulary for all instruction sets, on the compiler's vector extensions (g++ and clang).
+//
+//   vec<A>          lanes<A> elements of the accumulator type A (float or double)
+//   load<T>(p)      widens T (float, double, bf16, f16) to vec<acc<T>>; load_n: only the first n, the rest 0
+//   store<T>(p, v)  narrows with round-to-nearest-even; store_n: only the first n
+//   a * b + c       contracts to one FMA where the instruction set has it (-ffp-contract=fast)
+//
+// Kernel files only. Everything is in the namespace of the instruction set and has internal linkage.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "isa.h"
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+namespace sparsegnn {
+namespace SG_ISA {
+namespace {
+
+#define SG_INLINE inline __attribute__((always_inline))
+
+#if defined(__AVX512F__)
+constexpr int vector_bytes = 64;
+#elif defined(__AVX2__)
+constexpr int vector_bytes = 32;
+#else
+constexpr int vector_bytes = 16;
+#endif
+
+template <typename T>
+struct acc_of {
+  using type = float;
+};
+template <>
+struct acc_of<double> {
+  using type = double;
+};
+template <typename T>
+using acc = typename acc_of<T>::type;
+
+template <typename A>
+struct vec_of {
+  typedef A type __attribute__((vector_size(vector_bytes)));
+  typedef A loose __attribute__((vector_size(vector_bytes), aligned(alignof(A)), may_alias));
+};
+template <typename A>
+using vec = typename vec_of<A>::type;
+template <typename A>
+constexpr int lanes = vector_bytes / int(sizeof(A));
+
+template <typename A>
+SG_INLINE vec<A> splat(A value) {
+  return vec<A>{} + value;
+}
+
+// --- one element ---
+
+SG_INLINE float widen(float v) { return v; }
+SG_INLINE double widen(double v) { return v; }
+SG_INLINE float widen(bf16 v) {
+  const uint32_t bits = uint32_t(v.bits) << 16;
+  float f;
+  memcpy(&f, &bits, 4);
+  return f;
+}
+SG_INLINE float widen(f16 v) {
+#if defined(__F16C__)
+  return _cvtsh_ss(v.bits);
+#else
+  const uint32_t sign = uint32_t(v.bits & 0x8000u) << 16, magnitude = v.bits & 0x7fffu;
+  uint32_t bits;
+  float f;
+  if (magnitude >= 0x7c00u) {
+    bits = 0x7f800000u | (magnitude & 0x3ffu) << 13;
+  } else if (magnitude >= 0x400u) {
+    bits = (magnitude << 13) + (112u << 23);
+  } else {  // subnormal: exact in float
+    f = float(magnitude) * 5.9604644775390625e-8f;
+    memcpy(&bits, &f, 4);
+  }
+  bits |= sign;
+  memcpy(&f, &bits, 4);
+  return f;
+#endif
+}
+
+template <typename T>
+SG_INLINE T narrow(acc<T> v);
+template <>
+SG_INLINE float narrow<float>(float v) {
+  return v;
+}
+template <>
+SG_INLINE double narrow<double>(double v) {
+  return v;
+}
+template <>
+SG_INLINE bf16 narrow<bf16>(float v) {
+  uint32_t bits;
+  memcpy(&bits, &v, 4);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return bf16{uint16_t((bits >> 16) | 0x40u)};  // keep NaN a NaN
+  return bf16{uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+}
+template <>
+SG_INLINE f16 narrow<f16>(float v) {
+#if defined(__F16C__)
+  return f16{uint16_t(_cvtss_sh(v, 0))};
+#else
+  uint32_t bits;
+  memcpy(&bits, &v, 4);
+  const uint32_t sign = bits >> 16 & 0x8000u;
+  bits &= 0x7fffffffu;
+  if (bits > 0x7f800000u) return f16{uint16_t(sign | 0x7e00u)};
+  if (bits >= 0x477ff000u) return f16{uint16_t(sign | 0x7c00u)};
+  if (bits < 0x38800000u) {  // subnormal or zero: let the float adder round
+    float f;
+    memcpy(&f, &bits, 4);
+    f += 0.5f;
+    memcpy(&bits, &f, 4);
+    return f16{uint16_t(sign | (bits - 0x3f000000u))};
+  }
+  return f16{uint16_t(sign | ((bits - (112u << 23) + 0xfffu + (bits >> 13 & 1u)) >> 13))};
+#endif
+}
+
+// --- one vector ---
+
+template <typename T>
+SG_INLINE vec<acc<T>> load(const T* p) {
+  if constexpr (sizeof(T) == sizeof(acc<T>)) {
+    return *reinterpret_cast<const typename vec_of<acc<T>>::loose*>(p);
+  } else {
+#if defined(__AVX512F__)
+    const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    if constexpr (sizeof(T) == 2 && __is_same(T, f16)) return _mm512_cvtph_ps(raw);
+    return reinterpret_cast<vec<float>>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+#elif defined(__AVX2__)
+    const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    if constexpr (sizeof(T) == 2 && __is_same(T, f16)) return _mm256_cvtph_ps(raw);
+    return reinterpret_cast<vec<float>>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
+#else
+    vec<float> v;
+    for (int i = 0; i < lanes<float>; ++i) v[i] = widen(p[i]);
+    return v;
+#endif
+  }
+}
+
+template <typename T>
+SG_INLINE void store(T* p, vec<acc<T>> v) {
+  if constexpr (sizeof(T) == sizeof(acc<T>)) {
+    *reinterpret_cast<typename vec_of<acc<T>>::loose*>(p) = v;
+  } else {
+#if defined(__AVX512F__)
+    if constexpr (__is_same(T, f16)) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, 0));
+      return;
+    }
+#elif defined(__AVX2__)
+    if constexpr (__is_same(T, f16)) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, 0));
+      return;
+    }
+#endif
+    T out[lanes<float>];
+    for (int i = 0; i < lanes<float>; ++i) out[i] = narrow<T>(v[i]);
+    memcpy(p, out, sizeof(out));
+  }
+}
+
+// The first n lanes (0 <= n <= lanes); memory behind them is neither read nor written.
+template <typename T>
+SG_INLINE vec<acc<T>> load_n(const T* p, int n) {
+  constexpr int width = lanes<acc<T>>;
+#if defined(__AVX512F__)
+  if constexpr (__is_same(T, float)) return _mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
+  if constexpr (__is_same(T, double)) return _mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p);
+#endif
+  T part[width] = {};
+  memcpy(part, p, size_t(n) * sizeof(T));
+  return load(static_cast<const T*>(part));
+}
+
+template <typename T>
+SG_INLINE void store_n(T* p, vec<acc<T>> v, int n) {
+  constexpr int width = lanes<acc<T>>;
+#if defined(__AVX512F__)
+  if constexpr (__is_same(T, float)) return _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), v);
+  if constexpr (__is_same(T, double)) return _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), v);
+#endif
+  T part[width];
+  store(part, v);
+  memcpy(p, part, size_t(n) * sizeof(T));
+}
+
+// Sum over lanes, in a fixed tree order.
+template <typename A>
+SG_INLINE A sum(vec<A> v) {
+  A part[lanes<A>];
+  memcpy(part, &v, sizeof(v));
+  for (int half = lanes<A> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) part[i] += part[i + half];
+  return part[0];
+}
+
+}  // namespace
+}  // namespace SG_ISA
+}  // namespace sparsegnn

@@ -1,0 +1,102 @@
+"""The torch.library handle, and the few lines that every op would otherwise repeat."""
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sparsegnn import _native
+
+LIBRARY = torch.library.Library("sparsegnn", "FRAGMENT")
+_warned: set[str] = set()
+
+
+def define(schema: str, reference: Callable, fake: Callable, *, cast: tuple[str, ...] = ()):
+    """Register an op: its schema, its plain-PyTorch ``reference``, and its shape function ``fake``.
+
+    The reference runs wherever no compiled kernel is registered for the device: once with a warning, or as an error
+    under SPARSEGNN_STRICT=1. ``cast`` names the floating-point arguments that autocast converts.
+    """
+    name = schema.partition("(")[0]
+    LIBRARY.define(schema)
+    op = getattr(torch.ops.sparsegnn, name).default
+    LIBRARY.impl(name, _fallback(name, reference), "CompositeExplicitAutograd")
+    torch.library.register_fake(op, fake, lib=LIBRARY)
+    for device in ("cpu", "cuda") if cast else ():
+        LIBRARY.impl(name, _autocast(op, device, cast, reference), f"Autocast{device.upper()}", with_keyset=True)
+    return op
+
+
+def _fallback(name: str, reference: Callable) -> Callable:
+    @functools.wraps(reference)
+    def run(*args, **kwargs):
+        device = next((a.device.type for a in args if isinstance(a, Tensor)), "cpu")
+        reason = _native.status.get(device, f"no kernels for device {device}")
+        message = (
+            f"sparsegnn: no compiled {device} kernel for {name} ({reason or 'not in this build'}); using plain "
+            f"PyTorch, which is slower. To build it: {_native.BUILD_HINT}"
+        )
+        if _native.strict():
+            raise RuntimeError(message + " (an error because SPARSEGNN_STRICT=1)")
+        if name + device not in _warned:
+            _warned.add(name + device)
+            warnings.warn(message, UserWarning, stacklevel=3)
+        return reference(*args, **kwargs)
+
+    return run
+
+
+def _autocast(op, device: str, cast: tuple[str, ...], reference: Callable) -> Callable:
+    places = {i for i, name in enumerate(inspect.signature(reference).parameters) if name in cast}
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
+        torch._C.DispatchKey.AutocastCUDA
+    )
+
+    def convert(value, dtype):
+        eligible = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+        return value.to(dtype) if eligible else value
+
+    def run(_, *args, **kwargs):
+        dtype = torch.get_autocast_dtype(device)
+        args = [convert(a, dtype) if i in places else a for i, a in enumerate(args)]
+        kwargs = {k: convert(a, dtype) if k in cast else a for k, a in kwargs.items()}
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return op(*args, **kwargs)
+
+    return run
+
+
+def register_autograd(op, backward: Callable, setup_context: Callable) -> None:
+    """``torch.library.register_autograd`` whose backward refuses to be differentiated again."""
+
+    def first_order(ctx, *grads):
+        if torch.is_grad_enabled():  # create_graph=True: refuse rather than return wrong numbers
+            raise NotImplementedError(f"{op.name()} has no second derivative")
+        return backward(ctx, *grads)
+
+    torch.library.register_autograd(op, first_order, setup_context=setup_context, lib=LIBRARY)
+
+
+def check(op: str, name: str, value, shape: str, ok: bool) -> None:
+    """Raise ``ValueError`` naming the argument, what was expected and what came; ``TypeError`` for a non-tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be a Tensor of shape {shape}, got {type(value).__name__}")
+    if not ok:
+        raise ValueError(f"{op}: {name} must have shape {shape}, got {list(value.shape)}")
+
+
+def check_like(op: str, name: str, value: Tensor, like: Tensor, like_name: str = "x") -> None:
+    """Raise unless ``value`` has the dtype and device of ``like``."""
+    if value.dtype != like.dtype:
+        raise TypeError(f"{op}: {name} must have the dtype of {like_name} ({like.dtype}), got {value.dtype}")
+    if value.device != like.device:
+        raise ValueError(f"{op}: {name} must be on the device of {like_name} ({like.device}), got {value.device}")
+
+
+def rows_of(crow: Tensor, edges: int) -> Tensor:
+    """int64 row index of every edge of a CSR pattern."""
+    rows = torch.arange(crow.numel() - 1, device=crow.device)
+    return torch.repeat_interleave(rows, crow.diff().long(), output_size=edges)

@@ -1,0 +1,141 @@
+"""y[r] = reduction over the edges e of row r of val[e] * x[col[e]]: a graph aggregation step.
+
+With scales (GCN norm as factored degrees, no edge array) and a diagonal (self-loops, no extra edges):
+y[r] = row_scale[r] * (sum_e val[e] * col_scale[col[e]] * x[col[e]] + diag[r] * col_scale[r] * x[r]).
+"""
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from sparsegnn.ops._library import check, check_like, define, register_autograd, rows_of
+
+REDUCTIONS = ("sum", "mean", "max", "min")
+
+
+def reference(x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, reduce):
+    """The same in plain PyTorch: what the tests compare with, and what runs when nothing is compiled."""
+    m, rows, source = crow.numel() - 1, rows_of(crow, col.numel()), col.long()
+    acc = x.double() if x.dtype == torch.float64 else x.float()
+    scaled = acc if col_scale is None else acc * col_scale.to(acc)[:, None]
+    message = scaled[source] if val is None else scaled[source] * val.to(acc)[:, None]
+    if reduce in ("max", "min"):
+        index = rows[:, None].expand_as(message)
+        y = acc.new_zeros(m, x.size(1)).scatter_reduce(0, index, message, "a" + reduce, include_self=False)
+        hit = (message == y[rows]) | (message.isnan() & y[rows].isnan())
+        edge = torch.arange(col.numel(), dtype=torch.int32, device=x.device)[:, None]
+        first = torch.where(hit, edge, torch.iinfo(torch.int32).max)
+        arg = torch.full_like(y, -1, dtype=torch.int32).scatter_reduce(0, index, first, "amin", include_self=False)
+        return y.to(x.dtype), arg
+    y = acc.new_zeros(m, x.size(1)).index_add(0, rows, message)
+    if diag is not None:
+        y = y + diag.to(acc)[:, None] * scaled
+    if reduce == "mean":
+        y = y / crow.diff().clamp(min=1)[:, None]
+    y = y if row_scale is None else y * row_scale.to(acc)[:, None]
+    return y.to(x.dtype), col.new_empty(0, 0)
+
+
+def fake(x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, reduce):
+    m, k = crow.size(0) - 1, x.size(1)
+    arg = (m, k) if reduce in ("max", "min") else (0, 0)
+    return x.new_empty(m, k), col.new_empty(arg)
+
+
+op = define(
+    "spmm(Tensor x, Tensor crow, Tensor col, Tensor? val, Tensor? row_scale, Tensor? col_scale, Tensor? diag, "
+    "Tensor? ccol, Tensor? row, Tensor? perm, str reduce) -> (Tensor, Tensor)",
+    reference,
+    fake,
+    cast=("x", "val"),
+)
+
+
+def arg_backward_reference(dy, x, arg, val, crow, col, ccol, row, perm, need_dx, need_dval):
+    acc = x.double() if x.dtype == torch.float64 else x.float()
+    edge, k = arg.clamp(min=0).long(), torch.arange(x.size(1), device=x.device).expand_as(arg)
+    flow = torch.where(arg >= 0, dy.to(acc), 0)
+    if not col.numel():  # no edge to index
+        return x.new_zeros(x.shape if need_dx else (0, 0)), x.new_zeros(0)
+    weight = flow if val is None else flow * val.to(acc)[edge]
+    source = col.long()[edge]
+    dx = torch.zeros_like(acc).index_put((source, k), weight, accumulate=True) if need_dx else acc.new_empty(0, 0)
+    dval = acc.new_zeros(col.numel()).index_put((edge,), flow * acc[source, k], accumulate=True) if need_dval else None
+    return dx.to(x.dtype), (x.new_empty(0) if dval is None else dval.to(x.dtype))
+
+
+def arg_backward_fake(dy, x, arg, val, crow, col, ccol, row, perm, need_dx, need_dval):
+    return x.new_empty(x.shape if need_dx else (0, 0)), x.new_empty(col.size(0) if need_dval else 0)
+
+
+arg_backward = define(
+    "spmm_arg_backward(Tensor dy, Tensor x, Tensor arg, Tensor? val, Tensor crow, Tensor col, Tensor ccol, "
+    "Tensor row, Tensor perm, bool need_dx, bool need_dval) -> (Tensor, Tensor)",
+    arg_backward_reference,
+    arg_backward_fake,
+)
+
+
+def setup_context(ctx, inputs, output):
+    *tensors, ctx.reduce = inputs
+    ctx.save_for_backward(*tensors, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def backward(ctx, dy, _):
+    x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, arg = ctx.saved_tensors
+    need_dx, _, _, need_dval, *scales, _, _, _, _ = ctx.needs_input_grad
+    if any(scales):
+        raise NotImplementedError(
+            "spmm: row_scale, col_scale and diag are constants; pass a differentiable val instead"
+        )
+    dx = dval = None
+    if ctx.reduce in ("max", "min"):
+        dx, dval = torch.ops.sparsegnn.spmm_arg_backward(
+            dy, x, arg, val, crow, col, ccol, row, perm, need_dx, need_dval
+        )
+        return (dx if need_dx else None, None, None, dval if need_dval else None, *[None] * 7)
+    if ctx.reduce == "mean":
+        inverse = 1 / crow.diff().clamp(min=1).to(torch.promote_types(x.dtype, torch.float32))
+        row_scale = inverse if row_scale is None else row_scale * inverse
+    if need_dx:
+        val_t = None if val is None else val.index_select(0, perm)
+        dx = op(dy, ccol, row, val_t, col_scale, row_scale, diag, crow, col, None, "sum")[0]
+    if need_dval:
+        a = dy if row_scale is None else dy * row_scale[:, None].to(dy.dtype)
+        b = x if col_scale is None else x * col_scale[:, None].to(x.dtype)
+        dval = torch.ops.sparsegnn.sddmm(a, b, crow, col, None, None, None)
+    return (dx, None, None, dval, *[None] * 7)
+
+
+register_autograd(op, backward, setup_context)
+
+
+@register_flop_formula(torch.ops.sparsegnn.spmm)
+def _(x, crow, col, *args, out_shape=None, **kwargs) -> int:
+    return 2 * col[0] * x[1]  # arguments are shapes
+
+
+def spmm(graph, x: Tensor, reduce: str = "sum", edge_weight: Tensor | None = None) -> Tensor:
+    """Aggregate the features of the in-neighbours of every node.
+
+    Args:
+        graph: a :class:`sparsegnn.CSRGraph` of shape ``(M, N)``; its own ``val`` is used when no weight is given.
+        x: ``[N, K]`` features of the sources, float32, float64, bfloat16 or float16 (fp32 accumulation).
+        reduce: ``"sum"``, ``"mean"`` (divided by the number of edges), ``"max"`` or ``"min"`` (0 without edges).
+        edge_weight: ``[E]`` in the order of the graph's ``col``, the dtype of ``x``; differentiable.
+
+    Returns:
+        ``[M, K]``. Deterministic: the same bits for any number of threads.
+    """
+    check(
+        "spmm", "x", x, f"[{graph.num_cols}, K]", isinstance(x, Tensor) and x.dim() == 2 and x.size(0) == graph.num_cols
+    )
+    if reduce not in REDUCTIONS:
+        raise ValueError(f"spmm: reduce must be one of {', '.join(REDUCTIONS)}, got {reduce!r}")
+    val = graph.val if edge_weight is None else edge_weight
+    if val is not None:
+        check("spmm", "edge_weight", val, f"[{graph.num_edges}]", val.shape == (graph.num_edges,))
+        check_like("spmm", "edge_weight", val, x)
+    transpose = graph.transpose() if x.requires_grad else (None, None, None)
+    return op(x, graph.crow, graph.col, val, None, None, None, *transpose, reduce)[0]
