@@ -1,3 +1,4 @@
 """Differentiable sparse ops. The raw ops, on plain tensors, are ``torch.ops.sparsegnn.*``."""
 
+from sparsegnn.ops.sparse_linear import sparse_linear as sparse_linear
 from sparsegnn.ops.spmm import spmm as spmm

@@ -14,16 +14,17 @@ LIBRARY = torch.library.Library("sparsegnn", "FRAGMENT")
 _warned: set[str] = set()
 
 
-def define(schema: str, reference: Callable, fake: Callable, *, cast: tuple[str, ...] = ()):
+def define(schema: str, reference: Callable, fake: Callable, *, cast: tuple[str, ...] = (), composite: bool = False):
     """Register an op: its schema, its plain-PyTorch ``reference``, and its shape function ``fake``.
 
     The reference runs wherever no compiled kernel is registered for the device: once with a warning, or as an error
-    under SPARSEGNN_STRICT=1. ``cast`` names the floating-point arguments that autocast converts.
+    under SPARSEGNN_STRICT=1. ``cast`` names the floating-point arguments that autocast converts. A ``composite`` op
+    has no compiled kernel by design: its reference is the implementation.
     """
     name = schema.partition("(")[0]
     LIBRARY.define(schema)
     op = getattr(torch.ops.sparsegnn, name).default
-    LIBRARY.impl(name, _fallback(name, reference), "CompositeExplicitAutograd")
+    LIBRARY.impl(name, reference if composite else _fallback(name, reference), "CompositeExplicitAutograd")
     torch.library.register_fake(op, fake, lib=LIBRARY)
     for device in ("cpu", "cuda") if cast else ():
         LIBRARY.impl(name, _autocast(op, device, cast, reference), f"Autocast{device.upper()}", with_keyset=True)
