@@ -1,4 +1,5 @@
 """Differentiable sparse ops. The raw ops, on plain tensors, are ``torch.ops.sparsegnn.*``."""
 
+from sparsegnn.ops.gat import gat as gat
 from sparsegnn.ops.sparse_linear import sparse_linear as sparse_linear
 from sparsegnn.ops.spmm import spmm as spmm

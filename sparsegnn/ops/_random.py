@@ -1,0 +1,40 @@
+"""The generator of csrc/common/random.h in plain PyTorch: dropout keyed on (seed, edge slot, head)."""
+
+import torch
+from torch import Tensor
+
+_LOW = 0xFFFFFFFF
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A 32-bit finaliser on int64 tensors that hold uint32 values."""
+    x = x ^ (x >> 16)
+    x = (x * 0x7FEB352D) & _LOW
+    x = x ^ (x >> 15)
+    x = (x * 0x846CA68B) & _LOW
+    return x ^ (x >> 16)
+
+
+def _multiply(z: Tensor, constant: int) -> Tensor:
+    return z * (constant - (1 << 64) if constant >> 63 else constant)  # int64 wraps like uint64
+
+
+def _shift(z: Tensor, n: int) -> Tensor:
+    return (z >> n) & ((1 << (64 - n)) - 1)  # logical
+
+
+def bits(seed: Tensor, edge: Tensor, heads: int) -> Tensor:
+    """uint32 values in an int64 tensor [len(edge), heads]; ``seed`` int64 [1], ``edge`` the slots."""
+    z = seed + (0x9E3779B97F4A7C15 - (1 << 64))
+    z = _multiply(z ^ _shift(z, 30), 0xBF58476D1CE4E5B9)
+    z = _multiply(z ^ _shift(z, 27), 0x94D049BB133111EB)
+    z = z ^ _shift(z, 31)
+    lo, hi = z & _LOW, _shift(z, 32)
+    stream = (torch.arange(heads, device=edge.device) * 0x9E3779B9) & _LOW ^ hi
+    return _mix((_mix(edge.long() ^ lo)[:, None] + stream) & _LOW)
+
+
+def dropout_factor(seed: Tensor, edge: Tensor, heads: int, p: float, dtype: torch.dtype) -> Tensor:
+    """[len(edge), heads]: 0 with probability ``p``, else 1 / (1 - p)."""
+    threshold = min(int(p * 2**32), _LOW)
+    return (bits(seed, edge, heads) >= threshold).to(dtype) * (1 / (1 - p) if p < 1 else 0.0)

@@ -1,0 +1,170 @@
+"""Graph attention (GAT), softmax and weighted sum fused over the edges: nothing of size edges x features exists.
+
+e = leaky(a_src[j] + a_dst[i] + a_edge[e]);  alpha = softmax of e over the edges of row i;
+y[i, h] = sum_e dropout(alpha)[e, h] * x[col[e], h].   Veličković et al. 2018, https://arxiv.org/abs/1710.10903
+Backward, with m the dropout factor, l' the slope of leaky at e and D_i = <dy_i, y_i>:
+de = alpha l' (m <dy_i, x_j> - D_i).  Its sum over a row is <dy_i, t_i>, t_i = sum alpha m l' x_j - (sum alpha l') y_i,
+which the forward saves; its sum over a source is <sum alpha m l' dy_i, x_j> - sum alpha l' D_i: one pass over the
+transpose gives every gradient.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import leaky_relu
+from torch.utils.flop_counter import register_flop_formula
+
+from sparsegnn.ops._library import check, check_like, define, register_autograd, rows_of
+from sparsegnn.ops._random import dropout_factor
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def reference(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, negative_slope, dropout, seed, save):
+    """The same in plain PyTorch: what the tests compare with, and what runs when nothing is compiled."""
+    acc, rows, source, edges = _accumulator(x.dtype), rows_of(crow, col.numel()), col.long(), col.numel()
+    score = a_src.to(acc)[source] + a_dst.to(acc)[rows]
+    score = score if a_edge is None else score + a_edge.to(acc)
+    logit = leaky_relu(score, negative_slope)
+    empty = logit.new_zeros(a_dst.shape)
+    top = (empty - torch.inf).scatter_reduce(0, rows[:, None].expand_as(logit), logit, "amax", include_self=False)
+    alpha = (logit - top[rows]).exp()
+    total = empty.index_add(0, rows, alpha)
+    alpha = alpha / total[rows]
+    kept = alpha
+    if dropout > 0:
+        kept = alpha * dropout_factor(seed, torch.arange(edges, device=x.device), x.size(1), dropout, acc)
+    zero = x.new_zeros(a_dst.size(0), *x.shape[1:], dtype=acc)
+    y = zero.index_add(0, rows, kept[:, :, None] * x.to(acc)[source])
+    if not save:
+        return y.to(x.dtype), empty.new_empty(0, 0), x.new_empty(0, 0, 0)
+    slope = torch.where(score > 0, score.new_ones(()), negative_slope)
+    sloped = zero.index_add(0, rows, (kept * slope)[:, :, None] * x.to(acc)[source])
+    tilt = sloped - empty.index_add(0, rows, alpha * slope)[:, :, None] * y
+    return y.to(x.dtype), top + total.log(), tilt.to(x.dtype)
+
+
+def fake(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, negative_slope, dropout, seed, save):
+    m, h, d = crow.size(0) - 1, x.size(1), x.size(2)
+    lse = x.new_empty((m, h) if save else (0, 0), dtype=_accumulator(x.dtype))
+    return x.new_empty(m, h, d), lse, x.new_empty((m, h, d) if save else (0, 0, 0))
+
+
+op = define(
+    "gat(Tensor x, Tensor a_src, Tensor a_dst, Tensor? a_edge, Tensor crow, Tensor col, Tensor? ccol, Tensor? row, "
+    "Tensor? perm, float negative_slope, float dropout, Tensor? seed, bool save) -> (Tensor, Tensor, Tensor)",
+    reference,
+    fake,
+    cast=("x",),  # the scores stay as they are: they cost little and decide much
+)
+
+
+def backward_reference(
+    dy, x, a_src, a_dst, a_edge, y, lse, tilt, ccol, row, perm, negative_slope, dropout, seed, need_edge
+):
+    acc, i, j, slot = lse.dtype, row.long(), rows_of(ccol, row.numel()), perm.long()
+    dy, wide = dy.to(acc), x.to(acc)
+    score = a_src.to(acc)[j] + a_dst.to(acc)[i]
+    score = score if a_edge is None else score + a_edge.to(acc)[slot]
+    alpha = (leaky_relu(score, negative_slope) - lse[i]).exp()
+    factor = dropout_factor(seed, slot, x.size(1), dropout, acc) if dropout > 0 else torch.ones_like(alpha)
+    flow = factor * (dy[i] * wide[j]).sum(-1) - (dy * y.to(acc)).sum(-1)[i]
+    de = alpha * torch.where(score > 0, score.new_ones(()), negative_slope) * flow
+    dx = torch.zeros_like(wide).index_add(0, j, (alpha * factor)[:, :, None] * dy[i])
+    da_src = lse.new_zeros(a_src.shape).index_add(0, j, de)
+    da_dst = (dy * tilt.to(acc)).sum(-1)
+    da_edge = lse.new_empty(0, 0)
+    if need_edge:
+        da_edge = torch.empty_like(de).index_copy(0, slot, de)
+    return dx.to(x.dtype), da_src, da_dst, da_edge
+
+
+def backward_fake(dy, x, a_src, a_dst, a_edge, y, lse, tilt, ccol, row, perm, negative_slope, dropout, seed, need_edge):
+    da_edge = (row.size(0), x.size(1)) if need_edge else (0, 0)
+    return x.new_empty(x.shape), lse.new_empty(a_src.shape), lse.new_empty(a_dst.shape), lse.new_empty(da_edge)
+
+
+backward_op = define(
+    "gat_backward(Tensor dy, Tensor x, Tensor a_src, Tensor a_dst, Tensor? a_edge, Tensor y, Tensor lse, Tensor tilt, "
+    "Tensor ccol, Tensor row, Tensor perm, float negative_slope, float dropout, Tensor? seed, bool need_edge) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    backward_reference,
+    backward_fake,
+)
+
+
+def setup_context(ctx, inputs, output):
+    x, a_src, a_dst, a_edge, _, _, ccol, row, perm, ctx.negative_slope, ctx.dropout, seed, ctx.saved = inputs
+    ctx.save_for_backward(x, a_src, a_dst, a_edge, *output, ccol, row, perm, seed)
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def backward(ctx, dy, *_):
+    x, a_src, a_dst, a_edge, y, lse, tilt, ccol, row, perm, seed = ctx.saved_tensors
+    if not ctx.saved or ccol is None:
+        raise RuntimeError("gat: backward needs save=True and the transpose (ccol, row, perm) in forward")
+    need_edge = ctx.needs_input_grad[3]
+    dx, *scores = torch.ops.sparsegnn.gat_backward(
+        dy, x, a_src, a_dst, a_edge, y, lse, tilt, ccol, row, perm, ctx.negative_slope, ctx.dropout, seed, need_edge
+    )
+    like = (a_src, a_dst, a_edge if need_edge else None)
+    return dx, *(None if a is None else g.to(a.dtype) for g, a in zip(scores, like, strict=True)), *[None] * 9
+
+
+register_autograd(op, backward, setup_context)
+
+
+@register_flop_formula(torch.ops.sparsegnn.gat)
+def _(x, a_src, a_dst, a_edge, crow, col, *args, out_shape=None, **kwargs) -> int:
+    return 2 * col[0] * x[1] * x[2]  # arguments are shapes
+
+
+@register_flop_formula(torch.ops.sparsegnn.gat_backward)
+def _(dy, x, a_src, a_dst, a_edge, y, lse, tilt, ccol, row, *args, out_shape=None, **kwargs) -> int:
+    return 4 * row[0] * x[1] * x[2]
+
+
+def gat(
+    graph,
+    x: Tensor,
+    a_src: Tensor,
+    a_dst: Tensor,
+    a_edge: Tensor | None = None,
+    *,
+    negative_slope: float = 0.2,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
+) -> Tensor:
+    """Attend over the in-neighbours of every node.
+
+    Args:
+        graph: a :class:`sparsegnn.CSRGraph` of shape ``(M, N)``; its ``val`` is not used.
+        x: ``[N, H, D]`` features of the sources, float32, float64, bfloat16 or float16 (fp32 accumulation).
+        a_src, a_dst: ``[N, H]`` and ``[M, H]`` scores, the dtype of ``x`` or float32.
+        a_edge: ``[E, H]`` scores in the order of the graph's ``col``.
+        dropout: probability that an attention weight is dropped; needs ``seed``, int64 ``[1]`` on the device of ``x``.
+
+    Returns:
+        ``[M, H, D]``, 0 for rows without edges. Deterministic: the same bits for any number of threads.
+    """
+    ok = isinstance(x, Tensor) and x.dim() == 3 and x.size(0) == graph.num_cols
+    check("gat", "x", x, f"[{graph.num_cols}, H, D]", ok)
+    scores = {"a_src": (a_src, graph.num_cols), "a_dst": (a_dst, graph.num_rows)}
+    scores |= {} if a_edge is None else {"a_edge": (a_edge, graph.num_edges)}
+    for name, (value, size) in scores.items():
+        check("gat", name, value, f"[{size}, {x.size(1)}]", getattr(value, "shape", None) == (size, x.size(1)))
+        if value.device != x.device or value.dtype not in (x.dtype, _accumulator(x.dtype)):
+            check_like("gat", name, value, x)
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"gat: dropout must be in [0, 1], got {dropout}")
+    if dropout > 0:
+        check("gat", "seed", seed, "[1]", getattr(seed, "shape", None) == (1,))
+        if seed.dtype != torch.int64 or seed.device != x.device:
+            raise TypeError(f"gat: seed must be int64 on {x.device}, got {seed.dtype} on {seed.device}")
+    save = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *(value for value, _ in scores.values())))
+    transpose = graph.transpose() if save else (None, None, None)
+    seed = seed if dropout > 0 else None
+    return op(
+        x, a_src, a_dst, a_edge, graph.crow, graph.col, *transpose, float(negative_slope), float(dropout), seed, save
+    )[0]
