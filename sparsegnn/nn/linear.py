@@ -1,0 +1,108 @@
+"""Linear layer whose weight stores only its nonzeros."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from sparsegnn import pattern as patterns
+from sparsegnn.nn.sparse_weight import SparseWeight
+
+
+class SparseLinear(SparseWeight):
+    """Drop-in for :class:`torch.nn.Linear` that keeps, and multiplies by, only some of the weights.
+
+    ``y = x W^T + bias`` where W has ``values`` [nnz] at the positions ``pattern()`` and zeros elsewhere. There is no
+    ``weight``: ``to_dense()`` makes one.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as for ``nn.Linear``; ``x`` may have leading batch dimensions.
+        sparsity: fraction of weights that do not exist, in [0, 1); at least one weight stays.
+        pattern: ``"unstructured"``, or ``"fan_in"`` for the same number of inputs per output.
+
+    The positions are drawn from torch's generator. ``sparsity=0`` is allowed (and slower than ``nn.Linear``).
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, sparsity: float = 0.9,
+                 pattern: str = "unstructured", device=None, dtype=None):  # fmt: skip
+        super().__init__(in_features, out_features, sparsity=sparsity, pattern=pattern, device=device, dtype=dtype)
+        bias_value = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        self.register_parameter("bias", bias_value)
+        self.register_buffer("dense_kernel", None)  # a tensor once measured that the dense kernel is faster here
+        self.probe: Tensor | None = None  # [out, in] requiring grad, while a controller wants the dense gradient
+        self.reset_parameters()
+
+    @classmethod
+    def from_dense(cls, linear: nn.Module, mask: Tensor | None = None, *, sparsity: float | None = None,
+                   pattern: str = "unstructured") -> SparseLinear:  # fmt: skip
+        """Sparse copy of ``linear``, anything with ``weight`` [out, in] and ``bias`` (or None).
+
+        Keeps the weights where ``mask`` [out, in] is nonzero, or those of largest magnitude that ``sparsity`` leaves,
+        or, with neither, those that are not zero.
+        """
+        weight, bias = linear.weight.detach(), linear.bias
+        if mask is not None and sparsity is not None:
+            raise ValueError("SparseLinear: mask and sparsity must not both be given")
+        if mask is not None and mask.shape != weight.shape:
+            raise ValueError(f"SparseLinear: mask must have shape {list(weight.shape)}, got {list(mask.shape)}")
+        if sparsity is None:
+            crow, col = patterns.from_mask(weight if mask is None else mask.to(weight.device))
+        else:
+            patterns.check_sparsity(sparsity, "SparseLinear")
+            crow, col = patterns.from_dense_topk(weight, patterns.count_kept(*weight.shape, sparsity, pattern), pattern)
+        layer = cls(weight.shape[1], weight.shape[0], bias is not None, pattern=pattern, device="meta")
+        layer.values = nn.Parameter(weight.new_empty(0), requires_grad=linear.weight.requires_grad)
+        layer.set_pattern_(crow, col, weight[patterns.rows_of(crow, col), col.long()])
+        if bias is not None:
+            layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+        return layer.train(linear.training)
+
+    def to_dense(self) -> nn.Linear:
+        """The same layer as ``nn.Linear`` with zeros in its weight; a copy."""
+        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        linear.weight = nn.Parameter(self.dense_weight().detach(), requires_grad=self.values.requires_grad)
+        if self.bias is not None:
+            linear.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)
+        return linear.train(self.training)
+
+    def reset_parameters(self) -> None:
+        """As ``nn.Linear``, with the mean number of inputs that an output really has. The positions stay."""
+        bound = 1 / math.sqrt(max(1.0, self.values.numel() / self.out_features))
+        for p in self.parameters(recurse=False):
+            nn.init.uniform_(p, -bound, bound)
+
+    @property
+    def kernel(self) -> str:
+        """Which kernel runs: ``"sparse"`` or ``"dense"``."""
+        return "sparse" if self.dense_kernel is None else "dense"
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = _as_rows(x, self.in_features)
+        if self.dense_kernel is None:
+            pattern = (self.crow, self.col, self.ccol, self.row, self.perm)
+            y = torch.ops.sparsegnn.sparse_linear(rows, self.values, self.bias, *pattern)
+        else:
+            y = nn.functional.linear(rows, self.dense_weight(), self.bias)
+        if self.probe is not None:  # adds zeros; backward leaves the dense gradient dy^T x in probe.grad
+            y = y + torch.ops.sparsegnn.dense_probe(rows, self.probe)
+        return y.view(x.shape[:-1] + (self.out_features,))
+
+    def extra_repr(self) -> str:
+        text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        text += f", nnz={self.values.numel()}, sparsity={self.sparsity:.3f}"
+        text += f", pattern={self.structure!r}" if self.structure != "unstructured" else ""
+        return text + (", kernel='dense'" if self.dense_kernel is not None else "")
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        verdict = state_dict.get(prefix + "dense_kernel")
+        self.dense_kernel = None if verdict is None else verdict.to(self.values.device, copy=True)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+@torch.fx.wrap  # one node of a traced graph, so that the check may look at the shape
+def _as_rows(x: Tensor, features: int) -> Tensor:
+    if x.dim() == 0 or x.shape[-1] != features:
+        raise ValueError(f"SparseLinear: x must have shape [..., {features}], got {list(x.shape)}")
+    return x.reshape(-1, features)

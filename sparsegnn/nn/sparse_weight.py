@@ -1,0 +1,118 @@
+"""A weight matrix held as its nonzeros: one parameter, int32 positions, and how both are replaced, moved and loaded."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sparsegnn import pattern as patterns
+
+SAVED = ("values", "crow", "col", "shape")
+DERIVED = ("ccol", "row", "perm")  # the transpose: not saved, rebuilt whenever the positions change
+
+
+class SparseWeight(nn.Module):
+    """Base of layers with a sparse weight [out_features, in_features].
+
+    ``values`` [nnz] is an ordinary 1-D parameter, so optimizers, AMP, DDP, ``deepcopy`` and safetensors need nothing
+    special. ``crow`` and ``col`` are saved with it; ``ccol, row, perm`` is their transpose.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, sparsity: float, pattern: str, device, dtype):
+        super().__init__()
+        op = type(self).__name__
+        patterns.check_sparsity(sparsity, op)
+        self.in_features, self.out_features, self.structure = (
+            in_features,
+            out_features,
+            patterns.check_kind(pattern, op),
+        )
+        crow, col = patterns.random_pattern(out_features, in_features, sparsity=sparsity, kind=pattern, device=device)
+        self.values = nn.Parameter(torch.empty(col.numel(), device=device, dtype=dtype))
+        for name in ("crow", "col", *DERIVED):
+            self.register_buffer(name, None, persistent=name not in DERIVED)
+        self.register_buffer("shape", self._shape(crow.device))  # or a narrower checkpoint would load unnoticed
+        self._place(crow, col)
+
+    def _shape(self, device: torch.device) -> Tensor:
+        return torch.tensor([self.out_features, self.in_features], dtype=torch.int32, device=device)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the weights that do not exist."""
+        return 1 - self.values.numel() / (self.in_features * self.out_features)
+
+    def pattern(self) -> tuple[Tensor, Tensor]:
+        """``(crow, col)``: where the weights are."""
+        return self.crow, self.col
+
+    def dense_weight(self) -> Tensor:
+        """The weight [out_features, in_features] with its zeros, differentiable in ``values``."""
+        zeros = self.values.new_zeros(self.out_features, self.in_features)
+        return zeros.index_put((patterns.rows_of(self.crow, self.col), self.col.long()), self.values)
+
+    @torch.no_grad()
+    def set_pattern_(self, crow: Tensor, col: Tensor, values: Tensor) -> None:
+        """Put ``values`` [nnz] at the positions ``(crow, col)``.
+
+        With as many weights as before every tensor keeps its storage. With another number ``values`` remains the same
+        Parameter object, on new storage and without a gradient.
+        """
+        op = type(self).__name__
+        patterns.check_pattern(crow, col, self.out_features, self.in_features, op)
+        if values.shape != col.shape:
+            raise ValueError(f"{op}: values must have shape {list(col.shape)}, got {list(values.shape)}")
+        if self.structure == "fan_in" and not crow.is_meta and crow.diff().unique().numel() != 1:
+            raise ValueError(f"{op}: crow must give every output as many inputs (pattern 'fan_in'), got other counts")
+        if values.shape != self.values.shape:
+            self.values.data, self.values.grad = self.values.new_empty(values.shape), None
+        self.values.copy_(values)
+        self._place(crow, col)
+
+    @torch.no_grad()
+    def rewire_(self, drop_score: Tensor, grow_score: Tensor, n: int) -> Tensor:
+        """Drop the ``n`` weights of lowest ``drop_score`` [nnz], grow ``n`` of highest ``grow_score`` [out, in].
+
+        Grown weights are zero, one that was just dropped may return with its value. In place, without host
+        synchronisation. Returns ``source`` [nnz]: where each weight was before, -1 for a new one.
+        """
+        source = torch.ops.sparsegnn.topology_(self.crow, self.col, drop_score, grow_score, n)
+        self.values.copy_(patterns.rearrange(self.values, source))
+        self._place(self.crow, self.col)
+        return source
+
+    def _place(self, crow: Tensor, col: Tensor) -> None:
+        """Store positions and their transpose, in place where they fit."""
+        derived = patterns.transpose(crow, col, self.in_features)
+        for name, new in zip(("crow", "col", *DERIVED), (crow, col, *derived), strict=True):
+            old = getattr(self, name)
+            if old is new:
+                continue
+            if old is not None and old.shape == new.shape and old.device == new.device:
+                old.copy_(new)
+            else:
+                setattr(self, name, new)
+
+    def _apply(self, fn, recurse=True):
+        deferred = self.crow.is_meta
+        super()._apply(fn, recurse)
+        if deferred and not self.crow.is_meta:  # to_empty() of a meta layer: its positions are uninitialised memory
+            size = {"nnz": self.values.numel(), "kind": self.structure, "device": self.crow.device}
+            self._place(*patterns.random_pattern(self.out_features, self.in_features, **size))
+            self.shape = self._shape(self.crow.device)
+        return self
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        op, mine = type(self).__name__, [self.out_features, self.in_features]
+        values, crow, col, shape = (state_dict.get(prefix + k, getattr(self, k)) for k in SAVED)
+        if not shape.is_meta and shape.tolist() != mine:
+            raise ValueError(f"{op}: checkpoint '{prefix}shape' must be {mine}, got {shape.tolist()}")
+        patterns.check_pattern(crow, col, *mine, f"{op}: checkpoint '{prefix.rstrip('.')}'")
+        if values.shape != col.shape:
+            want, got = list(col.shape), list(values.shape)
+            raise ValueError(f"{op}: checkpoint '{prefix}values' must have shape {want}, got {got}")
+        if col.shape != self.col.shape:  # another number of weights: same Parameter object, new storage
+            self.values.data, self.values.grad = self.values.new_empty(col.shape), None
+            self.col = self.col.new_empty(col.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._place(self.crow, self.col)

@@ -1,0 +1,178 @@
+"""Where the weights of a sparse layer are: index tensors and nothing else.
+
+A pattern of a weight matrix [M, K] is ``crow`` [M+1] and ``col`` [nnz], both int32, columns strictly ascending within
+a row. Its transpose is ``ccol`` [K+1], ``row`` [nnz], ``perm`` [nnz]: ``perm[t]`` is the position in ``(crow, col)``
+of entry t of the transpose. Everything here is plain PyTorch and also runs on the meta device.
+"""
+
+from __future__ import annotations
+
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+PATTERNS = ("unstructured", "fan_in")
+
+
+def check_sparsity(sparsity: float, op: str) -> float:
+    """``sparsity`` if it is a fraction of zeros in [0, 1); NaN, 1.0 and negative numbers raise ValueError."""
+    if isinstance(sparsity, bool) or not isinstance(sparsity, Real):
+        raise TypeError(f"{op}: sparsity must be a number in [0, 1), got {type(sparsity).__name__}")
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"{op}: sparsity must be in [0, 1), got {sparsity}")
+    return float(sparsity)
+
+
+def check_kind(pattern: str, op: str) -> str:
+    """``pattern`` if it is the name of a supported pattern, else ValueError."""
+    if pattern not in PATTERNS:
+        supported = " or ".join(repr(p) for p in PATTERNS)
+        raise ValueError(f"{op}: pattern must be {supported} (others are not implemented yet), got {pattern!r}")
+    return pattern
+
+
+def count_kept(rows: int, cols: int, sparsity: float, kind: str = "unstructured") -> int:
+    """Number of weights left of a [rows, cols] matrix: rounded to the nearest, at least one (per row for "fan_in")."""
+    if kind == "fan_in":
+        return rows * count_kept(1, cols, sparsity)
+    return max(1, round((1 - sparsity) * rows * cols))
+
+
+def random_pattern(
+    rows: int,
+    cols: int,
+    *,
+    nnz: int | None = None,
+    sparsity: float | None = None,
+    kind: str = "unstructured",
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``(crow, col)`` with exactly ``nnz`` positions (or those that ``sparsity`` leaves), uniformly at random.
+
+    ``kind="fan_in"`` gives every row the same number of columns, so ``nnz`` must be a multiple of ``rows``; from a
+    sparsity that number is rounded to the nearest, at least one. Drawn on the CPU (or the generator's device), so a
+    seed means the same pattern on every device.
+    """
+    op = "random_pattern"
+    if rows < 1 or cols < 1:
+        raise ValueError(f"{op}: rows and cols must be positive, got {rows} and {cols}")
+    if (nnz is None) == (sparsity is None):
+        raise ValueError(f"{op}: exactly one of nnz and sparsity must be given")
+    fan_in = check_kind(kind, op) == "fan_in"
+    if nnz is None:
+        nnz = count_kept(rows, cols, check_sparsity(sparsity, op), kind)
+    if not 1 <= nnz <= rows * cols:
+        raise ValueError(f"{op}: nnz must be in [1, {rows * cols}], got {nnz}")
+    if fan_in and nnz % rows:
+        raise ValueError(f"{op}: nnz must be a multiple of {rows} rows for pattern 'fan_in', got {nnz}")
+    device = torch.get_default_device() if device is None else torch.device(device)
+    if device.type == "meta":
+        empty = {"dtype": torch.int32, "device": device}
+        return torch.empty(rows + 1, **empty), torch.empty(nnz, **empty)
+    source = generator.device if generator is not None else torch.device("cpu")
+    if fan_in:
+        keys = torch.rand(rows, cols, generator=generator, device=source)
+        col = keys.topk(nnz // rows, dim=1, sorted=False).indices.sort(dim=1).values.flatten()
+        crow = torch.arange(0, nnz + 1, nnz // rows, device=source)
+    else:
+        linear = torch.randperm(rows * cols, generator=generator, device=source)[:nnz].sort().values
+        crow, col = _from_linear(linear, rows, cols)
+    return crow.to(device, torch.int32), col.to(device, torch.int32)
+
+
+def from_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """``(crow, col)`` of the nonzero entries of ``mask`` [M, K]."""
+    if mask.dim() != 2:
+        raise ValueError(f"from_mask: mask must have shape [M, K], got {list(mask.shape)}")
+    return _from_linear(mask.flatten().nonzero().squeeze(1), *mask.shape)
+
+
+def from_dense_topk(weight: Tensor, nnz: int, kind: str = "unstructured") -> tuple[Tensor, Tensor]:
+    """``(crow, col)`` of the ``nnz`` entries of ``weight`` [M, K] with the largest magnitude.
+
+    Ties go to the lower index, NaN ranks lowest. ``kind="fan_in"`` selects ``nnz / M`` entries in every row.
+    """
+    op = "from_dense_topk"
+    if weight.dim() != 2:
+        raise ValueError(f"{op}: weight must have shape [M, K], got {list(weight.shape)}")
+    rows, cols = weight.shape
+    if not 1 <= nnz <= rows * cols:
+        raise ValueError(f"{op}: nnz must be in [1, {rows * cols}], got {nnz}")
+    if check_kind(kind, op) == "fan_in":
+        if nnz % rows:
+            raise ValueError(f"{op}: nnz must be a multiple of {rows} rows for pattern 'fan_in', got {nnz}")
+        col = top(weight.detach().abs(), nnz // rows).sort(dim=1).values.flatten()
+        crow = torch.arange(0, nnz + 1, nnz // rows, device=weight.device)
+        return crow.int(), col.int()
+    return _from_linear(top(weight.detach().abs().flatten(), nnz).sort().values, rows, cols)
+
+
+def top(score: Tensor, k: int) -> Tensor:
+    """Indices of the ``k`` highest scores along the last dimension; ties to the lower index, NaN lowest."""
+    return score.neg().argsort(stable=True)[..., :k]  # argsort puts NaN last, whatever its sign
+
+
+def transpose(crow: Tensor, col: Tensor, cols: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``(ccol, row, perm)``: the same positions, column by column."""
+    perm = col.argsort(stable=True)
+    row = rows_of(crow, col)[perm]
+    count = torch.zeros(cols, dtype=torch.int32, device=col.device).index_add_(0, col, torch.ones_like(col))
+    return _offsets(count), row.int(), perm.int()  # not bincount: that has no meta kernel
+
+
+def rows_of(crow: Tensor, col: Tensor) -> Tensor:
+    """Row of every entry, int64 [nnz]."""
+    rows = torch.arange(crow.numel() - 1, device=crow.device)
+    return rows.repeat_interleave(crow.diff(), output_size=col.numel())
+
+
+def to_mask(crow: Tensor, col: Tensor, cols: int) -> Tensor:
+    """Boolean [M, K] that is true at the positions of the pattern."""
+    mask = torch.zeros(crow.numel() - 1, cols, dtype=torch.bool, device=col.device)
+    mask[rows_of(crow, col), col.long()] = True
+    return mask
+
+
+def rearrange(tensor: Tensor, source: Tensor) -> Tensor:
+    """``tensor[source]`` with zero where ``source`` is -1: anything held per weight, after the positions moved."""
+    moved = tensor[source.clamp(min=0).long()]
+    return moved.masked_fill_(source < 0, 0)
+
+
+def check_pattern(crow: Tensor, col: Tensor, rows: int, cols: int, op: str = "pattern") -> None:
+    """Raise unless ``(crow, col)`` is a valid pattern of a [rows, cols] matrix. Reads the data: once per pattern."""
+    for name, t in (("crow", crow), ("col", col)):
+        if not isinstance(t, Tensor) or t.dtype != torch.int32:
+            raise TypeError(f"{op}: {name} must be an int32 tensor, got {getattr(t, 'dtype', type(t).__name__)}")
+        if t.dim() != 1:
+            raise ValueError(f"{op}: {name} must have one dimension, got shape {list(t.shape)}")
+    if crow.numel() != rows + 1:
+        raise ValueError(f"{op}: crow must have shape [{rows + 1}], got {list(crow.shape)}")
+    if crow.device != col.device:
+        raise ValueError(f"{op}: crow and col must be on one device, got {crow.device} and {col.device}")
+    if crow.is_meta:
+        return
+    first, last = crow[0].item(), crow[-1].item()
+    if first != 0 or last != col.numel():
+        raise ValueError(f"{op}: crow must start at 0 and end at {col.numel()}, got {first} and {last}")
+    if (crow.diff() < 0).any():
+        raise ValueError(f"{op}: crow must not decrease, got a row that ends before it begins")
+    if col.numel() and not 0 <= col.min().item() <= col.max().item() < cols:
+        raise ValueError(f"{op}: col must be in [0, {cols}), got [{col.min().item()}, {col.max().item()}]")
+    linear = rows_of(crow, col) * cols + col
+    if (linear.diff() <= 0).any():
+        raise ValueError(f"{op}: col must ascend strictly within each row, got an unsorted or repeated column")
+
+
+def _from_linear(linear: Tensor, rows: int, cols: int) -> tuple[Tensor, Tensor]:
+    """Pattern of sorted positions ``row * cols + col``."""
+    row = linear.div(cols, rounding_mode="floor")
+    count = torch.zeros(rows, dtype=torch.int32, device=linear.device)
+    count.index_add_(0, row, torch.ones_like(row, dtype=torch.int32))
+    return _offsets(count), (linear - row * cols).int()
+
+
+def _offsets(count: Tensor) -> Tensor:
+    return torch.cat([count.new_zeros(1), count.cumsum(0, dtype=torch.int32)])
