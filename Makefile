@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 SOURCES = $(shell find csrc sparsegnn cmake -type f -not -name '*.so' -not -name '*.pyc') CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test bench wheel dev lint format clean
+.PHONY: demo test bench wheel dev emulator build-emulator lint format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -44,6 +44,10 @@ dev:
 
 emulator: $(VENV)/.torch
 	@if [ -f tests/csrc/CMakeLists.txt ]; then $(MAKE) -s build-emulator PATH="$(abspath $(BIN)):$(PATH)"; fi
+
+build-emulator:
+	cmake -S . -B build/emulator $(CMAKE_FLAGS) -DSPARSEGNN_CUDA=off -DSPARSEGNN_EMULATOR=ON
+	cmake --build build/emulator -j $(or $(MAX_JOBS),2) --target sparsegnn_emulated sparsegnn_emulated_asan
 
 wheel: $(STAMP)
 	$(BIN)/pip wheel -q --disable-pip-version-check --no-build-isolation --no-deps -w dist .

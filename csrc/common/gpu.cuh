@@ -3,7 +3,8 @@
 // nvcc sees CUDA; a host compiler sees tests/csrc/emulator.h, which runs the same source with one fiber per thread.
 // A kernel that keeps to these rules runs under both:
 //
-// shared memory  SG_SHARED(T, name); is the only source of it: T* name is the start of the block's dynamic shared memory
+// shared memory  SG_SHARED(T, name); is the only source of it: T* name is the start of the block's dynamic shared
+// memory
 //                (several arrays: one struct, or offsets from one pointer). Never write __shared__.
 // launch         launch(kernel<T>, grid, block, shared_bytes, stream, arguments...) returns cudaError_t. Never <<<>>>.
 // memory         load<V>(p) reads V elements at once through the read-only path, store(p, vec) writes them; p must be
@@ -19,7 +20,7 @@
 
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
-#define SG_SHARED(T, name)                                        \
+#define SG_SHARED(T, name)                                         \
   extern __shared__ __align__(16) unsigned char sg_shared_bytes[]; \
   T* name = reinterpret_cast<T*>(sg_shared_bytes)
 #else

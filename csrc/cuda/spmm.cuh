@@ -87,13 +87,13 @@ struct SumOp {
   }
 
   __device__ void finish(int64_t r, int64_t j, int64_t degree, State sum) const {
-    if (mean && degree > 1)
-      for (int i = 0; i < V; ++i) sum[i] /= acc_t<T>(degree);
     if (a.diag) {
       const acc_t<T> weight = a.col_scale ? a.diag[r] * a.col_scale[r] : a.diag[r];
       const vec<T, V> x = load<V>(a.x + r * a.width + j);
       for (int i = 0; i < V; ++i) sum[i] += weight * to_acc(x[i]);
     }
+    if (mean && degree > 1)
+      for (int i = 0; i < V; ++i) sum[i] /= acc_t<T>(degree);
     vec<T, V> y;
     for (int i = 0; i < V; ++i) y[i] = from_acc<T>(a.row_scale ? sum[i] * a.row_scale[r] : sum[i]);
     store(a.y + r * a.width + j, y);
@@ -241,8 +241,8 @@ cudaError_t launch_segments(Op op, Segments s, void* workspace, cudaStream_t str
   const dim3 grid(static_cast<unsigned>(s.window_blocks + ceil_div(s.rows, s.groups)), slices);
   const cudaError_t error = launch(spmm_kernel<Op>, grid, kSpmmThreads, 0, stream, op, s, piece);
   if (error != cudaSuccess || s.windows == 0) return error;
-  return launch(spmm_merge_kernel<Op>, dim3(static_cast<unsigned>(s.window_blocks), slices), kSpmmThreads, 0, stream, op,
-                s, piece);
+  return launch(spmm_merge_kernel<Op>, dim3(static_cast<unsigned>(s.window_blocks), slices), kSpmmThreads, 0, stream,
+                op, s, piece);
 }
 
 template <typename T, int V>

@@ -17,9 +17,9 @@ using cuda::fp16;
 // Every file registers its functions: SG_BINDINGS(m) { m.def(...); }
 using Binder = void (*)(py::module_&);
 std::vector<Binder>& binders();
-#define SG_BINDINGS(m)                                                                  \
-  static void bind(py::module_& m);                                                     \
-  static const bool bound = (sparsegnn::emulated::binders().push_back(&bind), true);    \
+#define SG_BINDINGS(m)                                                               \
+  static void bind(py::module_& m);                                                  \
+  static const bool bound = (sparsegnn::emulated::binders().push_back(&bind), true); \
   static void bind([[maybe_unused]] py::module_& m)
 
 // Elements that arrays are moved off their alignment; set by a test.

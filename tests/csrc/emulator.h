@@ -1,4 +1,5 @@
-// emulator.h: runs CUDA kernels on the host. A test tool; csrc/common/gpu.cuh includes it when nvcc is not the compiler.
+// emulator.h: runs CUDA kernels on the host. A test tool; csrc/common/gpu.cuh includes it when nvcc is not the
+// compiler.
 //
 // Every CUDA thread is a fiber (ucontext). A fiber runs until it waits at a block barrier or a warp intrinsic; when all
 // whom it waits for have come, all go on. Blocks run one after another. Threads and blocks run in one of three orders
@@ -80,9 +81,9 @@ inline float from_fp16(uint16_t x) {
 inline uint16_t to_fp16(float x) {
   const uint32_t bits = bit_cast<uint32_t>(x), magnitude = bits & 0x7fffffff;
   const uint16_t sign = static_cast<uint16_t>(bits >> 31 << 15);
-  if (x != x) return 0x7fff;                            // the NaN that cvt.rn.f16.f32 returns
-  if (magnitude >= 0x47800000) return sign | 0x7c00;    // 65536 and more
-  if (magnitude < 0x38800000)                           // subnormal: let the addition round
+  if (x != x) return 0x7fff;                          // the NaN that cvt.rn.f16.f32 returns
+  if (magnitude >= 0x47800000) return sign | 0x7c00;  // 65536 and more
+  if (magnitude < 0x38800000)                         // subnormal: let the addition round
     return sign | static_cast<uint16_t>(bit_cast<uint32_t>(std::fabs(x) + 0.5f) - 0x3f000000);
   return sign | static_cast<uint16_t>((magnitude - (112u << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13);
 }
@@ -228,8 +229,8 @@ class Machine {
   static void enter();
 
   // The switches tell ASan which stack they go to: `from` keeps the state of the one left, null when it ends.
-  void switch_stacks(ucontext_t* save, ucontext_t* to, [[maybe_unused]] const void* bottom, [[maybe_unused]] size_t size,
-                     [[maybe_unused]] bool ends) {
+  void switch_stacks(ucontext_t* save, ucontext_t* to, [[maybe_unused]] const void* bottom,
+                     [[maybe_unused]] size_t size, [[maybe_unused]] bool ends) {
 #if defined(__SANITIZE_ADDRESS__)
     void* from = nullptr;
     __sanitizer_start_switch_fiber(ends ? nullptr : &from, bottom, size);
@@ -325,10 +326,10 @@ class Machine {
   [[noreturn]] void deadlock() {
     int count[4] = {};
     for (const Fiber& f : fibers_) ++count[static_cast<int>(f.state)];
-    throw std::runtime_error("divergent barrier in block (" + std::to_string(block_index.x) + ", " +
-                             std::to_string(block_index.y) + ", " + std::to_string(block_index.z) + "): " +
-                             std::to_string(count[1]) + " thread(s) wait at __syncthreads, " + std::to_string(count[2]) +
-                             " at a warp intrinsic, " + std::to_string(count[3]) + " have returned");
+    throw std::runtime_error(
+        "divergent barrier in block (" + std::to_string(block_index.x) + ", " + std::to_string(block_index.y) + ", " +
+        std::to_string(block_index.z) + "): " + std::to_string(count[1]) + " thread(s) wait at __syncthreads, " +
+        std::to_string(count[2]) + " at a warp intrinsic, " + std::to_string(count[3]) + " have returned");
   }
 
   const std::function<void()>* body_ = nullptr;

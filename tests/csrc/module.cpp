@@ -17,10 +17,14 @@ namespace {
 
 void set_schedule(const std::string& name, uint32_t seed) {
   auto& machine = emulator::machine();
-  if (name == "forward") machine.schedule = emulator::Schedule::forward;
-  else if (name == "reversed") machine.schedule = emulator::Schedule::reversed;
-  else if (name == "shuffled") machine.schedule = emulator::Schedule::shuffled;
-  else throw py::value_error("schedule must be forward, reversed or shuffled, got " + name);
+  if (name == "forward")
+    machine.schedule = emulator::Schedule::forward;
+  else if (name == "reversed")
+    machine.schedule = emulator::Schedule::reversed;
+  else if (name == "shuffled")
+    machine.schedule = emulator::Schedule::shuffled;
+  else
+    throw py::value_error("schedule must be forward, reversed or shuffled, got " + name);
   machine.seed = seed;
 }
 

@@ -26,9 +26,10 @@ py::object spmm(const py::array& x, const py::array& crow, const py::array& col,
     Optional<T> v(val);
     Optional<acc_t<T>> rs(row_scale), cs(col_scale), d(diag);
     Array<char> workspace({cuda::spmm_workspace_bytes<T>(c.size(), width, reduce)});
-    const cuda::SpmmArguments<T> arguments = {a.data(),  p.data(),  c.data(), v.data(),
-                                              rs.data(), cs.data(), d.data(), y.data(),
-                                              extremum ? arg.data() : nullptr, rows, width, c.size()};
+    const cuda::SpmmArguments<T> arguments = {a.data(), p.data(),  c.data(),
+                                              v.data(), rs.data(), cs.data(),
+                                              d.data(), y.data(),  extremum ? arg.data() : nullptr,
+                                              rows,     width,     c.size()};
     check(cuda::launch_spmm(arguments, reduce, workspace.data() - misalignment(), nullptr));
     return py::make_tuple(y.numpy(), arg.numpy());
   });
@@ -43,8 +44,8 @@ py::object spmm_arg_backward(const py::array& dy, const py::array& arg, const py
     Array<int32_t> k(arg), p(ccol), r(row), t(perm);
     Optional<T> v(val);
     Array<char> workspace({cuda::spmm_workspace_bytes<T>(r.size(), width, cuda::Reduce::sum)});
-    const cuda::SpmmArgBackwardArguments<T> arguments = {g.data(), k.data(), v.data(),  p.data(), r.data(),
-                                                         t.data(), dx.data(), cols, width, r.size()};
+    const cuda::SpmmArgBackwardArguments<T> arguments = {g.data(), k.data(),  v.data(), p.data(), r.data(),
+                                                         t.data(), dx.data(), cols,     width,    r.size()};
     check(cuda::launch_spmm_arg_backward(arguments, workspace.data() - misalignment(), nullptr));
     return dx.numpy();
   });

@@ -1,0 +1,115 @@
+"""The emulated CUDA kernels as a module of functions over numpy arrays, and the oracles' dtypes."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BUILD = Path(os.environ.get("SPARSEGNN_EMULATOR_BUILD", Path(__file__).parents[2] / "build" / "emulator"))
+
+
+def locate(name: str = "sparsegnn_emulated") -> Path:
+    """The compiled module, or a failure under SPARSEGNN_STRICT=1 (as `make test` runs), else a skip."""
+    found = sorted((BUILD / name).glob("sparsegnn_emulated*.so"))
+    if not found:
+        message = f"{BUILD / name} has no module; build it with `make build-emulator`"
+        (pytest.fail if os.environ.get("SPARSEGNN_STRICT") == "1" else pytest.skip)(message)
+    return found[0]
+
+
+@pytest.fixture(scope="session")
+def emulated_module():
+    spec = importlib.util.spec_from_file_location("sparsegnn_emulated", locate())
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(params=["forward", "reversed", "shuffled"])
+def emulated(request, emulated_module):
+    """Every CUDA kernel on the host, its threads and blocks in one of three orders."""
+    emulated_module.set_schedule(request.param, 1)
+    emulated_module.set_misalignment(0)
+    emulated_module.take_warp_loads()
+    return emulated_module
+
+
+def _bf16(x: np.ndarray) -> np.ndarray:
+    bits = np.asarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+class Dtype:
+    """A floating-point type of the kernels: to and from numpy, where bfloat16 travels as its bits in uint16."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.accumulator = np.float64 if name == "float64" else np.float32
+        #: bound on the relative Frobenius error against an fp64 oracle
+        self.tolerance = {"float64": 1e-13, "float32": 1e-5, "float16": 1e-2, "bfloat16": 1e-2}[name]
+
+    def pack(self, x) -> np.ndarray:
+        return _bf16(x) if self.name == "bfloat16" else np.asarray(x, self.name)
+
+    def unpack(self, x: np.ndarray) -> np.ndarray:
+        """The exact values as float64."""
+        wide = (x.astype(np.uint32) << 16).view(np.float32) if self.name == "bfloat16" else x
+        return wide.astype(np.float64)
+
+    def close(self, actual: np.ndarray, expected: np.ndarray) -> None:
+        actual = self.unpack(actual)
+        assert actual.shape == expected.shape
+        assert np.isfinite(actual).all(), "unwritten or not finite"
+        scale = np.linalg.norm(expected)
+        error = np.linalg.norm(actual - expected)
+        assert error <= self.tolerance * scale, f"relative error {error / max(scale, 1e-300):.2e}"
+
+
+@pytest.fixture(params=["float32", "float64", "bfloat16", "float16"])
+def dtype(request):
+    return Dtype(request.param)
+
+
+class Csr:
+    """A random CSR pattern: degrees, sorted columns (duplicates allowed), and its transpose."""
+
+    def __init__(self, degrees, cols: int, seed: int = 0):
+        self.rng = np.random.default_rng(seed)
+        self.degrees = np.asarray(degrees, np.int64)
+        self.rows, self.cols, self.edges = len(self.degrees), cols, int(self.degrees.sum())
+        self.crow = np.concatenate([[0], np.cumsum(self.degrees)]).astype(np.int32)
+        self.row_of = np.repeat(np.arange(self.rows), self.degrees)
+        col = self.rng.integers(0, max(cols, 1), self.edges)
+        self.col = col[np.lexsort((col, self.row_of))].astype(np.int32)
+        self.perm = np.argsort(self.col, kind="stable").astype(np.int32)
+        self.row = self.row_of[self.perm].astype(np.int32)
+        self.ccol = np.concatenate([[0], np.cumsum(np.bincount(self.col, minlength=cols))]).astype(np.int32)
+
+    def normal(self, *shape) -> np.ndarray:
+        return self.rng.standard_normal(shape)
+
+
+def _graphs() -> dict[str, tuple]:
+    poisson = np.random.default_rng(5).poisson
+    hub = poisson(3, 40)
+    hub[17] = 10_000
+    return {
+        "empty": ([], 0),
+        "no_edges": (np.zeros(5), 4),
+        "one_node": ([2], 1),
+        "isolated": (poisson(1, 50), 30),
+        "rectangular": (poisson(4, 30), 100),
+        "hub": (hub, 50),
+    }
+
+
+@pytest.fixture(params=list(_graphs()))
+def graph(request):
+    return Csr(*_graphs()[request.param])
+
+
+@pytest.fixture
+def csr():
+    return Csr

@@ -1,0 +1,132 @@
+"""The CUDA spmm kernels under the emulator, against scipy and numpy in fp64."""
+
+import itertools
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+WIDTHS = [1, 2, 3, 4, 7, 8, 16, 24, 31, 32, 33, 64, 67]
+SMALL = ["float32", "bfloat16"]
+
+
+def expected_sum(g, x, val, row_scale=None, col_scale=None, diag=None, mean=False):
+    ones = np.ones
+    row_scale = ones(g.rows) if row_scale is None else row_scale
+    col_scale = ones(g.cols) if col_scale is None else col_scale
+    scaled = col_scale[:, None] * x
+    y = scipy.sparse.csr_matrix((val, g.col, g.crow), shape=(g.rows, g.cols)) @ scaled
+    if diag is not None:
+        y = y + diag[:, None] * scaled
+    if mean:
+        y = y / np.maximum(g.degrees, 1)[:, None]
+    return row_scale[:, None] * y
+
+
+def expected_extremum(g, x, val, reduce):
+    y, arg = np.zeros((g.rows, x.shape[1])), np.full((g.rows, x.shape[1]), -1, np.int32)
+    for r in np.flatnonzero(g.degrees):
+        edges = slice(g.crow[r], g.crow[r + 1])
+        message = val[edges, None] * x[g.col[edges]]
+        arg[r] = g.crow[r] + getattr(message, "arg" + reduce)(0)
+        y[r] = getattr(message, reduce)(0)
+    return y, arg
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+def test_sum_and_mean(emulated, graph, dtype, reduce):
+    for width, weighted in itertools.product((5, 64), (False, True)):
+        x = dtype.pack(graph.normal(graph.cols, width))
+        val = dtype.pack(graph.normal(graph.edges))
+        y, arg = emulated.spmm(x, graph.crow, graph.col, val if weighted else None, reduce=reduce)
+        weights = dtype.unpack(val) if weighted else np.ones(graph.edges)
+        dtype.close(y, expected_sum(graph, dtype.unpack(x), weights, mean=reduce == "mean"))
+        assert arg.size == 0
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_odd_widths(emulated, csr, dtype, width):
+    g = csr([3, 0, 700, 1, 40, 0, 2], 9, seed=width)
+    x, val = dtype.pack(g.normal(g.cols, width)), dtype.pack(g.normal(g.edges))
+    dtype.close(emulated.spmm(x, g.crow, g.col, val)[0], expected_sum(g, dtype.unpack(x), dtype.unpack(val)))
+
+
+@pytest.mark.parametrize("width", [8, 9])
+def test_misaligned_rows_take_the_scalar_path(emulated, csr, dtype, width):
+    g = csr([3, 0, 700, 1, 40], 9)
+    x = dtype.pack(g.normal(g.cols, width))
+    emulated.set_misalignment(1)
+    y = emulated.spmm(x, g.crow, g.col)[0]
+    emulated.set_misalignment(0)
+    dtype.close(y, expected_sum(g, dtype.unpack(x), np.ones(g.edges)))
+
+
+@pytest.mark.parametrize("given", range(8))
+def test_scales_and_diagonal(emulated, csr, dtype, given):
+    g = csr([3, 0, 1500, 1, 40, 0, 2], 7)
+    x = dtype.pack(g.normal(g.cols, 12))
+    scales = [g.rng.random(7).astype(dtype.accumulator) if given >> i & 1 else None for i in range(3)]
+    y = emulated.spmm(x, g.crow, g.col, None, *scales)[0]
+    dtype.close(y, expected_sum(g, dtype.unpack(x), np.ones(g.edges), *scales))
+
+
+@pytest.mark.parametrize("reduce", ["max", "min"])
+def test_extrema(emulated, graph, dtype, reduce):
+    for width in (5, 16):
+        x = dtype.pack(graph.normal(graph.cols, width))
+        val = dtype.pack(graph.rng.integers(-2, 3, graph.edges))  # exact products, many ties
+        y, arg = emulated.spmm(x, graph.crow, graph.col, val, reduce=reduce)
+        value, first = expected_extremum(graph, dtype.unpack(x), dtype.unpack(val), reduce)
+        np.testing.assert_array_equal(dtype.unpack(y), value)
+        np.testing.assert_array_equal(arg, first)
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean", "max", "min"])
+def test_nan_propagates(emulated, csr, reduce):
+    g = csr([4, 0, 1000], 6)
+    x = g.normal(g.cols, 4).astype(np.float32)
+    x[3, 1] = np.nan
+    y, arg = emulated.spmm(x, g.crow, g.col, reduce=reduce)
+    touched = np.array([3 in g.col[g.crow[r] : g.crow[r + 1]] for r in range(g.rows)])
+    np.testing.assert_array_equal(np.isnan(y[:, 1]), touched)
+    assert not np.isnan(y[:, [0, 2, 3]]).any()
+    if arg.size:
+        assert (g.col[arg[touched, 1]] == 3).all()
+
+
+def test_arg_backward(emulated, graph, dtype):
+    for width, weighted in itertools.product((5, 16), (False, True)):
+        x, dy = dtype.pack(graph.normal(graph.cols, width)), dtype.pack(graph.normal(graph.rows, width))
+        val = dtype.pack(graph.normal(graph.edges)) if weighted else None
+        arg = emulated.spmm(x, graph.crow, graph.col, val, reduce="max")[1]
+        dx = emulated.spmm_arg_backward(dy, arg, val, graph.ccol, graph.row, graph.perm)
+        expected = np.zeros((graph.cols, width))
+        weights = dtype.unpack(val) if weighted else np.ones(graph.edges)
+        r, j = np.nonzero(arg >= 0)
+        e = arg[r, j]
+        np.add.at(expected, (graph.col[e], j), weights[e] * dtype.unpack(dy)[r, j])
+        dtype.close(dx, expected)
+
+
+def test_same_bits_in_every_order(emulated_module, csr):
+    g = csr([3, 0, 5000, 1, 40, 700], 90)
+    x, val = (g.normal(*shape).astype(np.float32) for shape in ((g.cols, 40), (g.edges,)))
+    results = []
+    for order in ("forward", "reversed", "shuffled"):
+        emulated_module.set_schedule(order, 7)
+        results.append(emulated_module.spmm(x, g.crow, g.col, val)[0].tobytes())
+    assert len(set(results)) == 1
+
+
+@pytest.mark.parametrize("width", [4, 128])
+def test_hub_is_shared_by_many_warps(emulated, csr, width):
+    """No warp gathers more than a window's rows for each of its groups, however long the longest row."""
+    degrees = np.full(200, 4)
+    degrees[60] = 10_000
+    g = csr(degrees, 200)
+    emulated.spmm(g.normal(g.cols, width).astype(np.float32), g.crow, g.col)
+    loads = emulated.take_warp_loads()
+    total = g.edges * width // 4  # one vector of four for each edge and four columns
+    assert total <= loads.sum() <= 1.1 * total  # and the pieces of the hub
+    assert loads.max() <= 2 * 256 * 32  # the window, for every lane of a warp
+    assert (loads > loads.max() / 4).sum() >= 10_000 // 256 * width // 4 // 32  # the hub's work is spread over warps
