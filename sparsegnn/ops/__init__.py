@@ -1,5 +1,6 @@
 """Differentiable sparse ops. The raw ops, on plain tensors, are ``torch.ops.sparsegnn.*``."""
 
+from sparsegnn.ops import csr as csr
 from sparsegnn.ops.gat import gat as gat
 from sparsegnn.ops.sparse_linear import sparse_linear as sparse_linear
 from sparsegnn.ops.spmm import spmm as spmm
