@@ -1,0 +1,111 @@
+"""What this installation is and can do: versions, build, environment variables, and the kernels of every op."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+
+import torch
+
+from sparsegnn import _native
+from sparsegnn._version import __version__
+
+#: every environment variable that the package, its build or its tests read
+VARIABLES = {
+    "SPARSEGNN_STRICT": "1: falling back to plain PyTorch is an error",
+    "SPARSEGNN_ISA": "instruction set of the CPU kernels: portable, avx2, avx512; default the best there is",
+    "SPARSEGNN_DATA": "folder(s) in which `train --data NAME` looks for NAME.npz",
+    "SPARSEGNN_CACHE": "folder for downloaded graphs; default ~/.cache/sparsegnn",
+    "SPARSEGNN_CUDA": "build: auto, on or off",
+    "TORCH_CUDA_ARCH_LIST": "build: GPU architectures",
+    "MAX_JOBS": "build: parallel compiler processes",
+}
+PEERS = ("numpy", "torch-geometric", "torch-scatter", "torch-sparse", "scikit-learn", "typer", "rich", "safetensors")
+
+
+def info() -> dict:
+    """Versions, build flags, environment variables, and for each op what runs on CPU and CUDA and why."""
+    return {
+        "versions": {
+            "sparsegnn": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            **_peers(),
+        },
+        "machine": {
+            "cpu": _cpu_name(),
+            "threads": torch.get_num_threads(),
+            "isa": _isa(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+        "libraries": {name: reason or "loaded" for name, reason in _native.status.items()},
+        "build": _build(),
+        "environment": {name: os.environ.get(name) for name in VARIABLES},
+        "ops": [{"op": name, "cpu": _kernel(name, "cpu"), "cuda": _kernel(name, "cuda")} for name in _ops()],
+    }
+
+
+def plain_text(content: dict) -> str:
+    """The same as lines of text, for terminals without rich."""
+    lines = []
+    for section, value in content.items():
+        lines.append(f"{section}:")
+        if section == "ops":
+            lines += [f"  {row['op']:24} cpu: {row['cpu']:12}  cuda: {row['cuda']}" for row in value]
+        else:
+            lines += [f"  {k:24} {'-' if v in (None, '', []) else v}" for k, v in value.items()]
+    return "\n".join(lines)
+
+
+def _ops() -> list[str]:
+    from sparsegnn.ops._library import LIBRARY
+
+    return sorted(name.rpartition("::")[2].partition(".")[0] for name in LIBRARY._op_defs)
+
+
+def _kernel(op: str, device: str) -> str:
+    """`compiled`, or `fallback: why`."""
+    reason = _native.status.get(device, "not built")
+    try:
+        present = _native.has_kernel(op, device.upper())
+    except RuntimeError:  # an op without a schema in this process
+        present = False
+    if present and not reason:
+        return "compiled"
+    return f"fallback: {reason or 'no kernel in this build'}"
+
+
+def _isa() -> str:
+    if _native.status.get("cpu", "not built"):
+        return "none: the CPU library is not loaded"
+    used, best = torch.ops.sparsegnn.isa(), torch.ops.sparsegnn.best_isa()
+    return used if used == best else f"{used} (best here: {best})"
+
+
+def _peers() -> dict[str, str]:
+    found = {}
+    for name in PEERS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _build() -> dict:
+    """What setup.py wrote into the package; empty for a development build."""
+    path = _native.FOLDER / "_build.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {"flags": "unknown: built without setup.py (no _build.json)"}
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as f:
+            return next(line.partition(":")[2].strip() for line in f if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

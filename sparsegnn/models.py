@@ -1,0 +1,123 @@
+"""The two networks of the training run: GCN and GAT stacks, on this package's layers or on PyG's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+BACKENDS = ("sparsegnn", "pyg")
+
+
+class FeatureDropout(nn.Module):
+    """Dropout on a constant feature matrix [N, F]: as nn.Dropout, but work only where the features are not zero.
+
+    Bag-of-words features are 1 % dense; dropping a zero changes nothing. The output is reused by the next call.
+    """
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+        self._source: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        if self._source is not x:
+            at = torch.nonzero(x.reshape(-1)).view(-1)
+            self._source, self._at = x, at if at.numel() < x.numel() // 8 else None
+            self._values, self._output = (x.view(-1)[at], x.clone()) if self._at is not None else (None, None)
+        if self._at is None:
+            return F.dropout(x, self.p, True)
+        self._output.view(-1)[self._at] = F.dropout(self._values, self.p, True)
+        return self._output
+
+
+class GNN(nn.Module):
+    """Convolutions with an activation and dropout between them; the last one gives the logits."""
+
+    def __init__(self, convs: Sequence[nn.Module], activation: Callable, dropout: float, input_dropout: float):
+        super().__init__()
+        self.convs = nn.ModuleList(convs)
+        self.activation, self.dropout = activation, dropout
+        self.input_dropout = FeatureDropout(input_dropout)
+
+    def forward(self, x: Tensor, graph: object) -> Tensor:
+        x = self.input_dropout(x)
+        for conv in self.convs[:-1]:
+            x = F.dropout(self.activation(conv(x, graph)), self.dropout, self.training)
+        return self.convs[-1](x, graph)
+
+
+def layer_shapes(model: str, features: int, hidden: int, classes: int, layers: int, heads: int) -> list[dict]:
+    """Constructor arguments of each convolution: hidden GAT layers concatenate their heads, the last has one."""
+    if model == "gcn":
+        widths = [features] + [hidden] * (layers - 1) + [classes]
+        return [{"in_channels": i, "out_channels": o} for i, o in zip(widths, widths[1:], strict=False)]
+    inputs = [features] + [hidden * heads] * (layers - 1)
+    shapes = [{"in_channels": i, "out_channels": hidden, "heads": heads} for i in inputs[:-1]]
+    return [*shapes, {"in_channels": inputs[-1], "out_channels": classes, "heads": 1, "concat": False}]
+
+
+def weight_counts(model: nn.Module) -> tuple[int, int]:
+    """Weights that exist and weights that a dense model would have, over the linear maps of all convolutions."""
+    kept = dense = 0
+    for conv in model.convs:
+        lin = conv.lin
+        if hasattr(lin, "values"):
+            kept += lin.values.numel()
+            dense += lin.in_features * lin.out_features
+        else:
+            kept += lin.weight.numel()
+            dense += lin.weight.numel()
+    return kept, dense
+
+
+def layer_sparsities(shapes: Sequence[dict], sparsity: float, distribution: str) -> list[float]:
+    """Sparsity of each convolution's weight such that the whole model has `sparsity`."""
+    from sparsegnn.controllers import distributions
+
+    sizes = {str(i): (s["out_channels"] * s.get("heads", 1), s["in_channels"]) for i, s in enumerate(shapes)}
+    counts = distributions.allocate(sizes, sparsity, distribution)
+    return [1 - counts[name] / (rows * cols) for name, (rows, cols) in sizes.items()]
+
+
+def build(config, data) -> GNN:
+    """The model of a TrainConfig for a graph; random weights, drawn from torch's generator."""
+    convs, _ = _layers(config.backend)
+    conv = convs[config.model]
+    width = config.hidden
+    shapes = layer_shapes(config.model, data.num_features, width, data.num_classes, config.layers, config.heads)
+    extra: dict = {"dropout": config.dropout} if config.model == "gat" else {}
+    if config.backend == "pyg" and config.model == "gcn":
+        extra["cached"] = True
+    sparsities = [0.0] * len(shapes)
+    if config.method not in ("dense", "gmp"):  # gradual magnitude pruning starts dense
+        sparsities = layer_sparsities(shapes, config.sparsity, config.distribution)
+    each = [extra | ({"sparsity": s} if s else {}) for s in sparsities]
+    made = [conv(**shape, **kwargs) for shape, kwargs in zip(shapes, each, strict=True)]
+    activation = F.relu if config.model == "gcn" else F.elu
+    return GNN(made, activation, config.dropout, config.input_dropout)
+
+
+def prepare(backend: str, data) -> object:
+    """What the layers take as their graph: made once, before the steps that are timed."""
+    return _layers(backend)[1](data)
+
+
+def _layers(backend: str) -> tuple[dict[str, type], Callable]:
+    if backend == "pyg":
+        try:
+            from torch_geometric import nn as layers
+        except ImportError as e:
+            raise ValueError("backend 'pyg' needs PyTorch Geometric: pip install torch-geometric") from e
+        return {"gcn": layers.GCNConv, "gat": layers.GATConv}, lambda data: data.edge_index
+    from sparsegnn import graph
+    from sparsegnn import nn as own
+
+    def csr(data):
+        return graph.CSRGraph.from_edge_index(data.edge_index, data.num_nodes)
+
+    return {"gcn": own.GCNConv, "gat": own.GATConv}, csr

@@ -1,0 +1,308 @@
+"""One training run, measured: full-batch node classification with a dense or a sparse GCN or GAT.
+
+Adam; the epoch with the best validation accuracy (ties: lower validation loss) is reported, and only epochs after
+the last mask update take part. Nothing is ever selected on the test set.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Adam
+
+from sparsegnn import data as graphs
+from sparsegnn._version import __version__
+from sparsegnn.measure import PeakMemory, StepFlops, StepTimer
+from sparsegnn.models import BACKENDS, build, prepare, weight_counts
+
+METHODS = ("dense", "static", "set", "rigl", "gmp")
+MODELS = ("gcn", "gat")
+
+#: recipe of each model: what a published dense baseline uses on citation graphs
+RECIPES = {
+    "gcn": {"hidden": 64, "lr": 0.01, "dropout": 0.5},
+    "gat": {"hidden": 8, "lr": 0.005, "dropout": 0.6},
+}
+
+
+class CheckFailed(RuntimeError):
+    """A run that went wrong although its input was fine: diverged, or the number of weights changed."""
+
+
+@dataclass
+class TrainConfig:
+    """A training run. None means the recipe of the model, or a value that follows from the others.
+
+    hidden          width of a hidden layer; for GAT the width per head. 64 (GCN), 8 (GAT)
+    method          dense, static (random mask), set, rigl, gmp (gradual magnitude pruning)
+    sparsity        fraction of weights that do not exist (over all layers); 0.9 unless the method is dense
+    distribution    how sparsity is spread over the layers: erk or uniform
+    update_every    steps between mask updates; epochs / 20, which makes about 14 updates
+    stop_at         no mask update after this step; 3/4 of the epochs
+    drop_fraction   share of the weights moved at the first update, falling to 0 by a cosine
+    weight_decay    on the first layer for GCN, on all parameters for GAT
+    input_dropout   dropout on the features; that of the hidden layers
+    eval_every      epochs between looks at the validation set
+    backend         sparsegnn, or pyg: PyTorch Geometric's own layers (dense only)
+    progress        progress bar on stderr: None shows one on a terminal after two seconds
+    save            checkpoint written at the end: the selected weights, the configuration, the result
+    """
+
+    data: str = "digits"
+    model: str = "gcn"
+    method: str = "dense"
+    sparsity: float | None = None
+    hidden: int | None = None
+    layers: int = 2
+    heads: int = 8
+    epochs: int = 200
+    lr: float | None = None
+    weight_decay: float = 5e-4
+    dropout: float | None = None
+    input_dropout: float | None = None
+    distribution: str = "erk"
+    update_every: int | None = None
+    stop_at: int | None = None
+    drop_fraction: float = 0.3
+    eval_every: int = 1
+    seed: int = 0
+    split_seed: int = 0
+    device: str = "cpu"
+    backend: str = "sparsegnn"
+    progress: bool | None = None
+    save: str | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("model", self.model, MODELS)
+        _one_of("method", self.method, METHODS)
+        _one_of("backend", self.backend, BACKENDS)
+        _one_of("distribution", self.distribution, ("erk", "uniform"))
+        recipe = RECIPES[self.model]
+        self.hidden = recipe["hidden"] if self.hidden is None else self.hidden
+        self.lr = recipe["lr"] if self.lr is None else self.lr
+        self.dropout = recipe["dropout"] if self.dropout is None else self.dropout
+        self.input_dropout = self.dropout if self.input_dropout is None else self.input_dropout
+        if self.sparsity is None:
+            self.sparsity = 0.0 if self.method == "dense" else 0.9
+        self.update_every = max(1, self.epochs // 20) if self.update_every is None else self.update_every
+        self.stop_at = int(0.75 * self.epochs) if self.stop_at is None else self.stop_at
+        for name in ("hidden", "layers", "heads", "epochs", "update_every", "eval_every"):
+            _check(name, getattr(self, name), int, 1, math.inf, "a positive integer")
+        for name in ("seed", "split_seed"):
+            _check(name, getattr(self, name), int, 0, 2**63, "an integer in [0, 2^63)")
+        _check("stop_at", self.stop_at, int, 0, self.epochs + 1, f"in [0, {self.epochs}], the number of epochs")
+        _check("lr", self.lr, float, 0.0, 1e31, "in [0, 1e31)")
+        _check("weight_decay", self.weight_decay, float, 0.0, 1e31, "in [0, 1e31)")
+        for name in ("sparsity", "dropout", "input_dropout"):
+            _check(name, getattr(self, name), float, 0.0, 1.0, "in [0, 1)")
+        _check("drop_fraction", self.drop_fraction, float, 0.0, 1.0 + 1e-9, "in [0, 1]")
+        if self.method == "dense" and self.sparsity:
+            raise ValueError(f"sparsity must be 0 for method 'dense', got {self.sparsity}: choose another method")
+        if self.method != "dense" and not self.sparsity:
+            raise ValueError(f"sparsity must be above 0 for method {self.method!r}, got {self.sparsity}")
+        if self.backend == "pyg" and self.method != "dense":
+            raise ValueError(f"method must be 'dense' for backend 'pyg', whose layers are dense, got {self.method!r}")
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _check(name: str, value: object, kind: type, low: float, high: float, expected: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int):
+        raise TypeError(f"{name} must be {expected}, got {value!r}")
+    if not low <= value < high:  # False for NaN
+        raise ValueError(f"{name} must be {expected}, got {value}")
+
+
+def check_device(name: str) -> torch.device:
+    """The device, or ValueError when this machine or this torch cannot use it."""
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as e:
+        raise ValueError(f"device must be cpu or cuda[:index], got {name!r}") from e
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu or cuda[:index], got {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {name!r} is not there: torch {torch.__version__} sees {torch.cuda.device_count()} GPU(s)"
+        )
+    return device
+
+
+def check_writable(path: str | None) -> None:
+    """ValueError now rather than after the training when a file cannot be written there."""
+    folder = Path(path or ".").resolve().parent
+    if path is not None and (Path(path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK)):
+        raise ValueError(f"save must be a file in a writable folder, got {path!r}")
+
+
+def write_checkpoint(path: str, content: dict) -> None:
+    """torch.save to a temporary name beside `path`, then a rename: never a half-written file."""
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    try:
+        torch.save(content, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@dataclass
+class _Best:
+    """The selected epoch."""
+
+    epoch: int = -1
+    val_accuracy: float = -1.0
+    val_loss: float = math.inf
+    test_accuracy: float = float("nan")
+    state: dict[str, Tensor] | None = None
+
+
+class _Split:
+    """Nodes and labels of one mask, indexed once."""
+
+    def __init__(self, data: graphs.GraphData, mask: Tensor):
+        self.nodes = mask.nonzero().view(-1)
+        self.labels = data.y[self.nodes]
+
+    def loss(self, logits: Tensor) -> Tensor:
+        return F.cross_entropy(logits[self.nodes], self.labels)
+
+    def accuracy(self, logits: Tensor) -> float:
+        return (logits[self.nodes].argmax(1) == self.labels).double().mean().item()
+
+
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
+    """Adam's groups: weight decay on the first convolution for GCN, everywhere for GAT."""
+    first = list(model.convs[0].parameters())
+    rest = [p for conv in model.convs[1:] for p in conv.parameters()]
+    decay = config.weight_decay if config.model == "gat" else 0.0
+    return [{"params": first, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": decay}]
+
+
+def make_controller(config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer):
+    """The controller of the method, attached to the optimizer; None for a dense run."""
+    if config.method == "dense":
+        return None
+    from sparsegnn import controllers
+
+    clock = {"update_every": config.update_every, "stop_at": config.stop_at, "seed": config.seed}
+    if config.method == "static":
+        return controllers.StaticSparse(model, optimizer)
+    if config.method == "gmp":
+        return controllers.GradualMagnitude(model, optimizer, sparsity=config.sparsity, **clock)
+    kind = {"set": controllers.SET, "rigl": controllers.RigL}[config.method]
+    return kind(model, optimizer, drop_fraction=config.drop_fraction, **clock)
+
+
+def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
+    """Train once and return what came out: accuracies, weights, FLOPs, seconds per step, peak memory.
+
+    `data` saves loading `config.data` again. Raises ValueError or TypeError for bad input, CheckFailed when the loss
+    is not finite or a fixed-sparsity method lost weights.
+    """
+    device = check_device(config.device)
+    check_writable(config.save)
+    data = (graphs.load(config.data, split_seed=config.split_seed) if data is None else data).to(device)
+    torch.manual_seed(config.seed)
+    memory = PeakMemory(device)
+    graph = prepare(config.backend, data)
+    model = build(config, data).to(device)
+    optimizer = Adam(parameter_groups(model, config), lr=config.lr)
+    controller = make_controller(config, model, optimizer)
+    weights_at_start = weight_counts(model)[0]
+    timer, flops = StepTimer(device), StepFlops()
+    best = _fit(config, data, graph, model, optimizer, timer, flops)
+    peak = memory.peak()
+    kept, dense = weight_counts(model)
+    if config.method not in ("dense", "gmp") and kept != weights_at_start:
+        raise CheckFailed(f"{config.method}: the number of weights must not change, {weights_at_start} became {kept}")
+    seconds = timer.medians()
+    result = {
+        "data": data.name,
+        "test_accuracy": best.test_accuracy,
+        "val_accuracy": best.val_accuracy,
+        "best_epoch": best.epoch,
+        "sparsity": 1 - kept / dense,
+        "weights": kept,
+        "weights_dense": dense,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "flops": flops.total if config.backend == "sparsegnn" else None,  # PyG's gather and scatter are not counted
+        "seconds_per_step": seconds["step"],
+        "seconds_forward": seconds["forward"],
+        "seconds_backward": seconds["backward"],
+        "seconds_optimizer": seconds["optimizer"],
+        "peak_memory_bytes": peak,
+        "run_memory_bytes": peak - memory.start,  # above what the process held before the model was made
+        "mask_updates": getattr(controller, "updates", 0),
+        "nodes": data.num_nodes,
+        "edges": data.num_edges,
+        "notes": list(data.notes),
+        "threads": torch.get_num_threads(),
+        "versions": {"sparsegnn": __version__, "torch": torch.__version__},
+        "config": {k: v for k, v in asdict(config).items() if k not in ("progress", "save")},
+    }
+    if config.save is not None:
+        write_checkpoint(config.save, {"model": best.state, "config": result["config"], "result": result})
+    return result
+
+
+def _fit(config, data, graph, model, optimizer, timer: StepTimer, flops: StepFlops) -> _Best:
+    """The training loop."""
+    from tqdm import tqdm
+
+    train_split, val, test = (_Split(data, m) for m in (data.train_mask, data.val_mask, data.test_mask))
+    final_mask = 0 if config.method in ("dense", "static") else config.stop_at
+    best = _Best()
+    hidden = not (sys.stderr.isatty() if config.progress is None else config.progress)
+    bar = tqdm(
+        range(config.epochs), f"{data.name} {config.model} {config.method}", disable=hidden, delay=2, leave=False
+    )
+    for epoch in bar:
+        model.train()
+        probes = any(getattr(conv.lin, "probe", None) is not None for conv in model.convs)
+        with flops.step((weight_counts(model)[0], probes)) as counting:
+            with timer.phase("forward"):
+                loss = train_split.loss(model(data.x, graph))
+            with timer.phase("backward"):
+                loss.backward()
+        with timer.phase("optimizer"):
+            optimizer.step()
+            optimizer.zero_grad()
+        timer.end_step(keep=not counting)
+        if not math.isfinite(loss.item()):
+            raise CheckFailed(f"training diverged: loss {loss.item()} in epoch {epoch} (lr {config.lr})")
+        last = epoch + 1 == config.epochs
+        if epoch + 1 >= final_mask and (last or (epoch + 1) % config.eval_every == 0):
+            _evaluate(epoch, model, data, graph, val, test, best, config.save is not None)
+            bar.set_postfix(val=f"{best.val_accuracy:.3f}", refresh=False)
+    return best
+
+
+@torch.no_grad()
+def _evaluate(epoch, model, data, graph, val: _Split, test: _Split, best: _Best, keep_state: bool) -> None:
+    """Take this epoch as the best so far if its validation accuracy says so."""
+    model.eval()
+    logits = model(data.x, graph)
+    accuracy, loss = val.accuracy(logits), val.loss(logits).item()
+    if (accuracy, -loss) > (best.val_accuracy, -best.val_loss):
+        best.epoch, best.val_accuracy, best.val_loss = epoch, accuracy, loss
+        best.test_accuracy = test.accuracy(logits)
+        if keep_state:
+            best.state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+
+
+def field_docs() -> dict[str, str]:
+    """The help text of each field, out of the docstring of TrainConfig."""
+    lines = (TrainConfig.__doc__ or "").splitlines()
+    words = (line.split(maxsplit=1) for line in lines if line.startswith("    ") and len(line.split()) > 1)
+    known = {f.name for f in fields(TrainConfig)}
+    return {name: text.strip() for name, text in words if name in known}
