@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+#: "sparsegnn_emulated_asan" under ASan and UBSan (set by test_emulator.py, which also preloads their libraries)
+VARIANT = os.environ.get("SPARSEGNN_EMULATED", "sparsegnn_emulated")
 BUILD = Path(os.environ.get("SPARSEGNN_EMULATOR_BUILD", Path(__file__).parents[2] / "build" / "emulator"))
 
 
-def locate(name: str = "sparsegnn_emulated") -> Path:
+def locate(name: str = VARIANT) -> Path:
     """The compiled module, or a failure under SPARSEGNN_STRICT=1 (as `make test` runs), else a skip."""
     found = sorted((BUILD / name).glob("sparsegnn_emulated*.so"))
     if not found:
