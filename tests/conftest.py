@@ -19,3 +19,12 @@ def graph_data_dir() -> Path:
             pytest.fail(f"{folder} has no graph data, and CI is set")
         pytest.skip(f"{folder} has no graph data (set SPARSEGNN_DATA)")
     return folder
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="the full product of op cases instead of the pairwise sample")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--full"):
+        items[:] = [item for item in items if "full" not in item.keywords]

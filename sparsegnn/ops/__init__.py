@@ -2,6 +2,7 @@
 
 from sparsegnn.ops import csr as csr
 from sparsegnn.ops.gat import gat as gat
+from sparsegnn.ops.sddmm import sddmm as sddmm
 from sparsegnn.ops.sparse_linear import sparse_linear as sparse_linear
 from sparsegnn.ops.spmm import spmm as spmm
 from sparsegnn.ops.topology import topology_ as topology_
