@@ -84,7 +84,7 @@ class Case:
         return (*csr_of(target, source, m, n), (m, n))
 
     def tensor(self, *shape: int, dtype: torch.dtype | None = None, low: float | None = None) -> Tensor:
-        """Random values of ``shape`` in the case's dtype and memory layout; uniform in [low, 1] when ``low`` is given."""
+        """Random values of ``shape`` in the case's dtype and layout; uniform in [low, 1] when ``low`` is given."""
         g = self.generator()
         g.manual_seed(g.initial_seed() + sum(shape) + len(shape))
 
