@@ -135,6 +135,11 @@ def to_mask(crow: Tensor, col: Tensor, cols: int) -> Tensor:
     return mask
 
 
+def subset(crow: Tensor, col: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+    """``(crow, col)`` of the entries ``slots`` (ascending, int64) alone."""
+    return torch.searchsorted(slots, crow.long()).int(), col[slots]
+
+
 def rearrange(tensor: Tensor, source: Tensor) -> Tensor:
     """``tensor[source]`` with zero where ``source`` is -1: anything held per weight, after the positions moved."""
     moved = tensor[source.clamp(min=0).long()]

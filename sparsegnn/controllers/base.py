@@ -1,0 +1,229 @@
+"""The frame of all sparse-training methods: when to move weights, which, and what moves with them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from numbers import Real
+
+import torch
+from torch import Tensor, nn
+
+from sparsegnn.controllers.schedules import Cosine
+from sparsegnn.nn import SparseLinear
+from sparsegnn.pattern import rearrange
+
+UPDATES = 20  # without stop_at; 13 to 14 closed the gap to dense training on the graphs that were measured
+
+
+def check_int(op: str, name: str, value, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{op}: {name} must be an integer, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
+    return value
+
+
+class Controller:
+    """Moves the weights of the sparse layers of ``model`` while ``optimizer`` trains them; their number never changes.
+
+    It attaches to ``optimizer.step()``, so the training loop stays as it is. After every ``update_every``-th step that
+    the optimizer really made (steps that a GradScaler skips do not count) each layer drops the fraction
+    ``drop_fraction`` of its weights with the lowest :meth:`drop_scores` and grows as many where :meth:`grow_scores` is
+    highest. The step of an update has been taken before it. Grown weights and their optimizer state (every tensor of
+    the shape of the parameter: momentum, Adam moments) start at zero, all others keep theirs. Indices, values and
+    state are rewritten in place, without reallocation, recompilation or host synchronisation.
+
+    Args:
+        model: with at least one :class:`~sparsegnn.nn.SparseLinear` anywhere inside, trainable.
+        optimizer: holds the ``values`` of these layers.
+        update_every: steps between updates. Full-batch training of 200 steps wants about 10.
+        stop_at: no update at this step or later; about 0.75 of the training leaves the last weights time to train.
+            The default is ``20 * update_every``.
+        drop_fraction: a number, which then falls to zero at ``stop_at`` along a cosine, or a callable step -> fraction.
+        seed: of random growth, which depends on nothing but the seed, the step and the name of the layer.
+
+    With ``torch.distributed`` initialised, dense gradients are summed over the ranks, so every rank moves the same
+    weights if the ranks start from the same model.
+    """
+
+    needs_dense_gradient = False  # whether grow_scores() reads dense_gradient()
+    needs_unstructured = True  # whether updates break other patterns
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        update_every: int = 100,
+        stop_at: int | None = None,
+        drop_fraction: float | Callable[[int], float] = 0.3,
+        seed: int = 0,
+    ):
+        op = self._name
+        self.update_every = check_int(op, "update_every", update_every, 1)
+        self.stop_at = check_int(op, "stop_at", UPDATES * update_every if stop_at is None else stop_at, 0)
+        self.seed = check_int(op, "seed", seed, 0)
+        if not callable(drop_fraction):
+            if isinstance(drop_fraction, bool) or not isinstance(drop_fraction, Real):
+                raise TypeError(f"{op}: drop_fraction must be a number or callable, got {type(drop_fraction).__name__}")
+            if not 0 <= drop_fraction <= 1:
+                raise ValueError(f"{op}: drop_fraction must be in [0, 1], got {drop_fraction}")
+            drop_fraction = Cosine(float(drop_fraction), max(self.stop_at, 1))
+        self.drop_fraction = drop_fraction
+        self.layers = self._find_layers(model, optimizer)
+        self.optimizer = optimizer
+        self.step = 0  # optimizer steps seen
+        self.updates = 0
+        self.grown = {name: torch.zeros((), dtype=torch.int64, device=x.col.device) for name, x in self.layers.items()}
+        self._handle = optimizer.register_step_post_hook(self._after_step)
+        self._arm()
+
+    # --- to override ---
+
+    def drop_scores(self, name: str, layer: SparseLinear) -> Tensor:
+        """[nnz]: the weights with the lowest score go."""
+        return layer.values.abs()
+
+    def grow_scores(self, name: str, layer: SparseLinear) -> Tensor | None:
+        """[out, in]: weights come where it is highest; None leaves the layer alone this time."""
+        raise NotImplementedError(f"{self._name} must define grow_scores()")
+
+    def due(self, step: int) -> bool:
+        """Whether the weights move after this step (the first is 1)."""
+        return 0 < step < self.stop_at and step % self.update_every == 0
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Drop and grow now."""
+        fraction = self.drop_fraction(self.step)
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"{self._name}: drop_fraction must be in [0, 1], got {fraction} at step {self.step}")
+        for name, layer in self.layers.items():
+            nnz = layer.values.numel()
+            n = int(fraction * nnz)
+            if n == 0 or nnz == layer.in_features * layer.out_features:
+                continue
+            grow = self.grow_scores(name, layer)
+            if grow is None:
+                continue
+            source = layer.rewire_(self.drop_scores(name, layer), grow, n)
+            self.move_state(layer.values, source)
+            self.grown[name] += (source < 0).sum()
+
+    # --- for methods ---
+
+    def dense_gradient(self, layer: SparseLinear) -> Tensor | None:
+        """Gradient [out, in] of the loss with respect to the weight with its zeros, of the step just taken.
+
+        Summed over ranks; None if the layer had no part in the step. Scaled if the loss was (GradScaler).
+        """
+        gradient = None if layer.probe is None else layer.probe.grad
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            gradient = torch.zeros_like(layer.probe) if gradient is None else gradient
+            torch.distributed.all_reduce(gradient)
+        return gradient
+
+    def random_scores(self, name: str, layer: SparseLinear) -> Tensor:
+        """[out, in] uniform numbers that depend on seed, step and name only: the same on every rank and resume."""
+        digest = hashlib.blake2b(f"{self.seed}/{self.step}/{name}".encode(), digest_size=7).digest()
+        generator = torch.Generator(layer.values.device).manual_seed(int.from_bytes(digest, "little"))
+        size = (layer.out_features, layer.in_features)
+        return torch.rand(size, generator=generator, device=layer.values.device, dtype=torch.float32)
+
+    def move_state(self, parameter: nn.Parameter, source: Tensor) -> None:
+        """Let the gradient and the optimizer's state follow the weights; zero where ``source`` is -1."""
+        state = self.optimizer.state.get(parameter, {})
+        for slot in (parameter.grad, *state.values()):
+            if isinstance(slot, Tensor) and slot.shape == parameter.shape:
+                slot.copy_(rearrange(slot, source))
+
+    # --- checkpoints ---
+
+    def state_dict(self) -> dict:
+        """Step, seed and statistics. The positions are in the model's ``state_dict``, the settings in your code."""
+        return {
+            "controller": self._name,
+            "step": self.step,
+            "seed": self.seed,
+            "updates": self.updates,
+            "grown": {name: count.clone() for name, count in self.grown.items()},
+            "shapes": {name: [x.out_features, x.in_features] for name, x in self.layers.items()},
+        }
+
+    def load_state_dict(self, state: Mapping) -> None:
+        """Continue from :meth:`state_dict`, bit for bit, once model and optimizer are loaded too, in any order."""
+        op, mine = self._name, self.state_dict()
+        if not isinstance(state, Mapping):
+            raise TypeError(f"{op}: state must be a dict, got {type(state).__name__}")
+        if missing := sorted(mine.keys() - state.keys()):
+            raise ValueError(f"{op}: state must have the keys {sorted(mine)}, got none of {missing}")
+        for key in ("controller", "shapes"):
+            if state[key] != mine[key]:
+                raise ValueError(f"{op}: state must have {key} {mine[key]}, got {state[key]}")
+        self.step, self.seed, self.updates = (check_int(op, k, state[k], 0) for k in ("step", "seed", "updates"))
+        for name, count in self.grown.items():
+            count.copy_(state["grown"][name])
+        self._arm()
+
+    def detach(self) -> None:
+        """Leave the optimizer alone from now on."""
+        self._handle.remove()
+        for layer in self.layers.values():
+            layer.probe = None
+
+    def __repr__(self) -> str:
+        return (
+            f"{self._name}(layers={len(self.layers)}, update_every={self.update_every}, stop_at={self.stop_at}, "
+            f"step={self.step}, updates={self.updates})"
+        )
+
+    # --- inner works ---
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _find_layers(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, SparseLinear]:
+        op = self._name
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"{op}: model must be a torch.nn.Module, got {type(model).__name__}")
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"{op}: optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise TypeError(f"{op}: optimizer must keep its state per weight, got LBFGS")
+        layers = {name: m for name, m in model.named_modules() if isinstance(m, SparseLinear)}
+        layers = {name: m for name, m in layers.items() if m.values.requires_grad}
+        if not layers:
+            raise ValueError(f"{op}: model must have a trainable SparseLinear (see sparsegnn.sparsify), got none")
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not held:
+            raise ValueError(f"{op}: optimizer must have parameters, got none")
+        for name, layer in layers.items():
+            if id(layer.values) not in held:
+                raise ValueError(f"{op}: optimizer must hold the values of layer {name!r}; make it after the model")
+            if self.needs_unstructured and layer.structure != "unstructured":
+                raise ValueError(
+                    f"{op}: model must have pattern 'unstructured' in layer {name!r}, got {layer.structure!r} "
+                    "(only StaticSparse keeps other patterns)"
+                )
+        return layers
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def _after_step(self, optimizer, args, kwargs) -> None:
+        skipped = getattr(optimizer, "found_inf", None)  # fused optimizers skip inside step()
+        if skipped is not None and skipped.item():
+            return
+        self.step += 1
+        if self.due(self.step):
+            self.update()
+            self.updates += 1
+        self._arm()
+
+    def _arm(self) -> None:
+        """Ask for dense gradients if the next step is an update, and for none otherwise."""
+        wanted = self.needs_dense_gradient and self.due(self.step + 1)
+        for layer in self.layers.values():
+            size = (layer.out_features, layer.in_features)
+            layer.probe = layer.values.new_zeros(size).requires_grad_() if wanted else None

@@ -1,0 +1,80 @@
+"""Gradual magnitude pruning (Zhu and Gupta, 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from sparsegnn.controllers.base import UPDATES, Controller, check_int
+from sparsegnn.controllers.distributions import allocate, global_magnitude
+from sparsegnn.controllers.schedules import Cubic
+from sparsegnn.nn import SparseLinear
+from sparsegnn.pattern import check_sparsity, subset, top
+
+
+class GradualMagnitude(Controller):
+    """Removes the smallest magnitudes step by step, along a cubic, until ``sparsity`` is reached at ``stop_at``.
+
+    The layers start with all their weights (``sparsify(model, 0.0)``, or ``SparseLinear(sparsity=0)``), and training
+    gets cheaper as they go. Here the number of weights changes: an update gives ``values``, its optimizer state and
+    the positions new, smaller storage (the Parameter object stays), so a compiled model is compiled again and CUDA
+    graphs do not apply.
+
+    Args:
+        model, optimizer, update_every: as for :class:`Controller`.
+        sparsity: of all layers together at the end.
+        distribution: ``"erk"``, ``"uniform"``, ``{name: sparsity}``, or ``"global"``: magnitudes compete across layers.
+        start_at: first step that prunes. stop_at: last one; the default is ``start_at + 20 * update_every``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        sparsity: float = 0.9,
+        distribution: str | Mapping[str, float] = "erk",
+        start_at: int = 0,
+        update_every: int = 100,
+        stop_at: int | None = None,
+    ):
+        self.sparsity = check_sparsity(sparsity, self._name)
+        self.start_at = check_int(self._name, "start_at", start_at, 0)
+        if stop_at is None:
+            stop_at = start_at + UPDATES * check_int(self._name, "update_every", update_every, 1)
+        check_int(self._name, "stop_at", stop_at, start_at)
+        super().__init__(model, optimizer, update_every=update_every, stop_at=stop_at)
+        self.share = Cubic(1.0, start_at, self.stop_at)  # of the pruning that is done by a step
+        self.sizes = {name: x.in_features * x.out_features for name, x in self.layers.items()}
+        shapes = {name: (x.out_features, x.in_features) for name, x in self.layers.items()}
+        self.final = None if distribution == "global" else allocate(shapes, sparsity, distribution, op=self._name)
+
+    def due(self, step: int) -> bool:
+        regular = step > 0 and step >= self.start_at and (step - self.start_at) % self.update_every == 0
+        return step == self.stop_at or (regular and step < self.stop_at)
+
+    def counts(self) -> dict[str, int]:
+        """Number of weights that each layer should have after the current step."""
+        share = self.share(self.step)
+        if self.final is None:
+            keep = 1 - self.sparsity * share
+            scores = {name: self.drop_scores(name, x) for name, x in self.layers.items()}
+            left = sum(score.numel() for score in scores.values())
+            return global_magnitude(scores, max(0.0, 1 - keep * sum(self.sizes.values()) / left))
+        return {name: size - round((size - self.final[name]) * share) for name, size in self.sizes.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Prune every layer to its count; a layer that has fewer weights already is left as it is."""
+        for (name, layer), n in zip(self.layers.items(), self.counts().values(), strict=True):
+            if n < layer.values.numel():
+                self._keep(layer, top(self.drop_scores(name, layer), n).sort().values)
+
+    def _keep(self, layer: SparseLinear, slots: Tensor) -> None:
+        state, full = self.optimizer.state.get(layer.values, {}), layer.values.shape
+        for key, slot in state.items():
+            if isinstance(slot, Tensor) and slot.shape == full:
+                state[key] = slot[slots]
+        layer.set_pattern_(*subset(*layer.pattern(), slots), layer.values[slots])

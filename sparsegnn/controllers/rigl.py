@@ -1,0 +1,20 @@
+"""Rigging the lottery (Evci et al., ICML 2020)."""
+
+from torch import Tensor
+
+from sparsegnn.controllers.base import Controller
+from sparsegnn.nn import SparseLinear
+
+
+class RigL(Controller):
+    """Drops the smallest magnitudes, grows where the gradient of the dense weight is largest.
+
+    The gradient is that of the update step itself, of all its micro-batches. Unlike in the paper that step's optimizer
+    update is not skipped: it has been taken when the weights move.
+    """
+
+    needs_dense_gradient = True
+
+    def grow_scores(self, name: str, layer: SparseLinear) -> Tensor | None:
+        gradient = self.dense_gradient(layer)
+        return None if gradient is None else gradient.abs()

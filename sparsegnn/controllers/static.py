@@ -1,0 +1,12 @@
+"""A fixed random pattern: the baseline that any method which moves weights has to beat."""
+
+from sparsegnn.controllers.base import Controller
+
+
+class StaticSparse(Controller):
+    """Counts steps and changes nothing. Accepts every pattern."""
+
+    needs_unstructured = False
+
+    def due(self, step: int) -> bool:
+        return False
