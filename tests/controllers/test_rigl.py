@@ -1,4 +1,4 @@
-"""RigL and SET against dense training with masks: the same positions, weights and optimizer state after every update."""
+"""RigL and SET against dense training with masks: equal positions, weights and state after every update."""
 
 import numpy as np
 import pytest
