@@ -11,3 +11,4 @@ from sparsegnn.controllers import Controller as Controller  # noqa: E402
 from sparsegnn.controllers import GradualMagnitude as GradualMagnitude  # noqa: E402
 from sparsegnn.controllers import RigL as RigL  # noqa: E402
 from sparsegnn.controllers import StaticSparse as StaticSparse  # noqa: E402
+from sparsegnn.graph import CSRGraph as CSRGraph  # noqa: E402

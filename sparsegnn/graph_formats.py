@@ -1,0 +1,151 @@
+"""Checks of the data that a CSRGraph is made from, and the graph formats of other libraries."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LIMIT = 2**31 - 1  # edges and nodes are counted in int32
+
+
+def fail(expected: str, got, error: type[Exception] = ValueError):
+    raise error(f"CSRGraph: {expected}, got {got}")
+
+
+def _describe(value) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} of shape {list(value.shape)}"
+    return type(value).__name__
+
+
+def check_index(name: str, t, shape: str, ok) -> None:
+    if not isinstance(t, Tensor) or t.layout != torch.strided:
+        fail(f"{name} must be an integer Tensor of shape {shape}", _describe(t), TypeError)
+    if t.dtype not in (torch.int32, torch.int64):
+        fail(f"{name} must be int32 or int64", str(t.dtype).removeprefix("torch."), TypeError)
+    if not ok(t):
+        fail(f"{name} must have shape {shape}", list(t.shape))
+    if t.numel() // (2 if t.dim() == 2 else 1) >= LIMIT:
+        fail(f"{name} must have fewer than 2^31 - 1 edges or rows", list(t.shape))
+
+
+def check_edge_index(edge_index) -> None:
+    check_index("edge_index", edge_index, "[2, E]", lambda t: t.dim() == 2 and t.size(0) == 2)
+
+
+def check_weight(name: str, weight, col: Tensor) -> None:
+    """One floating-point number per edge, on the device of the graph, or None."""
+    if weight is None:
+        return
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        fail(f"{name} must be a floating-point Tensor of shape [{col.shape[0]}]", _describe(weight), TypeError)
+    if weight.shape != col.shape:
+        fail(f"{name} must have shape [{col.shape[0]}]", list(weight.shape))
+    if weight.device != col.device:
+        fail(f"{name} must be on the graph's device {col.device}", weight.device)
+
+
+def _count(name: str, n) -> int:
+    if isinstance(n, bool) or not isinstance(n, (int, torch.SymInt)):
+        fail(f"{name} must be an int, or (targets, sources)", repr(n), TypeError)
+    if not 0 <= n < LIMIT:
+        fail(f"{name} must be in [0, 2^31 - 1)", n)
+    return n
+
+
+def size_of(num_nodes, edge_index: Tensor) -> tuple[int, int]:
+    """(targets, sources)."""
+    if num_nodes is None:
+        num_nodes = int(edge_index.max()) + 1 if edge_index.numel() else 0
+        num_nodes = max(num_nodes, 0)  # a negative index is reported as such
+    if isinstance(num_nodes, (tuple, list)):
+        if len(num_nodes) != 2:
+            fail("num_nodes must be an int, or (targets, sources)", repr(num_nodes))
+        return _count("num_nodes", num_nodes[0]), _count("num_nodes", num_nodes[1])
+    return (_count("num_nodes", num_nodes),) * 2
+
+
+def sort_edges(edge_index: Tensor, rows: int, cols: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(crow, col, perm); the op checks every index, and only when it fails the indices are read again to say why."""
+    source, target = edge_index
+    if torch.compiler.is_compiling():
+        return torch.ops.sparsegnn.csr_from_edges(target, source, rows, cols)
+    try:
+        return torch.ops.sparsegnn.csr_from_edges(target, source, rows, cols)
+    except RuntimeError:
+        for name, index, size in (("edge_index[0]", source, cols), ("edge_index[1]", target, rows)):
+            if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < size:
+                bad = index[(index < 0) | (index >= size)][0]
+                raise ValueError(f"CSRGraph: {name} must be in [0, {size}), got {int(bad)}") from None
+        raise
+
+
+def check_csr(crow, col, num_cols) -> tuple[Tensor, Tensor]:
+    """int32 ``crow`` and ``col`` of well-formed compressed rows."""
+    check_index("crow", crow, "[M + 1]", lambda t: t.dim() == 1 and t.numel() >= 1)
+    check_index("col", col, "[E]", lambda t: t.dim() == 1)
+    if crow.device != col.device:
+        fail(f"col must be on the device of crow, {crow.device}", col.device)
+    n = crow.numel() - 1 if num_cols is None else _count("num_cols", num_cols)
+    steps = crow.diff()
+    if crow[0] != 0 or (steps < 0).any() or crow[-1] != col.numel():
+        where = f"{int(crow[0])} .. {int(crow[-1])}" + (" with a decrease" if (steps < 0).any() else "")
+        fail(f"crow must rise from 0 to the number of edges, {col.numel()}", where)
+    if col.numel() and not 0 <= int(col.min()) <= int(col.max()) < n:
+        fail(f"col must be in [0, {n})", int(col[(col < 0) | (col >= n)][0]))
+    falls = col.diff() < 0
+    starts = crow[1:-1].long()
+    falls[starts[(starts > 0) & (starts < col.numel())] - 1] = False  # from one row to the next it may fall
+    if falls.any():
+        e = int(falls.nonzero()[0])
+        fail("col must ascend within every row", f"{int(col[e])} before {int(col[e + 1])} at slot {e}")
+    return crow.int().contiguous(), col.int().contiguous()
+
+
+def convert(cls, obj, num_nodes):
+    """A CSRGraph (``cls``) from the formats that :meth:`CSRGraph.from_any` names."""
+    if isinstance(obj, Tensor) and obj.layout != torch.strided:
+        return _from_torch_sparse(cls, obj)
+    if hasattr(obj, "get_sparse_size") and isinstance(obj, Tensor):  # torch_geometric.EdgeIndex
+        size = obj.sparse_size()
+        if num_nodes is None and None not in size:
+            num_nodes = (size[1], size[0])
+        return cls.from_edge_index(obj.as_tensor(), num_nodes)
+    if isinstance(obj, Tensor):
+        return cls.from_edge_index(obj, num_nodes)
+    if hasattr(obj, "sparse_sizes") and hasattr(obj, "csr"):  # torch_sparse.SparseTensor
+        crow, col, val = obj.csr()
+        return cls.from_csr(crow, col, val, obj.sparse_size(1))
+    if hasattr(obj, "tocsr") and hasattr(obj, "shape"):  # scipy.sparse
+        return _from_scipy(cls, obj)
+    if getattr(obj, "adj_t", None) is not None:  # torch_geometric Data after ToSparseTensor
+        return cls.from_any(obj.adj_t, num_nodes)
+    if getattr(obj, "edge_index", None) is not None:  # torch_geometric Data
+        nodes = obj.num_nodes if num_nodes is None else num_nodes
+        if isinstance(obj.edge_index, Tensor) and obj.edge_index.layout == torch.strided:
+            edge_index = getattr(obj.edge_index, "as_tensor", lambda: obj.edge_index)()
+            return cls.from_edge_index(edge_index, nodes, getattr(obj, "edge_weight", None))
+        return cls.from_any(obj.edge_index, nodes)
+    expected = "graph must be an edge_index Tensor [2, E], a CSRGraph, PyG Data or EdgeIndex, a SparseTensor, "
+    return fail(expected + "torch.sparse or scipy.sparse", type(obj).__name__, TypeError)
+
+
+def _from_torch_sparse(cls, a: Tensor):
+    if a.dim() != 2 or a.dense_dim() != 0:
+        fail("graph must be a sparse matrix of scalars", list(a.shape))
+    if a.layout == torch.sparse_csr:
+        return cls.from_csr(a.crow_indices(), a.col_indices(), as_weight(a.values()), a.size(1))
+    a = (a if a.layout == torch.sparse_coo else a.to_sparse_coo()).coalesce()
+    return cls.from_edge_index(a.indices().flip(0), tuple(a.shape), as_weight(a.values()))
+
+
+def _from_scipy(cls, a):
+    a = a.tocsr()
+    if not a.has_sorted_indices:
+        a = a.sorted_indices()
+    crow, col, val = (torch.as_tensor(v) for v in (a.indptr, a.indices, a.data))
+    return cls.from_csr(crow, col, as_weight(val), a.shape[1])
+
+
+def as_weight(val: Tensor) -> Tensor:
+    return val if val.is_floating_point() else val.float()
