@@ -53,12 +53,10 @@ $(VENV)/.torch: constraints.txt Makefile
 
 $(VENV)/.demo: $(VENV)/.torch $(SOURCES)
 	SPARSEGNN_CUDA=$${SPARSEGNN_CUDA:-$$($(BIN)/python -c "import torch; print('auto' if torch.version.cuda else 'off')")} \
-	  $(PINNED) --no-build-isolation --force-reinstall --no-deps .
-	$(PINNED) --no-build-isolation ".[cli,pyg]"
+	  $(PINNED) --no-build-isolation ".[cli,pyg]"
 	rm -f $(VENV)/.test && touch $@
 
 $(VENV)/.test: $(VENV)/.torch $(SOURCES) scripts/install_peers.sh
-	$(PINNED) --no-build-isolation --force-reinstall --no-deps .
 	$(PINNED) --no-build-isolation ".[dev]"
 	scripts/install_peers.sh $(BIN)
 	rm -f $(VENV)/.demo && touch $@
