@@ -118,6 +118,6 @@ def _layers(backend: str) -> tuple[dict[str, type], Callable]:
     from sparsegnn import nn as own
 
     def csr(data):
-        return graph.CSRGraph.from_edge_index(data.edge_index, data.num_nodes)
+        return graph.CSRGraph.from_edge_index(data.edge_index, data.num_nodes, data.edge_weight)
 
     return {"gcn": own.GCNConv, "gat": own.GATConv}, csr

@@ -28,8 +28,8 @@ def skewed(
     num_features: int = 128,
     *,
     exponent: float = 2.2,
-    homophily: float = 0.65,
-    signal: float = 0.3,
+    homophily: float = 0.6,
+    signal: float = 0.15,
     seed: int = 0,
     split_seed: int = 0,
 ) -> GraphData:
