@@ -195,6 +195,37 @@ SG_INLINE void store_n(T* p, vec<acc<T>> v, int n) {
   memcpy(p, part, size_t(n) * sizeof(T));
 }
 
+// One signed integer per lane, as wide as A: what comparisons give and what permute takes.
+template <typename A>
+using ivec = decltype(vec<A>{} < vec<A>{});
+
+// Lane i of the result is lane index[i] of v; every index must be in [0, lanes).
+template <typename A>
+SG_INLINE vec<A> permute(vec<A> v, ivec<A> index) {
+#if defined(__AVX512F__)
+  if constexpr (__is_same(A, float)) return _mm512_permutexvar_ps(reinterpret_cast<__m512i>(index), v);
+  if constexpr (__is_same(A, double)) return _mm512_permutexvar_pd(reinterpret_cast<__m512i>(index), v);
+#elif defined(__AVX2__)
+  if constexpr (__is_same(A, float)) return _mm256_permutevar8x32_ps(v, reinterpret_cast<__m256i>(index));
+  if constexpr (__is_same(A, double)) {  // as pairs of 32-bit lanes
+    const ivec<A> pairs = (index << 1) | ((index << 33) + (int64_t{1} << 32));
+    return reinterpret_cast<vec<A>>(
+        _mm256_permutevar8x32_epi32(reinterpret_cast<__m256i>(v), reinterpret_cast<__m256i>(pairs)));
+  }
+#else
+  vec<A> out;
+  for (int i = 0; i < lanes<A>; ++i) out[i] = v[index[i]];
+  return out;
+#endif
+}
+
+// store for n == lanes, store_n for less.
+template <typename T>
+SG_INLINE void store_up_to(T* p, vec<acc<T>> v, int n) {
+  if (n == lanes<acc<T>>) return store(p, v);
+  store_n(p, v, n);
+}
+
 // Sum over lanes, in a fixed tree order.
 template <typename A>
 SG_INLINE A sum(vec<A> v) {

@@ -1,0 +1,158 @@
+// gat / cpu: checks, outputs, dtype, threads. The arithmetic is in gat.kernel.cpp and gat_backward.kernel.cpp.
+#include "gat.h"
+
+#include "../common/parallel.h"
+#include "../common/tensor.h"
+#include "dispatch.h"
+#include "output.h"
+
+namespace sparsegnn {
+namespace {
+
+// Edges and rows of one chunk: small enough to balance hubs, large enough to make the queue free.
+constexpr int64_t chunk_cost = 4096;
+
+std::vector<GatTile> choose_tiles(int64_t heads, int64_t width, int most) {
+  std::vector<GatTile> tiles;
+  const int64_t step = width == 0 ? most : std::clamp<int64_t>(gat_tile_columns / width, 1, most);
+  for (int64_t h = 0; h < heads; h += step) {
+    const int64_t n = std::min(step, heads - h);
+    for (int64_t c = 0; c == 0 || c < n * width; c += gat_tile_columns)
+      tiles.push_back({h, h * width + c, int(n), int(std::min<int64_t>(n * width - c, gat_tile_columns)), c == 0});
+  }
+  return tiles;
+}
+
+struct Scores {  // checked, contiguous, in the accumulator type
+  Tensor a_src, a_dst;
+  std::optional<Tensor> a_edge;
+};
+
+Scores check_scores(const char* op, const Tensor& x, const Tensor& a_src, const Tensor& a_dst,
+                    const std::optional<Tensor>& a_edge, int64_t edges) {
+  STD_TORCH_CHECK(x.dim() == 3, op, ": x must have shape [N, H, D], got ", x.dim(), " dimension(s)");
+  const auto ok = [&](const Tensor& t, int64_t size) {
+    return t.dim() == 2 && t.size(0) == size && t.size(1) == x.size(1);
+  };
+  STD_TORCH_CHECK(ok(a_src, x.size(0)), op, ": a_src must have shape [N, H]");
+  STD_TORCH_CHECK(a_dst.dim() == 2 && ok(a_dst, a_dst.size(0)), op, ": a_dst must have shape [M, H]");
+  STD_TORCH_CHECK(!a_edge || ok(*a_edge, edges), op, ": a_edge must have shape [E, H]");
+  return {*as_scale(a_src, x), *as_scale(a_dst, x), as_scale(a_edge, x)};
+}
+
+template <typename T, typename A>
+GatScores<T, A> make_scores(const char* op, const Scores& s, const Tensor& x, const Tensor& offsets,
+                            const Tensor& index, const int32_t* slot, double negative_slope, double dropout,
+                            const std::optional<Tensor>& seed) {
+  STD_TORCH_CHECK(dropout >= 0 && dropout <= 1, op, ": dropout must be in [0, 1], got ", dropout);
+  STD_TORCH_CHECK(dropout == 0 || (seed && seed->numel() == 1 && seed->scalar_type() == ScalarType::Long), op,
+                  ": dropout needs a seed of dtype int64 and shape [1]");
+  return {data<int32_t>(offsets),
+          data<int32_t>(index),
+          s.a_edge || dropout > 0 ? slot : nullptr,
+          data<A>(s.a_src),
+          data<A>(s.a_dst),
+          data<A>(s.a_edge),
+          x.size(1),
+          x.size(2),
+          A(negative_slope),
+          dropout > 0,
+          random_key(dropout > 0 ? *data<int64_t>(*seed) : 0),
+          random_threshold(dropout),
+          A(random_scale(dropout))};
+}
+
+std::tuple<Tensor, Tensor, Tensor> gat(const Tensor& x_in, const Tensor& a_src, const Tensor& a_dst,
+                                       const std::optional<Tensor>& a_edge, const Tensor& crow, const Tensor& col,
+                                       const std::optional<Tensor>& /*ccol*/, const std::optional<Tensor>& /*row*/,
+                                       const std::optional<Tensor>& /*perm*/, double negative_slope, double dropout,
+                                       const std::optional<Tensor>& seed, bool save) {
+  check_index("gat", "crow", crow);
+  check_index("gat", "col", col);
+  const Scores scores = check_scores("gat", x_in, a_src, a_dst, a_edge, col.numel());
+  STD_TORCH_CHECK(crow.numel() == a_dst.size(0) + 1, "gat: crow must have M + 1 elements");
+  const Tensor x = as_contiguous(x_in);
+  const int64_t m = a_dst.size(0), h = x.size(1), d = x.size(2);
+  Tensor y = new_output(x, {m, h, d});
+  Tensor lse = new_output(x, {save ? m : 0, save ? h : 0}, accumulator(x.scalar_type()));
+  Tensor tilt = new_output(x, {save ? m : 0, save ? h : 0, save ? d : 0});
+  const auto bounds = balanced_rows(data<int32_t>(crow), m, chunk_cost);
+  dispatch("gat", x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = accumulate<T>;
+    const GatArgs<T, A> args{make_scores<T, A>("gat", scores, x, crow, col, nullptr, negative_slope, dropout, seed),
+                             data<T>(x), mutable_data<T>(y), save ? mutable_data<A>(lse) : nullptr,
+                             mutable_data<T>(tilt)};
+    const auto tiles = choose_tiles(h, d, SG_PICK(gat_tile_heads<A>()));
+    const auto kernel = SG_PICK(gat_rows<T, A>);
+    for_each_chunk(int64_t(bounds.size()) - 1,
+                   [&](int64_t c) { kernel(args, tiles.data(), tiles.size(), bounds[c], bounds[c + 1]); });
+  });
+  return {y, lse, tilt};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> gat_backward(const Tensor& dy_in, const Tensor& x_in, const Tensor& a_src,
+                                                        const Tensor& a_dst, const std::optional<Tensor>& a_edge,
+                                                        const Tensor& y_in, const Tensor& lse_in, const Tensor& tilt_in,
+                                                        const Tensor& ccol, const Tensor& row, const Tensor& perm,
+                                                        double negative_slope, double dropout,
+                                                        const std::optional<Tensor>& seed, bool need_edge) {
+  const char* op = "gat_backward";
+  check_index(op, "ccol", ccol);
+  check_index(op, "row", row);
+  check_index(op, "perm", perm);
+  const Scores scores = check_scores(op, x_in, a_src, a_dst, a_edge, row.numel());
+  const Tensor x = as_contiguous(x_in), dy = as_contiguous(dy_in), y = as_contiguous(y_in);
+  const Tensor lse = as_contiguous(lse_in), tilt = as_contiguous(tilt_in);
+  const int64_t n = x.size(0), m = a_dst.size(0), h = x.size(1), d = x.size(2);
+  const auto features = [&](const char* name, const Tensor& t) {
+    check_same_dtype(op, name, t, x);
+    STD_TORCH_CHECK(t.dim() == 3 && t.size(0) == m && t.size(1) == h && t.size(2) == d, op, ": ", name,
+                    " must have shape [M, H, D]");
+  };
+  features("dy", dy);
+  features("y", y);
+  features("tilt", tilt);
+  STD_TORCH_CHECK(lse.dim() == 2 && lse.size(0) == m && lse.size(1) == h, op, ": lse must have shape [M, H]");
+  STD_TORCH_CHECK(ccol.numel() == n + 1 && perm.numel() == row.numel(), op, ": ccol, row, perm must be a transpose");
+
+  const ScalarType wide = accumulator(x.scalar_type());
+  check_same_dtype(op, "lse", lse, scores.a_src);
+  Tensor dx = new_output(x, {n, h, d}), da_src = new_output(x, {n, h}, wide), da_dst = new_output(x, {m, h}, wide);
+  Tensor da_edge = new_output(x, {need_edge ? row.numel() : 0, need_edge ? h : 0}, wide);
+  Tensor node = new_output(x, {m, 3, h}, wide);
+  const auto bounds = balanced_rows(data<int32_t>(ccol), n, chunk_cost);
+  dispatch(op, x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = accumulate<T>;
+    GatBackwardArgs<T, A> args{
+        make_scores<T, A>(op, scores, x, ccol, row, data<int32_t>(perm), negative_slope, dropout, seed),
+        data<T>(x),
+        data<T>(dy),
+        data<T>(y),
+        data<T>(tilt),
+        data<A>(lse),
+        mutable_data<A>(node),
+        mutable_data<T>(dx),
+        mutable_data<A>(da_src),
+        mutable_data<A>(da_dst),
+        need_edge ? mutable_data<A>(da_edge) : nullptr};
+    if (need_edge) args.slot = data<int32_t>(perm);
+    const auto tiles = choose_tiles(h, d, SG_PICK(gat_tile_heads<A>()));
+    const auto nodes = SG_PICK(gat_backward_nodes<T, A>);
+    const auto rows = SG_PICK(gat_backward_rows<T, A>);
+    for_each_chunk((m + 1023) / 1024, [&](int64_t c) { nodes(args, c * 1024, std::min(m, c * 1024 + 1024)); });
+    for_each_chunk(int64_t(bounds.size()) - 1,
+                   [&](int64_t c) { rows(args, tiles.data(), tiles.size(), bounds[c], bounds[c + 1]); });
+  });
+  return {dx, da_src, da_dst, da_edge};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(sparsegnn, CPU, m) {
+  m.impl("gat", TORCH_BOX(&gat));
+  m.impl("gat_backward", TORCH_BOX(&gat_backward));
+}
+
+}  // namespace sparsegnn

@@ -1,0 +1,60 @@
+// Arguments of the gat kernels; see gat.kernel.cpp and gat_backward.kernel.cpp for the formulas.
+#pragma once
+#include "../common/random.h"
+#include "isa.h"
+
+namespace sparsegnn {
+
+// What is worked on at once: heads [head, head + heads) and their columns [column, column + columns) of a row, or part
+// of the columns of one wide head.
+struct GatTile {
+  int64_t head, column;
+  int heads, columns;
+  bool first;  // of its heads
+};
+constexpr int gat_tile_columns = 512;
+
+// T is the type of features, A the accumulator's; row and column belong to A in forward, to its transpose in backward.
+template <typename T, typename A>
+struct GatScores {
+  const int32_t *offsets, *index;
+  const int32_t* slot;     // backward: edge slot of a transposed entry, or null where it does not matter
+  const A *a_src, *a_dst;  // [N, H], [M, H]
+  const A* a_edge;         // [E, H] or null
+  int64_t heads, width;    // H and D
+  A slope;                 // of leaky, below 0
+  bool dropout;
+  RandomKey key;
+  uint32_t threshold;
+  A scale;  // of what dropout keeps
+};
+
+template <typename T, typename A>
+struct GatArgs : GatScores<T, A> {
+  const T* x;  // [N, H, D]
+  T* y;        // [M, H, D]
+  A* lse;      // [M, H] or null: nothing is saved
+  T* tilt;     // [M, H, D]
+};
+
+template <typename T, typename A>
+struct GatBackwardArgs : GatScores<T, A> {
+  const T *x, *dy, *y, *tilt;
+  const A* lse;
+  A* node;  // [M, 3, H]: a_dst, lse and <dy, y>, written by gat_backward_nodes
+  T* dx;
+  A *da_src, *da_dst, *da_edge;  // da_edge may be null
+};
+
+// Rows [begin, end) of A; nodes [begin, end) of dy; rows [begin, end) of the transpose.
+SG_DECLARE(template <typename T, typename A>
+           void gat_rows(const GatArgs<T, A>& a, const GatTile* tiles, int64_t n, int64_t begin, int64_t end))
+SG_DECLARE(template <typename T, typename A>
+           void gat_backward_nodes(const GatBackwardArgs<T, A>& a, int64_t begin, int64_t end))
+SG_DECLARE(template <typename T, typename A> void gat_backward_rows(const GatBackwardArgs<T, A>& a,
+                                                                    const GatTile* tiles, int64_t n, int64_t begin,
+                                                                    int64_t end))
+// Heads that one tile can hold: the lanes of a vector of A.
+SG_DECLARE(template <typename A> int gat_tile_heads())
+
+}  // namespace sparsegnn

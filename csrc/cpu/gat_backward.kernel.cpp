@@ -1,0 +1,128 @@
+// gat / cpu, backward
+//
+//   nodes         D[i, h] = <dy, y>[i, h];   da_dst[i, h] = <dy, tilt>[i, h]
+//   transpose     alpha = exp(e - lse[i]);   dx[j, h] = sum over edges to i of m alpha dy[i, h]
+//                 da_src[j, h] = <sum m alpha l' dy[i, h], x[j, h]> - sum alpha l' D[i, h]
+//                 da_edge[e, h] = l' alpha (m <dy[i, h], x[j, h]> - D[i, h]), only when asked for
+//
+// layout     CSR of the transpose: ccol[N+1], row[E], perm[E] int32; what an edge needs of its row besides dy is packed
+//            as node[M, 3, H], two cache lines for 8 heads
+// work       4*E*H*D flop, E*H exponentials; no dot product per edge unless da_edge is asked for
+// parallel   over nodes, then over rows of the transpose: every output has one owner
+// numerics   as in forward; products per node are sums over columns in a fixed tree order
+// see        gat_tile.h, gat.kernel.cpp, sparsegnn/ops/gat.py
+#include "gat_tile.h"
+
+namespace sparsegnn {
+namespace SG_ISA {
+namespace {
+
+// sum over n columns of a * b
+template <typename S, typename T, typename A = acc<T>>
+SG_INLINE A dot(const S* a, const T* b, int n) {
+  constexpr int L = lanes<A>;
+  vec<A> total{};
+  int c = 0;
+  for (; c + L <= n; c += L) total = load(a + c) * load(b + c) + total;
+  if (c < n) total = load_n(a + c, n - c) * load_n(b + c, n - c) + total;
+  return sum<A>(total);
+}
+
+template <int P, typename T, typename A>
+SG_INLINE void row_tile(const GatBackwardArgs<T, A>& a, const GatTile& t, Scratch<A>& s, int64_t j,
+                        const int32_t* last) {
+  constexpr int L = lanes<A>;
+  const int64_t begin = a.offsets[j], end = a.offsets[j + 1], stride = a.heads * a.width;
+  const int width = t.columns / t.heads;
+  const vec<A> own = repeat<P>(a.a_src + j * a.heads + t.head, t.heads);
+  const ivec<A> lane = lane_index<A>();
+  const T* x = a.x + j * stride + t.column;
+  vec<A> flow_total{};
+  for (int64_t e = begin; e < end; e += chunk_edges) {
+    const int n = int(end - e < chunk_edges ? end - e : chunk_edges);
+    gather_scores<P>(s.score, a, t, static_cast<const A*>(a.node), 3 * a.heads, e, n);
+    gather<P>(s.lse, a.node + a.heads + t.head, 3 * a.heads, a.index + e, n, t.heads);
+    gather<P>(s.flow, a.node + 2 * a.heads + t.head, 3 * a.heads, a.index + e, n, t.heads);
+    if (a.dropout) fill_factors<P>(s.factor, a, t, e, n);
+    for (int i = 0; i < n * P; i += L) {
+      const vec<A> score = load(s.score + i) + own;
+      const vec<A> slope = score > 0 ? splat(A{1}) : splat(a.slope);
+      const vec<A> alpha = exp<A>(score * slope - load(s.lse + i));
+      const vec<A> kept = a.dropout ? alpha * load(s.factor + i) : alpha;
+      const vec<A> flow = alpha * slope * load(s.flow + i);
+      flow_total += lane < n * P - i ? flow : vec<A>{};
+      store(s.kept + i, kept);
+      store(s.sloped + i, kept * slope);
+      store(s.flow + i, flow);
+    }
+    sum_edges<true>(s, a.dy + t.column, stride, a.index + e, last, n, P, t.columns, e == begin);
+    if (a.da_edge == nullptr) continue;
+    for (int q = 0; q < n; ++q) {
+      const T* dy = a.dy + a.index[e + q] * stride + t.column;
+      A* out = a.da_edge + a.slot[e + q] * a.heads + t.head;
+      for (int h = 0; h < t.heads; ++h) {
+        const A score = s.sloped[q * P + h] * dot(dy + h * width, x + h * width, width);
+        out[h] = (t.first ? -s.flow[q * P + h] : out[h]) + score;
+      }
+    }
+  }
+  const vec<A> flow = fold<P, A>(flow_total, [](vec<A> u, vec<A> v) { return u + v; });
+  A* da_src = a.da_src + j * a.heads + t.head;
+  for (int h = 0; h < t.heads; ++h) {
+    const A score = dot(static_cast<const A*>(s.sums[1]) + h * width, x + h * width, width);
+    da_src[h] = (t.first ? -flow[h] : da_src[h]) + score;
+  }
+  T* dx = a.dx + j * stride + t.column;
+  for (int c = 0; c < t.columns; c += L)
+    store_up_to(dx + c, load(s.sums[0] + c), t.columns - c < L ? t.columns - c : L);
+}
+
+template <typename T, typename A>
+SG_INLINE void empty_row(const GatBackwardArgs<T, A>& a, const GatTile& t, int64_t j) {
+  memset(a.dx + j * a.heads * a.width + t.column, 0, t.columns * sizeof(T));
+  for (int h = 0; h < t.heads; ++h) a.da_src[j * a.heads + t.head + h] = 0;
+}
+
+}  // namespace
+
+template <typename T, typename A>
+void gat_backward_nodes(const GatBackwardArgs<T, A>& a, int64_t begin, int64_t end) {
+  const int width = int(a.width);
+  for (int64_t i = begin * a.heads; i < end * a.heads; ++i) {
+    const int64_t r = i / a.heads, h = i % a.heads;
+    A* node = a.node + r * 3 * a.heads + h;
+    node[0] = a.a_dst[i];
+    node[a.heads] = a.lse[i];
+    node[2 * a.heads] = dot(a.dy + i * a.width, a.y + i * a.width, width);
+    a.da_dst[i] = dot(a.dy + i * a.width, a.tilt + i * a.width, width);
+  }
+}
+
+template <typename T, typename A>
+void gat_backward_rows(const GatBackwardArgs<T, A>& a, const GatTile* tiles, int64_t n, int64_t begin, int64_t end) {
+  const int32_t* last = a.index + a.offsets[end] - 1;
+  for (int64_t i = 0; i < n; ++i) {
+    Scratch<A> s;
+    fill_head_of(s, tiles[i], a.width);
+    with_period<A>(tiles[i].heads, [&]<int P>() {
+      for (int64_t j = begin; j < end; ++j) {
+        if (a.offsets[j] == a.offsets[j + 1]) {
+          empty_row(a, tiles[i], j);
+        } else {
+          row_tile<P>(a, tiles[i], s, j, last);
+        }
+      }
+    });
+  }
+}
+
+#define SG_INSTANTIATE(T, A)                                                              \
+  template void gat_backward_nodes<T, A>(const GatBackwardArgs<T, A>&, int64_t, int64_t); \
+  template void gat_backward_rows<T, A>(const GatBackwardArgs<T, A>&, const GatTile*, int64_t, int64_t, int64_t);
+SG_INSTANTIATE(float, float)
+SG_INSTANTIATE(double, double)
+SG_INSTANTIATE(bf16, float)
+SG_INSTANTIATE(f16, float)
+
+}  // namespace SG_ISA
+}  // namespace sparsegnn
