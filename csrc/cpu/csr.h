@@ -13,9 +13,9 @@ template <typename I>
 struct CsrSortArgs {
   const I *target, *source;
   int64_t num_rows, num_cols;
-  int shift;          // rows r >> shift share a bucket
-  CsrEdge* edges;     // [E] in bucket order; then scratch
-  int32_t* crow;      // [num_rows + 1]
+  int shift;            // rows r >> shift share a bucket
+  CsrEdge* edges;       // [E] in bucket order; then scratch
+  int32_t* crow;        // [num_rows + 1]
   int32_t *col, *perm;  // [E]
 };
 
@@ -30,7 +30,7 @@ SG_DECLARE(template <typename I> bool csr_count(const CsrSortArgs<I>& a, int64_t
 SG_DECLARE(template <typename I> void csr_scatter(const CsrSortArgs<I>& a, int64_t begin, int64_t end, int64_t* next))
 SG_DECLARE(template <typename I> void csr_bucket(const CsrSortArgs<I>& a, int64_t bucket, int64_t first, int64_t last))
 SG_DECLARE(void csr_row_ids(const int32_t* crow, int32_t* row, int64_t begin, int64_t end))
-SG_DECLARE(template <typename T, typename A> void csr_degrees_rows(const CsrDegreesArgs<T, A>& a, int64_t begin,
-                                                                   int64_t end))
+SG_DECLARE(template <typename T, typename A>
+           void csr_degrees_rows(const CsrDegreesArgs<T, A>& a, int64_t begin, int64_t end))
 
 }  // namespace sparsegnn

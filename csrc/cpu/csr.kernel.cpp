@@ -5,11 +5,11 @@
 //   degrees     y[r] = sum over edges e of row r: val[e]; the number of edges without val
 //
 // layout     edge list int32 or int64; crow[M+1], col[E], perm[E] int32
-// work       O(E + M); sorting moves 12 B per edge twice: into buckets of neighbouring rows that stay in cache, then out
-// parallel   over chunks of the edge list (count, scatter), then over buckets; each chunk owns its places in each bucket
-// numerics   integers; degrees sum in float (double for double) in an order fixed by the row
-// backward   degrees: dval[e] = dy[row(e)], plain PyTorch
-// see        sparsegnn/ops/csr.py, tests/ops/test_csr.py, benchmarks/ops/bench_csr.py
+// work       O(E + M); sorting moves 12 B per edge twice: into buckets of neighbouring rows that stay in cache, then
+// out parallel   over chunks of the edge list (count, scatter), then over buckets; each chunk owns its places in each
+// bucket numerics   integers; degrees sum in float (double for double) in an order fixed by the row backward   degrees:
+// dval[e] = dy[row(e)], plain PyTorch see        sparsegnn/ops/csr.py, tests/ops/test_csr.py,
+// benchmarks/ops/bench_csr.py
 #include "csr.h"
 
 #include "simd.h"
@@ -126,9 +126,9 @@ void csr_degrees_rows(const CsrDegreesArgs<T, A>& a, int64_t begin, int64_t end)
   }
 }
 
-#define SG_INSTANTIATE_SORT(I)                                                          \
-  template bool csr_count<I>(const CsrSortArgs<I>&, int64_t, int64_t, int64_t*);        \
-  template void csr_scatter<I>(const CsrSortArgs<I>&, int64_t, int64_t, int64_t*);      \
+#define SG_INSTANTIATE_SORT(I)                                                     \
+  template bool csr_count<I>(const CsrSortArgs<I>&, int64_t, int64_t, int64_t*);   \
+  template void csr_scatter<I>(const CsrSortArgs<I>&, int64_t, int64_t, int64_t*); \
   template void csr_bucket<I>(const CsrSortArgs<I>&, int64_t, int64_t, int64_t);
 SG_INSTANTIATE_SORT(int32_t)
 SG_INSTANTIATE_SORT(int64_t)

@@ -1,0 +1,145 @@
+"""GCNConv: x' = D^-1/2 (A + I) D^-1/2 x W^T + b (Kipf and Welling, https://arxiv.org/abs/1609.02907)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sparsegnn.graph import CSRGraph, extend
+from sparsegnn.nn.inner import check_features, glorot_, inner_linear
+
+REDUCTIONS = {"add": "sum", "sum": "sum", "mean": "mean", "max": "max", "min": "min"}
+
+
+class GCNConv(nn.Module):
+    """Drop-in for PyG's ``GCNConv``: same arguments, same ``state_dict`` keys when dense, same results to rounding.
+
+    Args:
+        in_channels, out_channels: width of ``x`` (-1: that of the first input) and of the result.
+        improved: weigh self-loops 2 instead of 1; as in PyG, of graphs with edge weights only.
+        cached: convert and normalise the graph of the first call, and use it for all later ones.
+        add_self_loops: None: when ``normalize``.
+        normalize: the symmetric GCN norm; kept as one number per node, never one per edge.
+        bias: learn an additive bias.
+        aggr: ``"add"`` (or ``"sum"``), ``"mean"``, ``"max"`` or ``"min"``.
+        flow: ``"source_to_target"``, or ``"target_to_source"`` for raw edge lists.
+        sparsity: fraction of the weights that do not exist; above 0, ``lin`` is a :class:`SparseLinear`.
+        pattern: where the weights of a sparse ``lin`` may be, see :class:`SparseLinear`.
+
+    Where PyG's input formats differ from each other, all formats here follow its edge lists: a node keeps the weight of
+    its last self-loop.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, improved: bool = False, cached: bool = False,
+                 add_self_loops: bool | None = None, normalize: bool = True, bias: bool = True, aggr: str = "add",
+                 flow: str = "source_to_target", *, sparsity: float = 0.0,
+                 pattern: str = "unstructured"):  # fmt: skip
+        super().__init__()
+        add_self_loops = normalize if add_self_loops is None else add_self_loops
+        if add_self_loops and not normalize:
+            raise ValueError("GCNConv: add_self_loops must be False or None without normalize, got True")
+        if aggr not in REDUCTIONS:
+            raise ValueError(f"GCNConv: aggr must be one of {', '.join(REDUCTIONS)}, got {aggr!r}")
+        if flow not in ("source_to_target", "target_to_source"):
+            raise ValueError(f"GCNConv: flow must be source_to_target or target_to_source, got {flow!r}")
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.improved, self.cached, self.normalize, self.add_self_loops = improved, cached, normalize, add_self_loops
+        self.aggr, self.flow = aggr, flow
+        self.lin = inner_linear("GCNConv", in_channels, out_channels, sparsity, pattern)
+        self.register_parameter("bias", nn.Parameter(torch.zeros(out_channels)) if bias else None)
+        self._cached_graph: CSRGraph | None = None
+
+    def reset_parameters(self) -> None:
+        """New weights, at the same places when sparse; forget the cached graph."""
+        self.lin.reset_parameters()
+        if not isinstance(self.lin, nn.LazyLinear):
+            glorot_(self.lin)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        self._cached_graph = None
+
+    def forward(self, x: Tensor, edge_index: object, edge_weight: Tensor | None = None) -> Tensor:
+        """Features of the nodes after one step of message passing.
+
+        Args:
+            x: ``[N, in_channels]``.
+            edge_index: a :class:`CSRGraph`, or anything that ``CSRGraph.from_any`` takes, which is then converted at
+                every call unless ``cached``.
+            edge_weight: ``[E]`` in the order of the edges that the graph was made from; differentiable.
+
+        Returns:
+            ``[N, out_channels]``.
+        """
+        check_features("GCNConv", x, self.in_channels)
+        graph = self._graph(x, edge_index, edge_weight)
+        if graph.shape != (x.size(0), x.size(0)):
+            raise ValueError(f"GCNConv: x must have one row per node of the graph {graph.shape}, got {list(x.shape)}")
+        if aggregate_first(x, self.out_channels, self.aggr):
+            y = self.lin(self._aggregate(graph, x))
+        else:
+            y = self._aggregate(graph, self.lin(x))
+        return y if self.bias is None else y.add_(self.bias.to(y.dtype))  # in the dtype of autocast
+
+    def _graph(self, x: Tensor, edge_index: object, edge_weight: Tensor | None) -> CSRGraph:
+        if self._cached_graph is not None:
+            return self._cached_graph
+        if self.flow == "target_to_source":
+            if not isinstance(edge_index, Tensor) or edge_index.layout != torch.strided:
+                raise ValueError(
+                    f"GCNConv: edge_index must be a Tensor [2, E] with flow='target_to_source', got {edge_index!r}"
+                )
+            edge_index = edge_index.flip(0)
+        graph = edge_index
+        if not isinstance(graph, CSRGraph):
+            graph = CSRGraph.from_any(graph, x.size(0))
+        if edge_weight is not None:
+            graph = graph.weighted(edge_weight)
+        if self.cached:
+            self._cached_graph = graph
+        return graph
+
+    def _aggregate(self, graph: CSRGraph, x: Tensor) -> Tensor:
+        scale = diag = None
+        reduce, val = REDUCTIONS[self.aggr], graph.val
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        if self.normalize and reduce == "sum" and (val is None or not val.requires_grad):
+            scale, diag = graph.gcn_norm(self.improved, self.add_self_loops, dtype)
+        elif self.normalize:
+            graph, val = normalized(graph, self.improved, self.add_self_loops, dtype)
+        transpose = graph.transpose() if needs_grad(x) else (None, None, None)
+        val = None if val is None else val.to(x.dtype)
+        return torch.ops.sparsegnn.spmm(x, graph.crow, graph.col, val, scale, scale, diag, *transpose, reduce)[0]
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}"
+
+
+def aggregate_first(x: Tensor, out_channels: int, aggr: str) -> bool:
+    """A (x W) = (A x) W: aggregate at the narrower of the two widths.
+
+    The backward pass aggregates again, at the same width; except when aggregation comes first and x needs no gradient,
+    as in a first layer. So it counts as two passes over the edges against one.
+    """
+    if aggr in ("max", "min"):  # do not commute with W
+        return False
+    passes = 2 if needs_grad(x) else 1
+    return passes * x.size(1) <= 2 * out_channels
+
+
+def needs_grad(x: Tensor) -> bool:
+    return x.requires_grad and torch.is_grad_enabled()
+
+
+def normalized(graph: CSRGraph, improved: bool, add_self_loops: bool, dtype: torch.dtype) -> tuple[CSRGraph, Tensor]:
+    """The graph with its self-loops, and the GCN norm as edge weights, differentiable in the graph's weights."""
+    structure, val = graph, graph.val
+    if add_self_loops:
+        structure, slot = graph.looped()
+        val = extend(val, slot, 2.0 if improved else 1.0)
+    val = torch.ones(structure.num_edges, dtype=dtype, device=graph.device) if val is None else val.to(dtype)
+    deg = torch.ops.sparsegnn.csr_degrees(structure.crow, val)
+    present = deg != 0
+    scale = torch.where(present, torch.where(present, deg, 1).pow(-0.5), 0)[:, None]
+    with torch.autocast(graph.device.type, enabled=False):
+        norm = torch.ops.sparsegnn.sddmm(scale, scale, structure.crow, structure.col, *structure.transpose())
+    return structure, val * norm

@@ -1,0 +1,65 @@
+"""The weight inside a graph layer: PyG's dense one, with its name and initialisation, or a sparse one."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from sparsegnn.nn.linear import SparseLinear
+
+
+def glorot_(linear: nn.Module) -> None:
+    """Glorot's uniform initialisation, with the mean fan-in and fan-out that a sparse weight really has."""
+    size = linear.in_features * linear.out_features
+    weight = linear.values if isinstance(linear, SparseLinear) else linear.weight
+    if size:
+        kept = weight.numel() / size
+        bound = math.sqrt(6 / max(1.0, kept * (linear.in_features + linear.out_features)))
+        nn.init.uniform_(weight, -bound, bound)
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` with Glorot's initialisation."""
+
+    def reset_parameters(self) -> None:
+        glorot_(self)
+
+
+class LazyLinear(nn.LazyLinear):
+    """:class:`Linear` whose input size is that of its first input (PyG's ``in_channels=-1``)."""
+
+    cls_to_become = Linear
+
+    def reset_parameters(self) -> None:
+        if not self.has_uninitialized_params() and self.in_features != 0:
+            glorot_(self)
+
+
+def inner_linear(layer: str, in_channels: int, out_channels: int, sparsity: float, pattern: str) -> nn.Module:
+    """``lin`` of the graph layer named ``layer``, without bias; dense when ``sparsity`` is 0."""
+    for name, value, least in (("in_channels", in_channels, -1), ("out_channels", out_channels, 1)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{layer}: {name} must be an int, got {type(value).__name__}")
+        if value < least:
+            raise ValueError(f"{layer}: {name} must be at least {least}, got {value}")
+    if sparsity == 0 and not isinstance(sparsity, bool) and pattern == "unstructured":
+        make = LazyLinear if in_channels == -1 else Linear
+        args = (out_channels,) if in_channels == -1 else (in_channels, out_channels)
+        return make(*args, bias=False)
+    if in_channels == -1:
+        raise ValueError(f"{layer}: in_channels must be given when sparsity is, got -1")
+    linear = SparseLinear(in_channels, out_channels, bias=False, sparsity=sparsity, pattern=pattern)
+    glorot_(linear)
+    return linear
+
+
+def check_features(layer: str, x, channels: int) -> None:
+    """x must be floating point [N, channels]; any width when ``channels`` is -1."""
+    if isinstance(x, (tuple, list)):
+        raise ValueError(f"{layer}: x must be a Tensor [N, {channels}], got a {type(x).__name__} (no bipartite graphs)")
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{layer}: x must be a floating-point Tensor [N, {channels}], got {got}")
+    if x.dim() != 2 or channels not in (-1, x.size(1)):
+        raise ValueError(f"{layer}: x must have shape [N, {channels}], got {list(x.shape)}")
