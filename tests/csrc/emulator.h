@@ -1,7 +1,7 @@
 // emulator.h: runs CUDA kernels on the host. A test tool; csrc/common/gpu.cuh includes it when nvcc is not the
 // compiler.
 //
-// Every CUDA thread is a fiber (ucontext). A fiber runs until it waits at a block barrier or a warp intrinsic; when all
+// Every CUDA thread is a fiber. A fiber runs until it waits at a block barrier or a warp intrinsic; when all
 // whom it waits for have come, all go on. Blocks run one after another. Threads and blocks run in one of three orders
 // (forward, reversed, seeded shuffle): a kernel that lacks a barrier gives different results under different orders.
 //

@@ -1,7 +1,5 @@
 // machine.h: the emulator's processor. Fibers in place of threads, barriers, and what warps exchange.
 #pragma once
-#include <ucontext.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
@@ -14,6 +12,8 @@
 #include <stdexcept>
 #include <string>
 #include <vector>
+
+#include "fiber.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -46,7 +46,7 @@ struct WarpCall {
 };
 
 struct Fiber {
-  ucontext_t context;
+  Context context;
   State state;
   uint3 thread;
   int index;
@@ -73,7 +73,7 @@ class Machine {
     body_ = &body;
     block_size = block;
     grid_size = grid;
-    prepare(static_cast<int>(threads));
+    reserve(static_cast<int>(threads));
     std::vector<uint64_t> order(blocks);
     std::iota(order.begin(), order.end(), uint64_t{0});
     arrange(order);
@@ -120,7 +120,7 @@ class Machine {
     if (schedule == Schedule::shuffled) std::shuffle(order.begin(), order.end(), random_);
   }
 
-  void prepare(int threads) {
+  void reserve(int threads) {
     random_.seed(seed);
     fibers_.resize(threads);
     while (stacks_.size() < fibers_.size()) stacks_.emplace_back(static_cast<unsigned char*>(std::malloc(kStack)));
@@ -130,10 +130,11 @@ class Machine {
     std::vector<int> order(fibers_.size());
     std::iota(order.begin(), order.end(), 0);
     for (int i : order) start(i);
+    arrange(order);
     error_ = nullptr;
     for (size_t done = 0; done < fibers_.size();) {
       bool moved = false;
-      arrange_pass(order);
+      if (schedule == Schedule::shuffled) arrange(order);
       for (int i : order) {
         if (fibers_[i].state != State::runnable) continue;
         moved = true;
@@ -147,11 +148,6 @@ class Machine {
     }
   }
 
-  void arrange_pass(std::vector<int>& order) {
-    std::sort(order.begin(), order.end());
-    arrange(order);
-  }
-
   void start(int i) {
     Fiber& f = fibers_[i];
     f.state = State::runnable;
@@ -161,37 +157,33 @@ class Machine {
 #if defined(__SANITIZE_ADDRESS__)
     __asan_unpoison_memory_region(stacks_[i].get(), kStack);  // frames of a fiber that ended here before
 #endif
-    getcontext(&f.context);
-    f.context.uc_stack.ss_sp = stacks_[i].get();
-    f.context.uc_stack.ss_size = kStack;
-    f.context.uc_link = nullptr;
-    makecontext(&f.context, &Machine::enter, 0);
+    prepare(f.context, stacks_[i].get(), kStack, &Machine::enter);
   }
 
   static void enter();
 
   // The switches tell ASan which stack they go to: `from` keeps the state of the one left, null when it ends.
-  void switch_stacks(ucontext_t* save, ucontext_t* to, [[maybe_unused]] const void* bottom,
-                     [[maybe_unused]] size_t size, [[maybe_unused]] bool ends) {
+  void switch_stacks(Context& save, Context& to, [[maybe_unused]] const void* bottom, [[maybe_unused]] size_t size,
+                     [[maybe_unused]] bool ends) {
 #if defined(__SANITIZE_ADDRESS__)
     void* from = nullptr;
     __sanitizer_start_switch_fiber(ends ? nullptr : &from, bottom, size);
-    swapcontext(save, to);
+    switch_context(save, to);
     __sanitizer_finish_switch_fiber(from, nullptr, nullptr);
 #else
-    swapcontext(save, to);
+    switch_context(save, to);
 #endif
   }
 
   void resume(Fiber& f) {
     current_ = &f;
     thread_index = f.thread;
-    switch_stacks(&main_, &f.context, stacks_[f.index].get(), kStack, false);
+    switch_stacks(main_, f.context, stacks_[f.index].get(), kStack, false);
   }
 
   void wait(State state) {
     current_->state = state;
-    switch_stacks(&current_->context, &main_, main_bottom_, main_size_, state == State::done);
+    switch_stacks(current_->context, main_, main_bottom_, main_size_, state == State::done);
   }
 
   // Lets the lanes of the caller's mask go on when all that have not exited have come.
@@ -279,7 +271,7 @@ class Machine {
   std::vector<std::unique_ptr<unsigned char, Free>> stacks_;
   std::unique_ptr<unsigned char, Free> shared_;
   Fiber* current_ = nullptr;
-  ucontext_t main_{};
+  Context main_{};
   const void* main_bottom_ = nullptr;
   size_t main_size_ = 0;
   int64_t* loads_ = nullptr;

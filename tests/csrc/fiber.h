@@ -1,0 +1,23 @@
+// fiber.h: a second stack to run on, and the switch between stacks.
+#pragma once
+#include <cstddef>
+
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+
+namespace sparsegnn::emulator {
+
+#if defined(__x86_64__)
+using Context = void*;  // the stack pointer; what a call must keep lies above it
+#else
+using Context = ucontext_t;
+#endif
+
+// Makes `context` start `entry` on the given stack when it is first switched to. `entry` never returns.
+void prepare(Context& context, void* stack, size_t bytes, void (*entry)());
+
+// Goes on where `to` was left, and returns when someone switches to `from`.
+void switch_context(Context& from, Context& to);
+
+}  // namespace sparsegnn::emulator
