@@ -55,6 +55,7 @@ class SparseLinear(SparseWeight):
         layer = cls(weight.shape[1], weight.shape[0], bias is not None, pattern=pattern, device="meta")
         layer.values = nn.Parameter(weight.new_empty(0), requires_grad=linear.weight.requires_grad)
         layer.set_pattern_(crow, col, weight[patterns.rows_of(crow, col), col.long()])
+        layer.shape = layer._shape(weight.device)
         if bias is not None:
             layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
         return layer.train(linear.training)

@@ -89,6 +89,7 @@ def test_manual_seed_decides_everything():
 def test_from_dense_and_back():
     dense = nn.Linear(12, 7)
     kept = SparseLinear.from_dense(dense, sparsity=0.75)
+    assert not any(t.is_meta for t in kept.to("cpu").state_dict().values())
     flat = dense.weight.detach().abs().flatten()
     cut = flat.sort(descending=True).values[20]
     want = torch.where(dense.weight.abs() >= cut, dense.weight, 0)
