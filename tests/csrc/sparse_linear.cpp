@@ -1,0 +1,87 @@
+#include "cuda/sparse_linear_backward.cuh"
+
+#include "binding.h"
+
+namespace sparsegnn::emulated {
+namespace {
+
+// Plans that a test asks for, so that small shapes reach every path.
+cuda::LinearPlan forward_plan(std::tuple<int, int, int> given, int64_t inputs) {
+  const auto [n, chunk, panel] = given;
+  return {n, 32 * n + (n == 4 ? 4 : 2), chunk, int(cuda::ceil_div(inputs, chunk)), panel};
+}
+cuda::LinearBackwardPlan backward_plan(std::tuple<int, int, int, int> given, int64_t batch, int64_t inputs,
+                                       int64_t outputs) {
+  const auto [n, chunk, panel, span] = given;
+  return {n,     32 * n + (n == 4 ? 4 : 2),           chunk, int(cuda::ceil_div(inputs, chunk)),
+          panel, int(cuda::ceil_div(outputs, panel)), span,  cuda::ceil_div(batch, 32 * n * span)};
+}
+
+py::object sparse_linear(const py::array& x, const py::array& values, const py::object& bias, const py::array& crow,
+                         const py::array& col, const py::object& perm, const py::object& given) {
+  return by_dtype(x, [&](auto scalar) -> py::object {
+    using T = decltype(scalar);
+    const int64_t batch = x.shape(0), inputs = x.shape(1), outputs = crow.size() - 1;
+    Array<T> a(x), v(values), y({batch, outputs});
+    Optional<acc_t<T>> b(bias);
+    Array<int32_t> p(crow), c(col);
+    Optional<int32_t> t(perm);
+    cuda::LinearPlan plan = cuda::linear_plan(batch, inputs, outputs, sizeof(T));
+    if (!given.is_none()) plan = forward_plan(given.cast<std::tuple<int, int, int>>(), inputs);
+    Array<char> workspace({cuda::sparse_linear_workspace_bytes<T>(plan, outputs, c.size())});
+    const cuda::SparseLinearArguments<T> arguments = {a.data(), v.data(), b.data(), p.data(), c.data(), t.data(),
+                                                      y.data(), batch,    inputs,   outputs,  c.size()};
+    check(cuda::launch_sparse_linear(arguments, plan, workspace.data() - misalignment(), nullptr));
+    return y.numpy();
+  });
+}
+
+py::object sparse_linear_dvalues(const py::array& dy, const py::array& x, const py::array& crow, const py::array& col,
+                                 const py::object& given) {
+  return by_dtype(x, [&](auto scalar) -> py::object {
+    using T = decltype(scalar);
+    const int64_t batch = x.shape(0), inputs = x.shape(1), outputs = crow.size() - 1;
+    Array<T> g(dy), a(x), dvalues({col.size()});
+    Array<int32_t> p(crow), c(col);
+    cuda::LinearBackwardPlan plan = cuda::linear_backward_plan(batch, inputs, outputs, sizeof(T));
+    if (!given.is_none()) plan = backward_plan(given.cast<std::tuple<int, int, int, int>>(), batch, inputs, outputs);
+    Array<char> workspace({cuda::sparse_linear_dvalues_workspace_bytes<T>(plan, outputs, c.size())});
+    const cuda::SparseLinearBackwardArguments<T> arguments = {g.data(), a.data(), p.data(), c.data(), dvalues.data(),
+                                                              batch,    inputs,   outputs,  c.size()};
+    check(cuda::launch_sparse_linear_dvalues(arguments, plan, workspace.data() - misalignment(), nullptr));
+    return dvalues.numpy();
+  });
+}
+
+py::object sparse_linear_dbias(const py::array& dy) {
+  return by_dtype(dy, [&](auto scalar) -> py::object {
+    using T = decltype(scalar);
+    const int64_t batch = dy.shape(0), outputs = dy.shape(1);
+    Array<T> g(dy), dbias({outputs});
+    Array<char> workspace({cuda::sparse_linear_dbias_workspace_bytes<T>(batch, outputs)});
+    check(cuda::launch_sparse_linear_dbias(g.data(), batch, outputs, dbias.data(), workspace.data() - misalignment(),
+                                           nullptr));
+    return dbias.numpy();
+  });
+}
+
+// The plans of a shape: (samples of a lane, inputs of a chunk, outputs of a panel), and the same and tiles of a span.
+py::object sparse_linear_plans(int64_t batch, int64_t inputs, int64_t outputs, int64_t element_size) {
+  const cuda::LinearPlan f = cuda::linear_plan(batch, inputs, outputs, element_size);
+  const cuda::LinearBackwardPlan b = cuda::linear_backward_plan(batch, inputs, outputs, element_size);
+  return py::make_tuple(py::make_tuple(f.per_lane, f.chunk, f.panel),
+                        py::make_tuple(b.per_lane, b.chunk, b.panel, b.span));
+}
+
+}  // namespace
+
+SG_BINDINGS(m) {
+  m.def("sparse_linear", &sparse_linear, py::arg("x"), py::arg("values"), py::arg("bias"), py::arg("crow"),
+        py::arg("col"), py::arg("perm") = py::none(), py::arg("plan") = py::none());
+  m.def("sparse_linear_dvalues", &sparse_linear_dvalues, py::arg("dy"), py::arg("x"), py::arg("crow"), py::arg("col"),
+        py::arg("plan") = py::none());
+  m.def("sparse_linear_dbias", &sparse_linear_dbias);
+  m.def("sparse_linear_plans", &sparse_linear_plans);
+}
+
+}  // namespace sparsegnn::emulated

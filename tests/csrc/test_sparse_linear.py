@@ -1,0 +1,133 @@
+"""The CUDA sparse_linear kernels under the emulator, against dense products in fp64."""
+
+import numpy as np
+import pytest
+
+
+class Weight:
+    """A random pattern [M, K] without duplicates, its transpose, and values."""
+
+    def __init__(self, outputs, inputs, sparsity=0.8, seed=0, full_row=None):
+        self.rng = np.random.default_rng(seed)
+        mask = self.rng.random((outputs, inputs)) >= sparsity
+        if full_row is not None:
+            mask[full_row] = True
+            mask[:, full_row] = True
+        self.outputs, self.inputs, self.nnz = outputs, inputs, int(mask.sum())
+        self.rows, col = np.nonzero(mask)
+        self.crow = np.concatenate([[0], np.cumsum(mask.sum(1))]).astype(np.int32)
+        self.col = col.astype(np.int32)
+        self.perm = np.argsort(col, kind="stable").astype(np.int32)
+        self.row = self.rows[self.perm].astype(np.int32)
+        self.ccol = np.concatenate([[0], np.cumsum(mask.sum(0))]).astype(np.int32)
+
+    def normal(self, *shape):
+        return self.rng.standard_normal(shape)
+
+    def dense(self, values):
+        w = np.zeros((self.outputs, self.inputs))
+        w[self.rows, self.col] = values
+        return w
+
+
+SHAPES = [  # batch, inputs, outputs
+    (0, 4, 3),
+    (1, 1, 1),
+    (5, 3, 0),
+    (5, 0, 3),
+    (33, 8, 16),
+    (70, 13, 67),
+    (40, 64, 72),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_forward_and_both_gradients(emulated, dtype, shape):
+    batch, inputs, outputs = shape
+    w = Weight(outputs, inputs, full_row=0 if inputs and outputs else None)
+    x, dy = dtype.pack(w.normal(batch, inputs)), dtype.pack(w.normal(batch, outputs))
+    values, bias = dtype.pack(w.normal(w.nnz)), w.normal(outputs).astype(dtype.accumulator)
+    dense, wide, grad = w.dense(dtype.unpack(values)), dtype.unpack(x), dtype.unpack(dy)
+    dtype.close(emulated.sparse_linear(x, values, bias, w.crow, w.col), wide @ dense.T + bias)
+    dtype.close(emulated.sparse_linear(dy, values, None, w.ccol, w.row, w.perm), grad @ dense)
+    dtype.close(emulated.sparse_linear_dvalues(dy, x, w.crow, w.col), (grad.T @ wide)[w.rows, w.col])
+    dtype.close(emulated.sparse_linear_dbias(dy), grad.sum(0))
+
+
+@pytest.mark.parametrize(
+    "plan", [(1, 40, 64), (2, 40, 64), (4, 40, 128), (1, 16, 64), (2, 8, 128), (4, 32, 64)], ids=str
+)
+def test_forward_plans(emulated, dtype, plan):
+    """Each width of a lane; inputs in one chunk and in several; outputs in one panel and in several."""
+    if dtype.name == "float64" and plan[0] == 4:
+        pytest.skip("fp64 lanes own one or two samples")
+    w = Weight(100, 40, full_row=7)
+    x, values = dtype.pack(w.normal(140, 40)), dtype.pack(w.normal(w.nnz))
+    y = emulated.sparse_linear(x, values, None, w.crow, w.col, None, plan)
+    dtype.close(y, dtype.unpack(x) @ w.dense(dtype.unpack(values)).T)
+
+
+@pytest.mark.parametrize(
+    "plan", [(1, 40, 50, 2), (2, 40, 24, 1), (4, 40, 50, 1), (1, 16, 24, 3), (2, 8, 50, 1), (4, 24, 24, 2)], ids=str
+)
+def test_dvalues_plans(emulated, dtype, plan):
+    if dtype.name == "float64" and plan[0] == 4:
+        pytest.skip("fp64 lanes own one or two samples")
+    w = Weight(50, 40, 0.9, full_row=7)
+    x, dy = dtype.pack(w.normal(140, 40)), dtype.pack(w.normal(140, 50))
+    dvalues = emulated.sparse_linear_dvalues(dy, x, w.crow, w.col, plan)
+    dtype.close(dvalues, (dtype.unpack(dy).T @ dtype.unpack(x))[w.rows, w.col])
+
+
+def test_misaligned_rows_take_the_scalar_path(emulated, dtype):
+    w = Weight(16, 24)
+    x, values, dy = dtype.pack(w.normal(40, 24)), dtype.pack(w.normal(w.nnz)), dtype.pack(w.normal(40, 16))
+    emulated.set_misalignment(1)
+    y = emulated.sparse_linear(x, values, None, w.crow, w.col)
+    dvalues = emulated.sparse_linear_dvalues(dy, x, w.crow, w.col)
+    emulated.set_misalignment(0)
+    dtype.close(y, dtype.unpack(x) @ w.dense(dtype.unpack(values)).T)
+    dtype.close(dvalues, (dtype.unpack(dy).T @ dtype.unpack(x))[w.rows, w.col])
+
+
+def test_not_finite_inputs_stay_where_they_are(emulated):
+    """An infinity reaches the outputs that use its input, no others; rows of odd length are padded with zeros."""
+    w = Weight(9, 12, 0.6)
+    x, values = np.ones((3, 12), np.float32), np.ones(w.nnz, np.float32)
+    x[1, 0], x[2, 5] = np.inf, np.nan
+    y = emulated.sparse_linear(x, values, None, w.crow, w.col)
+    dense = w.dense(values) != 0
+    np.testing.assert_array_equal(np.isinf(y), np.array([[False] * 9, dense[:, 0], [False] * 9]))
+    np.testing.assert_array_equal(np.isnan(y), np.array([[False] * 9, [False] * 9, dense[:, 5]]))
+    dvalues = emulated.sparse_linear_dvalues(np.ones((3, 9), np.float32), x, w.crow, w.col)
+    np.testing.assert_array_equal(np.isnan(dvalues), w.col == 5)
+    np.testing.assert_array_equal(np.isinf(dvalues), w.col == 0)
+
+
+def test_same_bits_in_every_order(emulated_module):
+    w = Weight(70, 33)
+    x, dy, values = (w.normal(*s).astype(np.float32) for s in ((90, 33), (90, 70), (w.nnz,)))
+    results = []
+    for order in ("forward", "reversed", "shuffled"):
+        emulated_module.set_schedule(order, 7)
+        y = emulated_module.sparse_linear(x, values, None, w.crow, w.col)
+        dvalues = emulated_module.sparse_linear_dvalues(dy, x, w.crow, w.col)
+        results.append(y.tobytes() + dvalues.tobytes() + emulated_module.sparse_linear_dbias(dy).tobytes())
+    assert len(set(results)) == 1
+
+
+@pytest.mark.parametrize("element_size", [2, 4, 8])
+def test_plans_cover_the_shape_and_fit(emulated_module, element_size):
+    """Every plan fits shared memory (the launch would fail) and cuts inputs and outputs without a gap."""
+    for batch in (1, 2_708, 169_343, 3_000_000_000):
+        for inputs in (1, 64, 100, 256, 500, 602, 1433, 8192):
+            for outputs in (1, 40, 64, 256, 1024, 8192):
+                plans = emulated_module.sparse_linear_plans(batch, inputs, outputs, element_size)
+                (n, chunk, panel), (bn, bchunk, bpanel, span) = plans
+                strides = [32 * k + (4 if k == 4 else 2) for k in (n, bn)]
+                assert max(n, bn) <= (2 if element_size == 8 else 4)
+                assert (chunk + 1) * strides[0] * element_size <= 96 * 1024
+                assert (bchunk + bpanel) * strides[1] * element_size <= 96 * 1024
+                assert (chunk == inputs or chunk % 8 == 0) and (bchunk == inputs or bchunk % 8 == 0)
+                assert (panel == outputs or panel % 64 == 0) and (bpanel == outputs or bpanel % 8 == 0)
+                assert 1 <= span
