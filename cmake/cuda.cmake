@@ -1,0 +1,47 @@
+# libsparsegnn_cuda.so, and for every csrc/cuda/<op>.cu what ptxas says of its kernels (target `ptxas_logs`).
+# Needs nvcc alone: no GPU, and torch's CPU build will do.
+if(NOT CMAKE_CUDA_ARCHITECTURES)
+  set(CMAKE_CUDA_ARCHITECTURES "80-real;90" CACHE STRING "SASS for sm_80 and sm_90, PTX for what comes later" FORCE)
+endif()
+include(CheckLanguage)
+check_language(CUDA)
+if(NOT CMAKE_CUDA_COMPILER)
+  if(SPARSEGNN_CUDA STREQUAL "on")
+    message(FATAL_ERROR "SPARSEGNN_CUDA=on, but nvcc was not found or does not work")
+  endif()
+  return()
+endif()
+set(CMAKE_CUDA_STANDARD 17)  # CMake 3.25 knows no CUDA20
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+set(CMAKE_CUDA_EXTENSIONS OFF)
+set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
+set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+set(CMAKE_CUDA_FLAGS_RELEASE "-O3 -DNDEBUG")
+enable_language(CUDA)
+
+file(GLOB cuda_entries CONFIGURE_DEPENDS csrc/cuda/*.cu)
+add_library(sparsegnn_cuda MODULE ${cuda_entries})
+set_target_properties(sparsegnn_cuda PROPERTIES LIBRARY_OUTPUT_DIRECTORY "${SPARSEGNN_OUTPUT}")
+target_compile_definitions(sparsegnn_cuda PRIVATE USE_CUDA)
+# The current stream lives in libtorch_cuda.so, which a CPU-only torch lacks and libtorch.so brings along elsewhere:
+# the library must ask for libtorch.so even though nothing in it is used at link time.
+target_link_libraries(sparsegnn_cuda PRIVATE torch_stable -Wl,--no-as-needed torch torch_cpu)
+
+# One cubin per op for sm_90, from the very files of the library.
+set(ptxas_logs)
+foreach(entry ${cuda_entries})
+  get_filename_component(op ${entry} NAME_WE)
+  set(log "${CMAKE_BINARY_DIR}/ptxas/${op}.txt")
+  add_custom_command(
+    OUTPUT ${log}
+    COMMAND ${CMAKE_COMMAND} -E make_directory "${CMAKE_BINARY_DIR}/ptxas"
+    COMMAND sh -c "\"$0\" \"$@\" > '${log}.tmp' 2>&1 || { cat '${log}.tmp'; exit 1; }" ${CMAKE_CUDA_COMPILER}
+            -std=c++17 -O3 -arch=sm_90 -cubin -Xptxas -v -DNDEBUG -DUSE_CUDA -DTORCH_STABLE_ONLY
+            -DTORCH_TARGET_VERSION=0x020a000000000000 -isystem "${SPARSEGNN_TORCH}/include" ${entry} -MD -MF ${log}.d
+            -MT ${log} -o "${CMAKE_BINARY_DIR}/ptxas/${op}.cubin"
+    COMMAND ${CMAKE_COMMAND} -E rename ${log}.tmp ${log}
+    DEPENDS ${entry} DEPFILE ${log}.d
+    COMMENT "Asking ptxas about ${op}" VERBATIM)
+  list(APPEND ptxas_logs ${log})
+endforeach()
+add_custom_target(ptxas_logs DEPENDS ${ptxas_logs})

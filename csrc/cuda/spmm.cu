@@ -1,0 +1,128 @@
+// spmm / cuda: checks, outputs, dtype, stream. The arithmetic is in spmm.cuh (and sddmm.cuh for dval of max and min).
+#include "spmm.cuh"
+
+#include "dispatch.h"
+#include "sddmm.cuh"
+
+namespace sparsegnn::cuda {
+namespace {
+
+Reduce reduce_of(const std::string& name) {
+  if (name == "sum") return Reduce::sum;
+  if (name == "mean") return Reduce::mean;
+  if (name == "max") return Reduce::max;
+  STD_TORCH_CHECK(name == "min", "spmm: reduce must be sum, mean, max or min, got ", name);
+  return Reduce::min;
+}
+
+std::tuple<Tensor, Tensor> spmm(const Tensor& x_in, const Tensor& crow, const Tensor& col,
+                                const std::optional<Tensor>& val_in, const std::optional<Tensor>& row_scale_in,
+                                const std::optional<Tensor>& col_scale_in, const std::optional<Tensor>& diag_in,
+                                const std::optional<Tensor>& /*ccol*/, const std::optional<Tensor>& /*row*/,
+                                const std::optional<Tensor>& /*perm*/, const std::string& name) {
+  const OnDevice device(x_in);
+  const Reduce reduce = reduce_of(name);
+  check_index_on("spmm", "crow", crow, x_in);
+  check_index_on("spmm", "col", col, x_in);
+  check_device("spmm", "val", val_in, x_in);
+  check_device("spmm", "row_scale", row_scale_in, x_in);
+  check_device("spmm", "col_scale", col_scale_in, x_in);
+  check_device("spmm", "diag", diag_in, x_in);
+  STD_TORCH_CHECK(x_in.dim() == 2, "spmm: x must have shape [N, K], got ", x_in.dim(), " dimension(s)");
+  STD_TORCH_CHECK(crow.numel() >= 1, "spmm: crow must have at least one element");
+  const bool extremum = reduce == Reduce::max || reduce == Reduce::min;
+  const int64_t rows = crow.numel() - 1, width = x_in.size(1), edges = col.numel();
+  const Tensor x = as_contiguous(x_in);
+  const auto val = as_contiguous(val_in);
+  if (val) {
+    check_same_dtype("spmm", "val", *val, x);
+    STD_TORCH_CHECK(val->numel() == edges, "spmm: val must have one element per edge");
+  }
+  const auto row_scale = as_scale(row_scale_in, x), col_scale = as_scale(col_scale_in, x), diag = as_scale(diag_in, x);
+  STD_TORCH_CHECK(!extremum || (!row_scale && !col_scale && !diag), "spmm: scales and diag need reduce sum or mean");
+  STD_TORCH_CHECK(!row_scale || row_scale->numel() == rows, "spmm: row_scale must have one element per row");
+  STD_TORCH_CHECK(!col_scale || col_scale->numel() == x.size(0), "spmm: col_scale must have one element per row of x");
+  STD_TORCH_CHECK(!diag || (diag->numel() == rows && rows == x.size(0)), "spmm: diag needs a square matrix");
+
+  Tensor y = torch::stable::new_empty(x, {rows, width});
+  Tensor arg = torch::stable::new_empty(x, {extremum ? rows : 0, extremum ? width : 0}, ScalarType::Int);
+  dispatch("spmm", x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = acc_t<T>;
+    Tensor pieces = workspace(x, spmm_workspace_bytes<T>(edges, width, reduce));
+    const SpmmArguments<T> a{data<T>(x),
+                             data<int32_t>(crow),
+                             data<int32_t>(col),
+                             data<T>(val),
+                             data<A>(row_scale),
+                             data<A>(col_scale),
+                             data<A>(diag),
+                             mutable_data<T>(y),
+                             extremum ? mutable_data<int32_t>(arg) : nullptr,
+                             rows,
+                             width,
+                             edges};
+    STD_CUDA_CHECK(launch_spmm(a, reduce, pieces.mutable_data_ptr(), device.stream));
+  });
+  return {y, arg};
+}
+
+std::tuple<Tensor, Tensor> spmm_arg_backward(const Tensor& dy_in, const Tensor& x_in, const Tensor& arg_in,
+                                             const std::optional<Tensor>& val_in, const Tensor& crow, const Tensor& col,
+                                             const Tensor& ccol, const Tensor& row, const Tensor& perm, bool need_dx,
+                                             bool need_dval) {
+  const char* op = "spmm_arg_backward";
+  const OnDevice device(dy_in);
+  for (const Tensor* t : {&crow, &col, &ccol, &row, &perm}) check_index_on(op, "the pattern", *t, dy_in);
+  check_device(op, "x", x_in, dy_in);
+  check_device(op, "arg", arg_in, dy_in);
+  check_device(op, "val", val_in, dy_in);
+  const Tensor dy = as_contiguous(dy_in), x = as_contiguous(x_in), arg = as_contiguous(arg_in);
+  const auto val = as_contiguous(val_in);
+  const int64_t rows = crow.numel() - 1, cols = x.size(0), width = x.size(1), edges = col.numel();
+  check_same_dtype(op, "dy", dy, x);
+  STD_TORCH_CHECK(arg.scalar_type() == ScalarType::Int, op, ": arg must be int32");
+  STD_TORCH_CHECK(dy.numel() == rows * width && arg.numel() == rows * width, op, ": dy and arg must have shape [M, K]");
+  STD_TORCH_CHECK(!need_dx || ccol.numel() == cols + 1, op, ": ccol must have N + 1 elements");
+  Tensor dx = torch::stable::new_empty(x, {need_dx ? cols : 0, need_dx ? width : 0});
+  Tensor dval = torch::stable::new_empty(x, {need_dval ? edges : 0});
+  dispatch(op, x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    if (need_dx) {
+      Tensor pieces = workspace(x, spmm_workspace_bytes<T>(edges, width, Reduce::sum));
+      const SpmmArgBackwardArguments<T> a{data<T>(dy),
+                                          data<int32_t>(arg),
+                                          data<T>(val),
+                                          data<int32_t>(ccol),
+                                          data<int32_t>(row),
+                                          data<int32_t>(perm),
+                                          mutable_data<T>(dx),
+                                          cols,
+                                          width,
+                                          edges};
+      STD_CUDA_CHECK(launch_spmm_arg_backward(a, pieces.mutable_data_ptr(), device.stream));
+    }
+    if (need_dval) {
+      const SddmmArguments<T> a{data<T>(dy),
+                                data<T>(x),
+                                data<int32_t>(crow),
+                                data<int32_t>(col),
+                                data<int32_t>(arg),
+                                mutable_data<T>(dval),
+                                rows,
+                                width,
+                                edges};
+      STD_CUDA_CHECK(launch_sddmm(a, device.stream));
+    }
+  });
+  return {dx, dval};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(sparsegnn, CUDA, m) {
+  m.impl("spmm", TORCH_BOX(&spmm));
+  m.impl("spmm_arg_backward", TORCH_BOX(&spmm_arg_backward));
+}
+
+}  // namespace sparsegnn::cuda
