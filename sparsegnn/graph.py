@@ -34,7 +34,8 @@ class CSRGraph:
     val: Tensor | None
     num_cols: int
     perm: Tensor | None = None
-    _cache: dict = field(default_factory=dict)
+    _structure: dict = field(default_factory=dict)  # derived from crow and col; shared by copies with other weights
+    _norms: dict = field(default_factory=dict)
 
     # --- making one ---
 
@@ -95,14 +96,6 @@ class CSRGraph:
 
     # --- what follows from it ---
 
-    def _keep(self, key: str, make):
-        if key in self._cache:
-            return self._cache[key]
-        value = make()
-        if not torch.compiler.is_compiling():  # a compiled region does not write to its inputs
-            self._cache[key] = value
-        return value
-
     def rows(self) -> Tensor:
         """int64 row of every slot; made anew at each call."""
         rows = torch.arange(self.num_rows, device=self.device)
@@ -110,7 +103,7 @@ class CSRGraph:
 
     def transpose(self) -> Csr:
         """``(ccol, row, perm)`` of the transpose; ``ccol`` and ``row`` are ``crow`` and ``col`` when A is symmetric."""
-        return self._keep("transpose", self._transpose)
+        return self._structure.get("transpose") or keep(self._structure, "transpose", self._transpose())
 
     def _transpose(self) -> Csr:
         ccol, row, perm = torch.ops.sparsegnn.csr_transpose(self.crow, self.col, self.num_cols)
@@ -123,8 +116,7 @@ class CSRGraph:
         """The same graph with these weights, ``[E]`` in the order of the edges that it was made from."""
         check_weight("edge_weight", edge_weight, self.col)
         val = edge_weight if edge_weight is None or self.perm is None else edge_weight.index_select(0, self.perm)
-        structure = {k: v for k, v in self._cache.items() if not k.startswith("norm")}
-        return CSRGraph(self.crow, self.col, val, self.num_cols, self.perm, structure)
+        return CSRGraph(self.crow, self.col, val, self.num_cols, self.perm, self._structure)
 
     def gcn_norm(
         self, improved: bool = False, add_self_loops: bool = True, dtype: torch.dtype = torch.float32
@@ -135,14 +127,13 @@ class CSRGraph:
         As PyG's ``gcn_norm`` on an edge list: L gives every node one self-loop; the last of those that a node has
         keeps its weight; others weigh 1, or 2 when ``improved`` and the graph has weights (without, PyG adds 1).
         """
-        key = f"norm {improved} {add_self_loops} {dtype}"
-        return self._keep(key, lambda: self._gcn_norm(improved, add_self_loops, dtype))
+        key = f"{improved} {add_self_loops} {dtype}"
+        return self._norms.get(key) or keep(self._norms, key, self._gcn_norm(improved, add_self_loops, dtype))
 
-    @torch.no_grad()
     def _gcn_norm(self, improved: bool, add_self_loops: bool, dtype: torch.dtype):
         self._check_square("gcn_norm")
         degrees = torch.ops.sparsegnn.csr_degrees
-        val = None if self.val is None else self.val.to(dtype)
+        val = None if self.val is None else self.val.detach().to(dtype)
         deg, diag = degrees(self.crow, val).to(dtype), None
         if add_self_loops:
             is_loop, last = self._loops()
@@ -167,7 +158,7 @@ class CSRGraph:
         Returns ``(graph, slot)``: ``slot`` [E'] int64 is the slot here, or a number from E on for a new loop; of
         several loops of a node the last stays. Without values.
         """
-        return self._keep("looped", self._looped)
+        return self._structure.get("looped") or keep(self._structure, "looped", self._looped())
 
     def _looped(self) -> tuple[CSRGraph, Tensor]:
         self._check_square("add_self_loops")
@@ -220,6 +211,12 @@ class CSRGraph:
         return self if self.device == device else pytree.tree_map_only(Tensor, move, self)
 
 
+def keep(cache: dict, key: str, value):
+    if not torch.compiler.is_compiling():  # a compiled region does not write to its inputs
+        cache[key] = value
+    return value
+
+
 def extend(val: Tensor | None, slot: Tensor, fill_value: float) -> Tensor | None:
     """Values of the edges ``slot`` of :meth:`CSRGraph.looped`; differentiable."""
     if val is None:
@@ -227,13 +224,26 @@ def extend(val: Tensor | None, slot: Tensor, fill_value: float) -> Tensor | None
     return torch.cat([val, val.new_full((1,), fill_value)]).index_select(0, slot.clamp(max=val.numel()))
 
 
+FIELDS = ("crow", "col", "val", "perm", "_structure", "_norms")
+
+
 def _flatten(graph: CSRGraph):
-    return [graph.crow, graph.col, graph.val, graph.perm, graph._cache], graph.num_cols
+    return [getattr(graph, name) for name in FIELDS], graph.num_cols
+
+
+def _flatten_with_keys(graph: CSRGraph):
+    return [(pytree.GetAttrKey(name), getattr(graph, name)) for name in FIELDS], graph.num_cols
 
 
 def _unflatten(children, num_cols: int) -> CSRGraph:
-    crow, col, val, perm, cache = children
-    return CSRGraph(crow, col, val, num_cols, perm, cache)
+    crow, col, val, perm, *derived = children
+    return CSRGraph(crow, col, val, num_cols, perm, *derived)
 
 
-pytree.register_pytree_node(CSRGraph, _flatten, _unflatten, serialized_type_name="sparsegnn.CSRGraph")
+pytree.register_pytree_node(
+    CSRGraph,
+    _flatten,
+    _unflatten,
+    serialized_type_name="sparsegnn.CSRGraph",
+    flatten_with_keys_fn=_flatten_with_keys,
+)

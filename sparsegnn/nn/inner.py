@@ -61,5 +61,5 @@ def check_features(layer: str, x, channels: int) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"{layer}: x must be a floating-point Tensor [N, {channels}], got {got}")
-    if x.dim() != 2 or channels not in (-1, x.size(1)):
+    if x.dim() != 2 or (channels != -1 and channels != x.size(1)):
         raise ValueError(f"{layer}: x must have shape [N, {channels}], got {list(x.shape)}")

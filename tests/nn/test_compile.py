@@ -1,0 +1,131 @@
+"""A two-layer GCN under torch.compile and torch.export; layers under deepcopy, pickle and every kind of checkpoint."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+import torch._dynamo.testing
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from sparsegnn import CSRGraph
+from sparsegnn.nn import GCNConv
+
+
+class GCN(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.first, self.second = GCNConv(8, 16, **options), GCNConv(16, 4, **options)
+
+    def forward(self, x, graph, edge_weight=None):
+        return self.second(self.first(x, graph, edge_weight).relu(), graph, edge_weight)
+
+
+def make(n=30, e=100, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 8, generator=g), torch.randint(n, (2, e), generator=g), torch.rand(e, generator=g)
+
+
+def run(model, *args):
+    y = model(*args)
+    return [y, *torch.autograd.grad(y.square().sum(), [*model.parameters()])]
+
+
+def assert_same(got, wanted, tolerance=0.0):
+    for g, w in zip(got, wanted, strict=True):
+        assert g.dtype == w.dtype and (g - w).norm() <= tolerance * w.norm()
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.7])
+@pytest.mark.parametrize("derived", [False, True], ids=["fresh", "derived"])
+def test_compile_on_a_graph_without_graph_breaks(derived, sparsity):
+    """One compilation serves other graphs, and weights that a controller moved."""
+    torch._dynamo.reset()
+    model = GCN(sparsity=sparsity)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
+    for n, e in ((30, 100), (25, 90), (50, 333)):
+        x, edge_index, _ = make(n, e)
+        graph = CSRGraph.from_edge_index(edge_index, n)
+        if derived:
+            graph.transpose(), graph.gcn_norm()
+        assert_same(run(compiled, x, graph), run(model, x, graph))
+    assert counter.frame_count == 1
+    assert torch._dynamo.explain(model)(x, graph).graph_break_count == 0
+
+
+def test_compile_with_inductor():
+    torch._dynamo.reset()
+    x, edge_index, _ = make()
+    model, graph = GCN(sparsity=0.5), CSRGraph.from_edge_index(edge_index, 30)
+    compiled = torch.compile(model, fullgraph=True)
+    assert_same(run(compiled, x, graph), run(model, x, graph), 1e-6)
+
+
+def test_compile_with_edge_weights_and_raw_edges():
+    torch._dynamo.reset()
+    x, edge_index, weight = make()
+    model = GCN()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert_same(run(compiled, x, edge_index), run(model, x, edge_index))
+    assert_same(run(compiled, x, edge_index, weight), run(model, x, edge_index, weight))
+    weight.requires_grad_()
+    graph = CSRGraph.from_edge_index(edge_index, 30)
+    graph.looped()  # data-dependent size: made before
+    got, wanted = compiled(x, graph, weight), model(x, graph, weight)
+    assert torch.equal(got, wanted)
+    assert_same(torch.autograd.grad(got.sum(), weight), torch.autograd.grad(wanted.sum(), weight), 1e-6)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.7])
+def test_export(sparsity, tmp_path):
+    x, edge_index, _ = make()
+    model, graph = GCN(sparsity=sparsity).eval(), CSRGraph.from_edge_index(edge_index, 30)
+    exported = torch.export.export(model, (x, graph))
+    assert torch.equal(exported.module()(x, graph), model(x, graph))
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.7])
+def test_copies_and_checkpoints(sparsity, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    x, edge_index, _ = make()
+    model, graph = GCN(sparsity=sparsity), CSRGraph.from_edge_index(edge_index, 30)
+    wanted = run(model, x, graph)
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    stream = io.BytesIO()
+    torch.save(model, stream)
+    stream.seek(0)
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(stream, weights_only=False)]
+    for state in (torch.load(tmp_path / "model.pt", weights_only=True), load_file(tmp_path / "model.safetensors")):
+        copies.append(GCN(sparsity=sparsity))
+        copies[-1].load_state_dict(state)
+    if sparsity:  # another number of weights
+        copies.append(GCN(sparsity=0.2))
+        copies[-1].load_state_dict(model.state_dict())
+    for other in copies:
+        assert_same(run(other, x, graph), wanted)
+
+
+def test_cached_graph_is_copied_but_no_part_of_the_checkpoint():
+    x, edge_index, _ = make()
+    conv = GCNConv(8, 4, cached=True)
+    wanted = conv(x, edge_index)
+    assert conv.state_dict().keys() == {"lin.weight", "bias"}
+    for other in (copy.deepcopy(conv), pickle.loads(pickle.dumps(conv))):
+        assert torch.equal(other(x, torch.empty(2, 0).long()), wanted)
+
+
+def test_checkpoint_recomputation_and_no_second_derivative():
+    x, edge_index, _ = make()
+    model, graph = GCN(), CSRGraph.from_edge_index(edge_index, 30)
+    wanted = run(model, x.requires_grad_(), graph)[1:]
+    for reentrant in (False, True):
+        model.zero_grad()
+        checkpoint(model, x, graph, use_reentrant=reentrant).square().sum().backward()
+        assert_same([p.grad for p in model.parameters()], wanted)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        torch.autograd.grad(model(x, graph).sum(), x, create_graph=True)
