@@ -1,0 +1,174 @@
+"""Times an op against its baselines: all contenders interleaved in one process, medians, ratios, roofline fractions.
+
+A file ``ops/bench_<op>.py`` describes its op with four functions:
+
+    cases() -> list of dicts         plain values; ``quick=True`` marks those that a quick run takes
+    ours(case) -> callable           one run of our op
+    baselines(case) -> {name: callable}
+    work(case) -> dict(flop, bytes)  what any implementation must do at least: gives the roofline fraction
+
+``python benchmarks/runner.py spmm`` (or ``sparsegnn bench spmm``) prints a table and writes JSON lines to
+``results/<device>/<op>.jsonl``.
+"""
+
+import argparse
+import functools
+import importlib
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.utils.benchmark import Timer
+
+FOLDER = Path(__file__).resolve().parent
+sys.path[:0] = [str(FOLDER)] if str(FOLDER) not in sys.path else []
+ROUND_SECONDS = 0.05  # least time of one sample; short runs are repeated within it
+
+
+def names() -> list[str]:
+    return sorted(p.stem.removeprefix("bench_") for p in (FOLDER / "ops").glob("bench_*.py"))
+
+
+def load(op: str):
+    return importlib.import_module(f"ops.bench_{op}")
+
+
+def device_name(device: str = "cpu") -> str:
+    """A folder name for results: the processor's or the GPU's model."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device).replace(" ", "-").lower()
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = lines[0].partition(":")[2].strip() if lines else model
+    return f"cpu-{'-'.join(model.lower().split())}-{torch.get_num_threads()}t".replace("/", "-").replace("@", "")
+
+
+def environment(device: str = "cpu") -> dict:
+    import sparsegnn
+
+    return dict(
+        device=device_name(device),
+        threads=torch.get_num_threads(),
+        isa=torch.ops.sparsegnn.isa() if hasattr(torch.ops.sparsegnn, "isa") else None,
+        torch=torch.__version__,
+        sparsegnn=sparsegnn.__version__,
+        python=platform.python_version(),
+        malloc=os.environ.get("SPARSEGNN_MALLOC", "default"),
+    )
+
+
+def interleave(contenders: dict[str, Callable], rounds: int = 7) -> dict[str, list[float]]:
+    """Seconds per run of every contender: ``rounds`` samples each, taken in turns, after one warm-up run."""
+    timers, runs = {}, {}
+    for name, function in contenders.items():
+        function()
+        timers[name] = Timer("f()", globals=dict(f=function), num_threads=torch.get_num_threads())
+        once = timers[name].timeit(1).median
+        runs[name] = max(1, min(1000, int(ROUND_SECONDS / max(once, 1e-7))))
+    samples = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, timer in timers.items():
+            samples[name].append(timer.timeit(runs[name]).median)
+    return samples
+
+
+@functools.cache
+def machine() -> dict[str, float]:
+    """Measured limits of this machine: FLOP/s of a large fp32 ``torch.mm``, bytes/s of a large copy (read + write)."""
+    a, b, c = (torch.randn(2048, 2048) for _ in range(3))
+    x, y = torch.randn(1 << 26), torch.randn(1 << 26)
+    seconds = interleave(dict(mm=lambda: torch.mm(a, b, out=c), copy=lambda: y.copy_(x)), rounds=3)
+    return dict(flops=2 * 2048**3 / min(seconds["mm"]), bandwidth=2 * x.nbytes / min(seconds["copy"]))
+
+
+def measure(op: str, case: dict, rounds: int = 7) -> list[dict]:
+    """Rows of one case: ours first, then every baseline; ``speedup`` is how many times faster ours is."""
+    bench = load(op)
+    contenders = {"sparsegnn": bench.ours(case), **bench.baselines(case)}
+    samples, work, limit = interleave(contenders, rounds), bench.work(case), machine()
+    floor = max(work["flop"] / limit["flops"], work["bytes"] / limit["bandwidth"])
+    own = statistics.median(samples["sparsegnn"])
+    rows = []
+    for name, seconds in samples.items():
+        middle = statistics.median(seconds)
+        rows.append(
+            dict(
+                op=op,
+                case={k: v for k, v in case.items() if k != "quick"},
+                contender=name,
+                ms=1e3 * middle,
+                ms_low=1e3 * min(seconds),
+                ms_high=1e3 * max(seconds),
+                speedup=middle / own,
+                gflops=work["flop"] / middle / 1e9,
+                gbytes_per_second=work["bytes"] / middle / 1e9,
+                roofline=floor / middle,
+            )
+        )
+    return rows
+
+
+def run(op: str, *, quick: bool = False, rounds: int = 7, write: bool = True, table: bool = True) -> list[dict]:
+    """Measure all cases of an op (``quick``: those marked so), write JSON lines, print a table; return the rows."""
+    from tqdm import tqdm
+
+    cases = load(op).cases()
+    if quick:
+        cases = [c for c in cases if c.get("quick")] or cases[:2]
+    rows = []
+    for case in tqdm(cases, desc=f"bench {op}", disable=not sys.stderr.isatty()):
+        rows += measure(op, case, 3 if quick else rounds)
+    if write and not quick:
+        folder = FOLDER / "results" / device_name()
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(environment() | row) for row in rows]
+        temporary = folder / f".{op}.jsonl"
+        temporary.write_text("\n".join(lines) + "\n")
+        temporary.replace(folder / f"{op}.jsonl")
+    if table:
+        show(rows)
+    return rows
+
+
+def show(rows: list[dict]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{rows[0]['op']}: medians, {torch.get_num_threads()} threads", title_justify="left")
+    for name, side in (("case", "left"), ("contender", "left"), ("ms", "right"), ("ours is", "right")):
+        table.add_column(name, justify=side)
+    table.add_column("GFLOP/s", justify="right")
+    table.add_column("of roofline", justify="right")
+    last = None
+    for row in rows:
+        case = ", ".join(f"{k} {v}" for k, v in row["case"].items())
+        ours = row["contender"] == "sparsegnn"
+        table.add_row(
+            case if case != last else "",
+            row["contender"],
+            f"{row['ms']:.3g}",
+            "" if ours else f"{row['speedup']:.2f}x",
+            f"{row['gflops']:.1f}" if row["gflops"] else "",
+            f"{100 * row['roofline']:.0f} %",
+            end_section=False,
+        )
+        last = case
+    Console(stderr=False).print(table)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("op", choices=names())
+    parser.add_argument("--quick", action="store_true", help="marked cases, three rounds, nothing written")
+    parser.add_argument("--threads", type=int, help="torch.set_num_threads")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    run(args.op, quick=args.quick)
