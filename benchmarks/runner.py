@@ -19,6 +19,7 @@ import os
 import platform
 import statistics
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,6 +120,7 @@ def run(op: str, *, quick: bool = False, rounds: int = 7, write: bool = True, ta
     """Measure all cases of an op (``quick``: those marked so), write JSON lines, print a table; return the rows."""
     from tqdm import tqdm
 
+    warnings.filterwarnings("ignore", message="Sparse (CSR|invariant)")  # torch's, about the baselines
     cases = load(op).cases()
     if quick:
         cases = [c for c in cases if c.get("quick")] or cases[:2]
@@ -138,29 +140,33 @@ def run(op: str, *, quick: bool = False, rounds: int = 7, write: bool = True, ta
 
 
 def show(rows: list[dict]) -> None:
+    """Print rows as a table; what all cases share goes into the title."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{rows[0]['op']}: medians, {torch.get_num_threads()} threads", title_justify="left")
-    for name, side in (("case", "left"), ("contender", "left"), ("ms", "right"), ("ours is", "right")):
-        table.add_column(name, justify=side)
-    table.add_column("GFLOP/s", justify="right")
-    table.add_column("of roofline", justify="right")
+    shared = {k: v for k, v in rows[0]["case"].items() if all(row["case"].get(k) == v for row in rows)}
+    title = ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v}" for k, v in shared.items())
+    table = Table(title=f"{rows[0]['op']}: {title}; medians, {torch.get_num_threads()} threads", title_justify="left")
+    table.add_column("case")
+    table.add_column("contender")
+    for name in ("ms", "ours is", "GFLOP/s", "of roofline"):
+        table.add_column(name, justify="right")
     last = None
     for row in rows:
-        case = ", ".join(f"{k} {v}" for k, v in row["case"].items())
+        case = ", ".join(f"{k} {v}" for k, v in row["case"].items() if k not in shared)
         ours = row["contender"] == "sparsegnn"
         table.add_row(
-            case if case != last else "",
+            case if ours else "",
             row["contender"],
             f"{row['ms']:.3g}",
             "" if ours else f"{row['speedup']:.2f}x",
             f"{row['gflops']:.1f}" if row["gflops"] else "",
             f"{100 * row['roofline']:.0f} %",
-            end_section=False,
         )
-        last = case
-    Console(stderr=False).print(table)
+        if last is not None and row is not rows[-1] and rows[rows.index(row) + 1]["contender"] == "sparsegnn":
+            table.add_section()
+        last = row
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
 
 
 if __name__ == "__main__":

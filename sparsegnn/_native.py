@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-FOLDER = Path(__file__).parent
+#: where the libraries are; SPARSEGNN_LIBRARIES names another folder (sanitizer builds, prebuilt libraries)
+FOLDER = Path(os.environ.get("SPARSEGNN_LIBRARIES") or Path(__file__).parent)
 BUILD_HINT = "pip install --no-build-isolation ."  # from a checkout
 
 #: library -> "" when loaded, else the reason

@@ -1,4 +1,4 @@
-"""Aggregation over a log-normal graph, against MKL's CSR product, torch's reductions, torch_sparse, gather + scatter."""
+"""Aggregation over a log-normal graph, against MKL, torch's reductions, torch_sparse, and gather + scatter."""
 
 import torch
 from graphs import lognormal, rmat

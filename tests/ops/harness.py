@@ -6,6 +6,7 @@ derivatives). ``pytest --full`` runs the product of all cases instead of the pai
 """
 
 import itertools
+import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -149,6 +150,7 @@ def cases(variants: Sequence = (None,), graphs=GRAPHS, widths=WIDTHS, dtypes=DTY
     """Pairwise cases over graph, width, dtype, layout, variant and device; marks them, for pytest.mark.parametrize."""
     axes = dict(graph=graphs, width=widths, dtype=dtypes, layout=layouts, variant=variants, device=devices())
     sample = [Case(**row) for row in pairwise(**{k: v for k, v in axes.items() if len(v) > 1})]
+    sample = sample[:: int(os.environ.get("SPARSEGNN_TEST_STRIDE", "1"))]  # sub-runs: other ISAs, sanitizers
     chosen = {str(c) for c in sample}
     extra = (Case(**dict(zip(axes, row, strict=True))) for row in itertools.product(*axes.values()))
     full = [pytest.param(c, marks=pytest.mark.full, id=str(c)) for c in extra if str(c) not in chosen]
