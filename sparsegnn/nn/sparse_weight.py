@@ -83,7 +83,7 @@ class SparseWeight(nn.Module):
 
     def _place(self, crow: Tensor, col: Tensor) -> None:
         """Store positions and their transpose, in place where they fit."""
-        derived = patterns.transpose(crow, col, self.in_features)
+        derived = torch.ops.sparsegnn.csr_transpose(crow, col, self.in_features)
         for name, new in zip(("crow", "col", *DERIVED), (crow, col, *derived), strict=True):
             old = getattr(self, name)
             if old is new:
