@@ -41,20 +41,19 @@ SG_INLINE int64_t bin_of(Key key, const TopologyDigit& d) {
   return int64_t(key >> d.low & ((Key{1} << (d.high - d.low)) - 1));
 }
 
-// True if any of the `n` scores reaches the threshold; written so that the compiler vectorises it.
-template <typename T>
-SG_INLINE bool any_candidate(const T* score, int n, TopologyKey<T> threshold) {
-  TopologyKey<T> any = 0;
-  for (int i = 0; i < n; ++i) any |= TopologyKey<T>(key_of(score[i]) >= threshold);
-  return any != 0;
-}
-
 }  // namespace
 
 template <typename T>
 void topology_histogram(const T* score, int64_t n, const TopologyDigit& digit, int64_t* bins) {
   if (digit.high >= int(sizeof(TopologyKey<T>)) * 8) {
-    for (int64_t i = 0; i < n; ++i) ++bins[bin_of(key_of(score[i]), digit)];
+    constexpr int copies = 4;  // most scores share a few exponents: spread the increments of one bin
+    int32_t local[copies][topology_bins] = {};
+    for (int64_t done = 0; done < n;) {
+      const int64_t stop = n - done < (int64_t{1} << 30) ? n : done + (int64_t{1} << 30);
+      for (; done < stop; ++done) ++local[done % copies][bin_of(key_of(score[done]), digit)];
+      for (int64_t b = 0; b < topology_bins; ++b)
+        for (int c = 0; c < copies; ++c) bins[b] += local[c][b], local[c][b] = 0;
+    }
     return;
   }
   constexpr int block = 16;
@@ -115,32 +114,33 @@ void topology_count_rows(const TopologyArgs<T>& a, int64_t begin, int64_t end) {
 
 template <typename T>
 void topology_emit_rows(const TopologyArgs<T>& a, int64_t begin, int64_t end) {
-  constexpr int block = 32;
+  constexpr int block = 512, word = 8;
+  uint8_t mark[block];  // 1: the position has a weight, or may grow
   for (int64_t r = begin; r < end; ++r) {
-    const T* score = a.score + r * a.cols;
     int64_t out = a.new_crow[r], ties = a.take[r];
-    const auto grows = [&](int64_t j) {
-      const TopologyKey<T> key = key_of(score[j]);
-      const bool tie = key == a.threshold && ties > 0;
-      ties -= tie;
-      return key > a.threshold || tie;
-    };
-    const auto write = [&](int64_t j, int32_t slot) {
-      a.new_col[out] = int32_t(j);
-      a.source[out++] = slot;
-    };
-    int64_t j = 0;
-    for (int32_t e = a.crow[r]; e <= a.crow[r + 1]; ++e) {
-      const int64_t stop = e < a.crow[r + 1] ? a.col[e] : a.cols;  // positions [j, stop) are empty
-      while (j < stop) {
-        const int n = int(stop - j < block ? stop - j : block);
-        if (any_candidate(score + j, n, a.threshold))
-          for (int i = 0; i < n; ++i)
-            if (grows(j + i)) write(j + i, -1);
-        j += n;
+    int32_t e = a.crow[r];
+    const int32_t last = a.crow[r + 1];
+    for (int64_t first = 0; first < a.cols; first += block) {
+      const T* score = a.score + r * a.cols + first;
+      const int n = int(a.cols - first < block ? a.cols - first : block);
+      for (int j = 0; j < n; ++j) mark[j] = key_of(score[j]) >= a.threshold;
+      for (int j = n; j % word != 0; ++j) mark[j] = 0;
+      for (int32_t i = e; i < last && a.col[i] < first + n; ++i) mark[a.col[i] - first] = 1;
+      for (int j = 0; j < n; j += word) {
+        uint64_t marks;
+        for (memcpy(&marks, mark + j, word); marks != 0; marks &= marks - 1) {
+          const int at = j + __builtin_ctzll(marks) / 8;
+          const int32_t slot = e < last && a.col[e] == first + at ? e++ : -1;
+          if (slot < 0 || !a.kept[slot]) {
+            const TopologyKey<T> key = key_of(score[at]);
+            const bool tie = key == a.threshold && ties > 0;
+            ties -= tie;
+            if (key <= a.threshold && !tie) continue;
+          }
+          a.new_col[out] = int32_t(first + at);
+          a.source[out++] = slot;
+        }
       }
-      if (e < a.crow[r + 1] && (a.kept[e] || grows(stop))) write(stop, e);
-      j = stop + 1;
     }
   }
 }
