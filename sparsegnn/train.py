@@ -205,6 +205,15 @@ def make_controller(config: TrainConfig, model: nn.Module, optimizer: torch.opti
     return kind(model, optimizer, drop_fraction=config.drop_fraction, seed=config.seed, **clock)
 
 
+def kernels(config: TrainConfig, model: nn.Module) -> dict[str, str]:
+    """What multiplies and what aggregates in each layer: cpu/<instruction set>, cuda, reference, dense or pyg."""
+    from sparsegnn.report import kernel
+
+    if config.backend == "pyg":
+        return {f"convs.{i}": "pyg" for i in range(len(model.convs))}
+    return {n: kernel(m) for i, c in enumerate(model.convs) for n, m in ((f"convs.{i}", c), (f"convs.{i}.lin", c.lin))}
+
+
 def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
     """Train once and return what came out: accuracies, weights, FLOPs, seconds per step, peak memory.
 
@@ -245,6 +254,7 @@ def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
         "peak_memory_bytes": peak,
         "run_memory_bytes": peak - memory.start,  # above what the process held before the model was made
         "mask_updates": getattr(controller, "updates", 0),
+        "kernels": kernels(config, model),
         "nodes": data.num_nodes,
         "edges": data.num_edges,
         "notes": list(data.notes),
