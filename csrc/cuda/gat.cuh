@@ -17,7 +17,7 @@
 // see        sparsegnn/ops/gat.py, tests/csrc/test_gat.py, benchmarks/ops/bench_gat.py
 #pragma once
 #include "../common/random.h"
-#include "spmm.cuh"  // rows cut into windows: Segments, launch_segments
+#include "../common/segments.cuh"
 
 namespace sparsegnn::cuda {
 
@@ -80,7 +80,7 @@ struct GatState<A, V, true> {
 
 template <typename T, int V_, bool kSave>
 struct GatOp {
-  static constexpr int V = V_;
+  static constexpr int V = V_, kLeastBlocks = 2;
   using A = acc_t<T>;
   using State = GatState<A, V, kSave>;
   GatArguments<T> a;
@@ -167,25 +167,20 @@ struct GatOp {
   }
 };
 
-template <typename T, int V, bool kSave>
-constexpr int kLeastBlocks<GatOp<T, V, kSave>> = 1;
-
 // ---- launchers
 
 template <typename T>
 int64_t gat_workspace_bytes(int64_t edges, int64_t columns, bool save) {
   using A = acc_t<T>;
-  const int64_t window = spmm_window(edges);
-  if (edges <= window) return 0;  // no row can be longer than a window
   constexpr int V = kVector<T>;
   const int64_t wide = save ? sizeof(GatState<A, V, true>) : sizeof(GatState<A, V, false>);
   const int64_t narrow = save ? sizeof(GatState<A, 1, true>) : sizeof(GatState<A, 1, false>);
-  return 2 * ceil_div(edges, window) * max(ceil_div(columns, V) * wide, columns * narrow);
+  return segment_pieces(edges) * max(ceil_div(columns, V) * wide, columns * narrow);
 }
 
 template <typename T, int V>
 cudaError_t launch_gat_vectors(const GatArguments<T>& a, void* workspace, cudaStream_t stream) {
-  const Segments s{a.crow, a.rows, a.scores.heads * a.scores.width, a.edges};
+  const RowSegments s{a.crow, a.rows, a.scores.heads * a.scores.width, a.edges};
   if (a.lse) return launch_segments(GatOp<T, V, true>{a}, s, workspace, stream);
   return launch_segments(GatOp<T, V, false>{a}, s, workspace, stream);
 }

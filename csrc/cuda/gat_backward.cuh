@@ -30,6 +30,8 @@ struct GatBackwardArguments {
   int64_t rows, cols, edges;
 };
 
+constexpr int kGatThreads = 256;
+
 // What an edge needs of its target, for one head: a_dst, lse, D and nothing.
 template <typename A>
 using GatNode = vec<A, 4>;
@@ -42,7 +44,7 @@ struct GatBackwardState {
 
 template <typename T, int V_>
 struct GatBackwardOp {
-  static constexpr int V = V_;
+  static constexpr int V = V_, kLeastBlocks = sizeof(T) == 8 ? 1 : 2;
   using A = acc_t<T>;
   using State = GatBackwardState<T, V>;
   GatBackwardArguments<T> a;
@@ -93,9 +95,6 @@ struct GatBackwardOp {
   }
 };
 
-template <typename T, int V>
-constexpr int kLeastBlocks<GatBackwardOp<T, V>> = 1;
-
 // The product of two vectors of `width` elements, by a group of lanes; every lane gets it.
 template <int V, typename T>
 __device__ __forceinline__ acc_t<T> gat_product(const T* a, const T* b, int64_t width, int lanes) {
@@ -109,9 +108,9 @@ __device__ __forceinline__ acc_t<T> gat_product(const T* a, const T* b, int64_t 
 
 // A group of lanes for each (node, head).
 template <typename T, int V>
-__global__ void __launch_bounds__(kSpmmThreads)
+__global__ void __launch_bounds__(kGatThreads)
     gat_nodes_kernel(GatBackwardArguments<T> a, int lanes, GatNode<acc_t<T>>* node) {
-  const int64_t n = int64_t{blockIdx.x} * (kSpmmThreads / lanes) + threadIdx.x / lanes;
+  const int64_t n = int64_t{blockIdx.x} * (kGatThreads / lanes) + threadIdx.x / lanes;
   const bool inside = n < a.rows * a.scores.heads;
   const int64_t width = inside ? a.scores.width : 0, at = inside ? n * width : 0;
   const acc_t<T> flow = gat_product<V>(a.dy + at, a.y + at, width, lanes);
@@ -123,8 +122,8 @@ __global__ void __launch_bounds__(kSpmmThreads)
 
 // da_src[j, h] = the sum of its parts.
 template <typename A>
-__global__ void __launch_bounds__(kSpmmThreads) gat_parts_kernel(const A* part, int64_t count, int64_t parts, A* sum) {
-  const int64_t n = int64_t{blockIdx.x} * kSpmmThreads + threadIdx.x;
+__global__ void __launch_bounds__(kGatThreads) gat_parts_kernel(const A* part, int64_t count, int64_t parts, A* sum) {
+  const int64_t n = int64_t{blockIdx.x} * kGatThreads + threadIdx.x;
   if (n >= count) return;
   A s = 0;
 #pragma unroll 4
@@ -136,11 +135,11 @@ constexpr int kGatEdges = 16;  // transposed edges of a group, so that the sourc
 
 // A group of lanes for each (run of edges, head).
 template <typename T, int V>
-__global__ void __launch_bounds__(kSpmmThreads)
+__global__ void __launch_bounds__(kGatThreads)
     gat_edges_kernel(GatBackwardArguments<T> a, int lanes, const GatNode<acc_t<T>>* node) {
   using A = acc_t<T>;
   const GatScores<A>& g = a.scores;
-  const int64_t group = int64_t{blockIdx.x} * (kSpmmThreads / lanes) + threadIdx.x / lanes;
+  const int64_t group = int64_t{blockIdx.x} * (kGatThreads / lanes) + threadIdx.x / lanes;
   const int64_t begin = group / g.heads * kGatEdges, h = group % g.heads;
   const A scale = g.scale();
   const RandomKey key = g.key();
@@ -177,10 +176,10 @@ struct GatBackwardWorkspace {
   explicit GatBackwardWorkspace(const GatBackwardArguments<T>& a) {
     const bool wide = gat_backward_vectors(a);
     const int64_t state = wide ? sizeof(GatBackwardState<T, kVector<T>>) : sizeof(GatBackwardState<T, 1>);
-    const int64_t columns = a.scores.heads * a.scores.width / (wide ? kVector<T> : 1), window = spmm_window(a.edges);
+    const int64_t columns = a.scores.heads * a.scores.width / (wide ? kVector<T> : 1);
     nodes = a.rows * a.scores.heads * sizeof(GatNode<acc_t<T>>);
     parts = ceil_div(a.cols * columns * sizeof(acc_t<T>), 16) * 16;
-    pieces = a.edges > window ? 2 * ceil_div(a.edges, window) * columns * state : 0;
+    pieces = segment_pieces(a.edges) * columns * state;
   }
   int64_t bytes() const { return nodes + parts + pieces; }
 };
@@ -197,17 +196,17 @@ cudaError_t launch_gat_backward_vectors(const GatBackwardArguments<T>& a, void* 
   const auto blocks = [](int64_t items, int64_t each) { return static_cast<unsigned>(ceil_div(items, each)); };
   cudaError_t error = cudaSuccess;
   if (a.rows * heads > 0)
-    error = launch(gat_nodes_kernel<T, V>, blocks(a.rows * heads, kSpmmThreads / lanes), kSpmmThreads, 0, stream, a,
+    error = launch(gat_nodes_kernel<T, V>, blocks(a.rows * heads, kGatThreads / lanes), kGatThreads, 0, stream, a,
                    lanes, node);
   if (error != cudaSuccess) return error;
-  error = launch_segments(GatBackwardOp<T, V>{a, node, part}, Segments{a.ccol, a.cols, heads * width, a.edges}, pieces,
-                          stream);
+  error = launch_segments(GatBackwardOp<T, V>{a, node, part}, RowSegments{a.ccol, a.cols, heads * width, a.edges},
+                          pieces, stream);
   if (error == cudaSuccess && a.cols * heads > 0)
-    error = launch(gat_parts_kernel<A>, blocks(a.cols * heads, kSpmmThreads), kSpmmThreads, 0, stream, part,
+    error = launch(gat_parts_kernel<A>, blocks(a.cols * heads, kGatThreads), kGatThreads, 0, stream, part,
                    a.cols * heads, width / V, a.da_src);
   if (error != cudaSuccess || !a.da_edge || a.edges * heads == 0) return error;
-  return launch(gat_edges_kernel<T, V>, blocks(ceil_div(a.edges, kGatEdges) * heads, kSpmmThreads / lanes),
-                kSpmmThreads, 0, stream, a, lanes, node);
+  return launch(gat_edges_kernel<T, V>, blocks(ceil_div(a.edges, kGatEdges) * heads, kGatThreads / lanes), kGatThreads,
+                0, stream, a, lanes, node);
 }
 
 // workspace: GatBackwardWorkspace<T>(a).bytes(), aligned to 16 bytes.

@@ -59,7 +59,7 @@ int64_t spmm_workspace_bytes(int64_t edges, int64_t width, Reduce reduce) {
   return 2 * ceil_div(edges, window) * width * state;
 }
 
-// ---- what is reduced: span() over edges of row r, merge() of two spans of a row, finish() of the row
+// ---- what is reduced: span() over edges of one row, merge() of two spans, finish() of the row
 
 template <typename T, int V_>
 struct SumOp {
@@ -68,7 +68,7 @@ struct SumOp {
   SpmmArguments<T> a;
   bool mean;
 
-  __device__ State span(int64_t, int64_t begin, int64_t end, int64_t j) const {
+  __device__ State span(int64_t begin, int64_t end, int64_t j) const {
     State sum = {};
 #pragma unroll 4
     for (int64_t e = begin; e < end; ++e) {
@@ -117,7 +117,7 @@ struct ExtremumOp {
     best.arg[i] = arg;
   }
 
-  __device__ State span(int64_t, int64_t begin, int64_t end, int64_t j) const {
+  __device__ State span(int64_t begin, int64_t end, int64_t j) const {
     State best;
     for (int i = 0; i < V; ++i) best.value[i] = 0, best.arg[i] = -1;
 #pragma unroll 4
@@ -147,7 +147,7 @@ struct ArgBackwardOp {
   using State = vec<acc_t<T>, V>;
   SpmmArgBackwardArguments<T> a;
 
-  __device__ State span(int64_t, int64_t begin, int64_t end, int64_t j) const {
+  __device__ State span(int64_t begin, int64_t end, int64_t j) const {
     State sum = {};
 #pragma unroll 4
     for (int64_t t = begin; t < end; ++t) {
@@ -176,10 +176,6 @@ struct ArgBackwardOp {
 
 constexpr int kSpmmThreads = 256;
 
-// Blocks that an SM must have room for, the least that keeps registers from being spilled; 0: as the compiler likes.
-template <typename Op>
-constexpr int kLeastBlocks = 0;
-
 // A CSR pattern and how its edges are cut: the blocks before `window_blocks` walk windows, the others rows.
 struct Segments {
   const int32_t* crow;
@@ -189,8 +185,7 @@ struct Segments {
 };
 
 template <typename Op>
-__global__ void __launch_bounds__(kSpmmThreads, kLeastBlocks<Op>)
-    spmm_kernel(Op op, Segments s, typename Op::State* piece) {
+__global__ void __launch_bounds__(kSpmmThreads) spmm_kernel(Op op, Segments s, typename Op::State* piece) {
   const int64_t j = (int64_t{blockIdx.y} * s.lanes + threadIdx.x % s.lanes) * Op::V;
   if (j >= s.width) return;
   const int64_t group = int64_t{blockIdx.x} * s.groups + threadIdx.x / s.lanes;
@@ -198,7 +193,7 @@ __global__ void __launch_bounds__(kSpmmThreads, kLeastBlocks<Op>)
     const int64_t r = group - s.window_blocks * s.groups;
     if (r >= s.rows) return;
     const int64_t begin = s.crow[r], end = s.crow[r + 1];
-    if (end - begin <= s.window) op.finish(r, j, end - begin, op.span(r, begin, end, j));
+    if (end - begin <= s.window) op.finish(r, j, end - begin, op.span(begin, end, j));
     return;
   }
   if (group >= s.windows) return;
@@ -207,7 +202,7 @@ __global__ void __launch_bounds__(kSpmmThreads, kLeastBlocks<Op>)
   int64_t r = row_of_edge(s.crow, s.rows, begin);
   for (int side = 0; side < 2; ++side) {  // the row at the window's first edge, then the one at its last
     const int64_t from = max<int64_t>(begin, s.crow[r]), to = min<int64_t>(end, s.crow[r + 1]);
-    if (s.crow[r + 1] - s.crow[r] > s.window) piece[(2 * group + side) * columns + j / Op::V] = op.span(r, from, to, j);
+    if (s.crow[r + 1] - s.crow[r] > s.window) piece[(2 * group + side) * columns + j / Op::V] = op.span(from, to, j);
     if (to == end) return;
     r = row_of_edge(s.crow, s.rows, end - 1);
   }
@@ -215,8 +210,7 @@ __global__ void __launch_bounds__(kSpmmThreads, kLeastBlocks<Op>)
 
 // Adds the pieces of the row that begins in each window and is longer than one.
 template <typename Op>
-__global__ void __launch_bounds__(kSpmmThreads, kLeastBlocks<Op>)
-    spmm_merge_kernel(Op op, Segments s, const typename Op::State* piece) {
+__global__ void __launch_bounds__(kSpmmThreads) spmm_merge_kernel(Op op, Segments s, const typename Op::State* piece) {
   const int64_t j = (int64_t{blockIdx.y} * s.lanes + threadIdx.x % s.lanes) * Op::V;
   const int64_t w = int64_t{blockIdx.x} * s.groups + threadIdx.x / s.lanes;
   if (j >= s.width || w >= s.windows) return;
