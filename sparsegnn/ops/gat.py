@@ -19,12 +19,8 @@ from sparsegnn.ops._random import dropout_factor
 
 def reference(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, negative_slope, dropout, seed, save):
     """The same in plain PyTorch: what the tests compare with, and what runs when nothing is compiled."""
-    acc, rows, source, edges = (
-        torch.promote_types(x.dtype, torch.float32),
-        rows_of(crow, col.numel()),
-        col.long(),
-        col.numel(),
-    )
+    acc, edges = torch.promote_types(x.dtype, torch.float32), col.numel()
+    rows, source = rows_of(crow, edges), col.long()
     score = a_src.to(acc)[source] + a_dst.to(acc)[rows]
     score = score if a_edge is None else score + a_edge.to(acc)
     logit = leaky_relu(score, negative_slope)
@@ -87,17 +83,8 @@ def _(x, a_src, a_dst, a_edge, crow, col, *args, out_shape=None, **kwargs) -> in
     return 2 * col[0] * x[1] * x[2]  # arguments are shapes
 
 
-def gat(
-    graph,
-    x: Tensor,
-    a_src: Tensor,
-    a_dst: Tensor,
-    a_edge: Tensor | None = None,
-    *,
-    negative_slope: float = 0.2,
-    dropout: float = 0.0,
-    seed: Tensor | None = None,
-) -> Tensor:
+def gat(graph, x: Tensor, a_src: Tensor, a_dst: Tensor, a_edge: Tensor | None = None, *,
+        negative_slope: float = 0.2, dropout: float = 0.0, seed: Tensor | None = None) -> Tensor:  # fmt: skip
     """Attend over the in-neighbours of every node.
 
     Args:
