@@ -59,7 +59,7 @@ struct GatArguments {
   const T* x;
   const int32_t *crow, *col;
   T* y;
-  acc_t<T>* lse;  // null, and tilt null, when nothing is saved
+  acc_t<T>* lse;  // lse and tilt may be null when nothing is saved
   T* tilt;
   int64_t rows, edges;
 };
@@ -179,18 +179,18 @@ int64_t gat_workspace_bytes(int64_t edges, int64_t columns, bool save) {
 }
 
 template <typename T, int V>
-cudaError_t launch_gat_vectors(const GatArguments<T>& a, void* workspace, cudaStream_t stream) {
+cudaError_t launch_gat_vectors(const GatArguments<T>& a, bool save, void* workspace, cudaStream_t stream) {
   const RowSegments s{a.crow, a.rows, a.scores.heads * a.scores.width, a.edges};
-  if (a.lse) return launch_segments(GatOp<T, V, true>{a}, s, workspace, stream);
+  if (save) return launch_segments(GatOp<T, V, true>{a}, s, workspace, stream);
   return launch_segments(GatOp<T, V, false>{a}, s, workspace, stream);
 }
 
 // workspace: gat_workspace_bytes<T>(...), aligned to 16 bytes.
 template <typename T>
-cudaError_t launch_gat(const GatArguments<T>& a, void* workspace, cudaStream_t stream) {
+cudaError_t launch_gat(const GatArguments<T>& a, bool save, void* workspace, cudaStream_t stream) {
   constexpr int V = kVector<T>;
-  if (can_vectorise(V, a.scores.width, a.x, a.y, a.tilt)) return launch_gat_vectors<T, V>(a, workspace, stream);
-  return launch_gat_vectors<T, 1>(a, workspace, stream);
+  if (can_vectorise(V, a.scores.width, a.x, a.y, a.tilt)) return launch_gat_vectors<T, V>(a, save, workspace, stream);
+  return launch_gat_vectors<T, 1>(a, save, workspace, stream);
 }
 
 }  // namespace sparsegnn::cuda

@@ -29,7 +29,7 @@ py::object gat(const py::array& x, const py::array& a_src, const py::array& a_ds
                                              save ? tilt.data() : nullptr,
                                              rows,
                                              c.size()};
-    check(cuda::launch_gat(arguments, workspace.data() - misalignment(), nullptr));
+    check(cuda::launch_gat(arguments, save, workspace.data() - misalignment(), nullptr));
     return py::make_tuple(y.numpy(), lse.numpy(), tilt.numpy());
   });
 }
