@@ -149,7 +149,6 @@ if {bool(sparsegnn._native.status.get("cuda") != "")!r}:
     torch.ops.load_library({str(library)!r})
 for op in {registered!r}:
     assert torch._C._dispatch_has_kernel_for_dispatch_key("sparsegnn::" + op, "CUDA"), op
-    assert torch._C._dispatch_has_kernel_for_dispatch_key("sparsegnn::" + op, "CPU"), op + " has no CPU kernel"
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
