@@ -1,5 +1,7 @@
 """y = x W^T + bias with W stored as its nonzeros: the linear layer of sparse training, all three matmuls sparse."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
@@ -95,7 +97,8 @@ def sparse_linear(x, values, bias, crow, col, ccol, row, perm) -> Tensor:
         check_like(name, "values", values, x)
     if bias is not None:
         check(name, "bias", bias, f"[{m}]", isinstance(bias, Tensor) and bias.shape == (m,))
-    return op(x.reshape(-1, k), values, bias, crow, col, ccol, row, perm).view(*x.shape[:-1], m)
+    flat = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), k)
+    return op(flat, values, bias, crow, col, ccol, row, perm).view(*x.shape[:-1], m)
 
 
 def probe_reference(x, probe):

@@ -173,7 +173,7 @@ def relative_error(got: Tensor, want: Tensor) -> float:
     return ((got - want).norm().item() / norm) if norm else got.norm().item()
 
 
-def _run(op: Op, inputs: dict, function=None):
+def _run(op: Op, inputs: dict, function=None, flow_dtype=None):
     """Outputs of the op, and the gradients of sum(out * random) with respect to ``op.grad``."""
     leaves = {n: inputs[n].detach().requires_grad_() for n in op.grad if inputs.get(n) is not None}
     outputs = _tuple((function or op.call)(**{**inputs, **leaves}))
@@ -181,7 +181,8 @@ def _run(op: Op, inputs: dict, function=None):
     if not leaves or not real:
         return outputs, {n: torch.zeros_like(t) for n, t in leaves.items()}
     g = torch.Generator().manual_seed(5)
-    flows = [torch.randn(o.shape, generator=g, dtype=torch.float64).to(o.dtype).to(o.device) for o in real]
+    flows = [torch.randn(o.shape, generator=g, dtype=torch.float64).to(flow_dtype or o.dtype) for o in real]
+    flows = [f.to(o) for f, o in zip(flows, real, strict=True)]  # rounded alike for the op and its oracle
     grads = torch.autograd.grad(real, list(leaves.values()), flows, allow_unused=True)
     zero = (torch.zeros_like(t) if v is None else v for t, v in zip(leaves.values(), grads, strict=True))
     return outputs, dict(zip(leaves, zero, strict=True))
@@ -193,7 +194,7 @@ def check_op(op: Op, case: Case) -> None:
     tolerance = (TOLERANCE | op.tolerance)[case.dtype]
     outputs, grads = _run(op, inputs)
     on_cpu = {n: v.cpu() if isinstance(v, Tensor) else v for n, v in inputs.items()}
-    wanted, wanted_grads = _run(op, {n: _double(v) for n, v in on_cpu.items()}, op.oracle)
+    wanted, wanted_grads = _run(op, {n: _double(v) for n, v in on_cpu.items()}, op.oracle, case.dtype)
     for i, (got, want) in enumerate(zip(outputs, wanted, strict=False)):
         if i in op.exact_outputs:
             assert torch.equal(got.cpu().long(), want.long()), f"output {i} differs"

@@ -1,0 +1,85 @@
+// The packed weight of one sparse_linear call, in memory that the calling thread keeps for the next call.
+#pragma once
+#include <cstdlib>
+#include <memory>
+#include <utility>
+
+#include "../common/tensor.h"
+#include "dispatch.h"
+#include "sparse_linear.h"
+
+namespace sparsegnn {
+
+// Grows when needed, never shrinks below `keep`, aligned to a cache line; contents are lost when it grows.
+class Workspace {
+ public:
+  template <typename T>
+  T* get(int64_t count) {
+    const size_t bytes = (size_t(count) * sizeof(T) + 63) / 64 * 64 + 64;
+    if (bytes > size_) {
+      memory_.reset();
+      memory_.reset(std::aligned_alloc(64, bytes));
+      size_ = memory_ ? bytes : 0;
+      STD_TORCH_CHECK(memory_ != nullptr, "sparse_linear: out of memory for a workspace of ", bytes, " bytes");
+    }
+    return static_cast<T*>(memory_.get());
+  }
+  // Gives large memory back.
+  void trim(size_t keep = size_t{64} << 20) {
+    if (size_ > keep) {
+      memory_.reset();
+      size_ = 0;
+    }
+  }
+
+ private:
+  struct Free {
+    void operator()(void* p) const { std::free(p); }
+  };
+  std::unique_ptr<void, Free> memory_;
+  size_t size_ = 0;
+};
+
+inline void check_packed(SparseLinearPackError error) {
+  using E = SparseLinearPackError;
+  STD_TORCH_CHECK(error != E::crow, "sparse_linear: crow must ascend from 0 to the number of values");
+  STD_TORCH_CHECK(error != E::col, "sparse_linear: col must ascend within rows and lie in the range of the inputs");
+  STD_TORCH_CHECK(error != E::perm, "sparse_linear: perm must be a permutation of the values");
+}
+
+// Rows [rows, cols] from (crow, col), entry t being values[perm[t]], or values[t] without perm.
+template <typename T, typename A = accumulate<T>>
+class SparseLinearWeight {
+ public:
+  SparseLinearWeight(const SparseLinearPlan& plan, int64_t rows, int64_t cols, const int32_t* crow, const int32_t* col,
+                     const int32_t* perm, const T* values, int64_t nnz) {
+    thread_local Workspace memory;
+    const int64_t blocks = (cols + plan.block - 1) / plan.block, panels = (rows + plan.panel - 1) / plan.panel;
+    const int64_t parts = blocks * panels, lines = blocks * rows;
+    const int64_t padded = (nnz + 15) / 16 * 16;
+    const int64_t words = padded * (2 + int64_t(sizeof(A)) / 4) + 3 * (parts + 1) + 3 * lines + (lines + rows);
+    int32_t* p = memory.get<int32_t>(words);
+    const auto take = [&](int64_t count) { return std::exchange(p, p + count); };
+    SparseLinearPackArgs<T, A> a{};
+    a.crow = crow, a.col = col, a.perm = perm, a.values = values, a.nnz = nnz, a.out = &packed_;
+    a.value = reinterpret_cast<A*>(take(padded * int64_t(sizeof(A)) / 4));
+    a.offset = reinterpret_cast<uint32_t*>(take(padded));
+    a.slot = take(padded);
+    a.first_run = take(parts + 1), a.first_row = take(parts + 1), a.first_entry = take(parts + 1);
+    a.runs = reinterpret_cast<SparseLinearRun*>(take(2 * lines));
+    a.order = take(lines);
+    a.starts = take(lines + rows);
+    packed_ = {rows, cols, plan, a.first_run, a.first_row, a.first_entry, a.runs, a.order, a.offset, a.value};
+    slot_ = a.slot;
+    check_packed(SG_PICK(sparse_linear_pack<T, A>)(a));
+  }
+
+  const SparseLinearPacked<A>& packed() const { return packed_; }
+  const int32_t* slot() const { return slot_; }
+
+ private:
+  SparseLinearPacked<A> packed_{};
+  const int32_t* slot_ = nullptr;
+};
+
+}  // namespace sparsegnn

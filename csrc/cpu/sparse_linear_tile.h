@@ -1,0 +1,255 @@
+// Batch tiles of sparse_linear: [samples, features] in memory, [features][samples] in the tile, so that one weight
+// meets a whole vector of samples. Blocks of lanes x lanes elements are transposed in registers on the way in and out.
+// Kernel files only.
+#pragma once
+#include "simd.h"
+#include "sparse_linear.h"
+
+namespace sparsegnn {
+namespace SG_ISA {
+namespace {
+
+// For code that many unrolled variants share.
+#define SG_NOINLINE __attribute__((noinline))
+
+// Rows of up to this many entries run unrolled code of their own: 24 covers nearly all rows of a block at 90 %. Few
+// where no time is measured, to keep the library small.
+#if defined(__AVX512F__)
+template <typename A>
+constexpr int max_unroll = sizeof(A) == 4 ? 24 : 8;
+#elif defined(__AVX2__)
+template <typename A>
+constexpr int max_unroll = sizeof(A) == 4 ? 12 : 2;
+#else
+template <typename A>
+constexpr int max_unroll = 2;
+#endif
+
+// --- shuffles, as index formulas that compile to unpack and 128-bit lane instructions ---
+
+template <int... I>
+struct ints {};
+template <int n, int... I>
+struct count_up : count_up<n - 1, n - 1, I...> {};
+template <int... I>
+struct count_up<0, I...> {
+  using type = ints<I...>;
+};
+
+template <typename A>
+constexpr int group = 16 / int(sizeof(A));  // elements of a 128-bit lane
+template <typename A>
+constexpr int lane_count = lanes<A> / group<A>;
+
+// Interleaves units of `unit` elements of the low (high) halves of each 128-bit lane of a and b.
+template <typename A, int unit, bool high>
+constexpr int unpack_index(int i) {
+  const int lane = i / group<A>, u = i % group<A> / unit, half = group<A> / unit / 2;
+  return (u % 2) * lanes<A> + lane * group<A> + ((high ? half : 0) + u / 2) * unit + i % unit;
+}
+// Half the 128-bit lanes of a, then half those of b: the even ones or the odd ones.
+template <typename A, bool odd>
+constexpr int pick_index(int i) {
+  constexpr int half = lane_count < A >> 1 ? lane_count<A> / 2 : 1;
+  const int lane = i / group<A>;
+  return (lane / half) * lanes<A> + (2 * (lane % half) + odd) * group<A> + i % group<A>;
+}
+template <typename A, int unit, bool high, int... I>
+SG_INLINE vec<A> unpack(vec<A> a, vec<A> b, ints<I...>) {
+  return __builtin_shufflevector(a, b, unpack_index<A, unit, high>(I)...);
+}
+template <typename A, int unit, bool high>
+SG_INLINE vec<A> unpack(vec<A> a, vec<A> b) {
+  return unpack<A, unit, high>(a, b, typename count_up<lanes<A>>::type{});
+}
+template <typename A, bool odd, int... I>
+SG_INLINE vec<A> pick(vec<A> a, vec<A> b, ints<I...>) {
+  return __builtin_shufflevector(a, b, pick_index<A, odd>(I)...);
+}
+template <typename A, bool odd>
+SG_INLINE vec<A> pick(vec<A> a, vec<A> b) {
+  return pick<A, odd>(a, b, typename count_up<lanes<A>>::type{});
+}
+
+// r[i][j] becomes r[j][i].
+template <typename A>
+SG_INLINE void transpose(vec<A>* r) {
+  constexpr int L = lanes<A>, g = group<A>, n = lane_count<A>;
+  vec<A> u[L];
+#pragma GCC unroll 16
+  for (int i = 0; i < L; i += g) {
+    if constexpr (g == 4) {
+      const vec<A> a = unpack<A, 1, false>(r[i], r[i + 1]), b = unpack<A, 1, true>(r[i], r[i + 1]);
+      const vec<A> c = unpack<A, 1, false>(r[i + 2], r[i + 3]), d = unpack<A, 1, true>(r[i + 2], r[i + 3]);
+      u[i] = unpack<A, 2, false>(a, c), u[i + 1] = unpack<A, 2, true>(a, c);
+      u[i + 2] = unpack<A, 2, false>(b, d), u[i + 3] = unpack<A, 2, true>(b, d);
+    } else {
+      u[i] = unpack<A, 1, false>(r[i], r[i + 1]), u[i + 1] = unpack<A, 1, true>(r[i], r[i + 1]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int j = 0; j < g; ++j) {
+    if constexpr (n == 4) {
+      const vec<A> a = pick<A, false>(u[j], u[g + j]), b = pick<A, true>(u[j], u[g + j]);
+      const vec<A> c = pick<A, false>(u[2 * g + j], u[3 * g + j]), d = pick<A, true>(u[2 * g + j], u[3 * g + j]);
+      r[j] = pick<A, false>(a, c), r[2 * g + j] = pick<A, true>(a, c);
+      r[g + j] = pick<A, false>(b, d), r[3 * g + j] = pick<A, true>(b, d);
+    } else if constexpr (n == 2) {
+      r[j] = pick<A, false>(u[j], u[g + j]), r[g + j] = pick<A, true>(u[j], u[g + j]);
+    } else {
+      r[j] = u[j];
+    }
+  }
+}
+
+// Lane i of the result is the sum over the lanes of the i-th vector at p: a tree of 2 shuffles and 1 addition a step.
+template <typename A>
+SG_INLINE vec<A> sums(const A* p) {
+  constexpr int L = lanes<A>, g = group<A>, n = lane_count<A>;
+  vec<A> u[n];
+#pragma GCC unroll 16
+  for (int i = 0; i < n; ++i) {
+    const A* q = p + i * g * L;
+    u[i] = unpack<A, 1, false>(load(q), load(q + L)) + unpack<A, 1, true>(load(q), load(q + L));
+    if constexpr (g == 4) {
+      const vec<A> c = load(q + 2 * L), d = load(q + 3 * L);
+      const vec<A> v = unpack<A, 1, false>(c, d) + unpack<A, 1, true>(c, d);
+      u[i] = unpack<A, 2, false>(u[i], v) + unpack<A, 2, true>(u[i], v);
+    }
+  }
+#pragma GCC unroll 4
+  for (int m = n; m > 1; m /= 2)
+#pragma GCC unroll 4
+    for (int i = 0; i < m / 2; ++i)
+      u[i] = pick<A, false>(u[2 * i], u[2 * i + 1]) + pick<A, true>(u[2 * i], u[2 * i + 1]);
+  return u[0];
+}
+
+// --- tiles of B = Z * lanes samples ---
+
+// tile[k][n] = src[n, k] for n < samples, k < width; samples up to B become 0. column_sum[k] += the sum over n.
+template <int Z, bool sum_columns = false, typename T, typename A>
+SG_NOINLINE void tile_in(const T* src, int64_t stride, int64_t samples, int64_t width, A* tile,
+                         A* column_sum = nullptr) {
+  constexpr int L = lanes<A>, B = Z * L;
+  for (int64_t n = 0; n < B; n += L) {
+    const int64_t rows = samples - n < L ? samples - n : L;
+    for (int64_t k = 0; k < width; k += L) {
+      const int64_t columns = width - k < L ? width - k : L;
+      const T* p = src + n * stride + k;
+      vec<A> r[L];
+      if (rows == L && columns == L) {
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) r[i] = load(p + i * stride);
+      } else {
+        for (int i = 0; i < L; ++i) r[i] = i < rows ? load_n(p + i * stride, int(columns)) : vec<A>{};
+      }
+      if constexpr (sum_columns) {
+        vec<A> s[L];
+        for (int i = 0; i < L; ++i) s[i] = r[i];
+#pragma GCC unroll 4
+        for (int m = L / 2; m > 0; m /= 2)
+#pragma GCC unroll 8
+          for (int i = 0; i < m; ++i) s[i] += s[i + m];
+        if (columns == L) {
+          store(column_sum + k, load(column_sum + k) + s[0]);
+        } else {
+          store_n(column_sum + k, load_n(column_sum + k, int(columns)) + s[0], int(columns));
+        }
+      }
+      transpose<A>(r);
+      A* out = tile + k * B + n;
+      if (columns == L) {
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) store(out + i * B, r[i]);
+      } else {
+        for (int i = 0; i < columns; ++i) store(out + i * B, r[i]);
+      }
+    }
+  }
+}
+
+template <typename T>
+SG_INLINE void store_past_caches(T* p, vec<acc<T>> v) {
+#if defined(__AVX512F__)
+  if constexpr (__is_same(T, float)) return _mm512_stream_ps(p, v);
+  if constexpr (__is_same(T, double)) return _mm512_stream_pd(p, v);
+#elif defined(__AVX2__)
+  if constexpr (__is_same(T, float)) return _mm256_stream_ps(p, v);
+  if constexpr (__is_same(T, double)) return _mm256_stream_pd(p, v);
+#endif
+  store(p, v);
+}
+
+SG_INLINE void stores_done() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
+// dst[n, k] = tile[k][n] for n < samples, k < width.
+template <int Z, typename T, typename A>
+SG_NOINLINE void tile_out(const A* tile, T* dst, int64_t stride, int64_t samples, int64_t width, bool stream) {
+  constexpr int L = lanes<A>, B = Z * L;
+  for (int64_t n = 0; n < samples; n += L) {
+    const int64_t rows = samples - n < L ? samples - n : L;
+    for (int64_t k = 0; k < width; k += L) {
+      const int64_t columns = width - k < L ? width - k : L;
+      const A* p = tile + k * B + n;
+      T* out = dst + n * stride + k;
+      vec<A> r[L];
+      if (columns == L) {
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) r[i] = load(p + i * B);
+      } else {
+        for (int i = 0; i < L; ++i) r[i] = i < columns ? load(p + i * B) : vec<A>{};
+      }
+      transpose<A>(r);
+      if (rows == L && columns == L) {
+        if (stream) {
+#pragma GCC unroll 16
+          for (int i = 0; i < L; ++i) store_past_caches(out + i * stride, r[i]);
+        } else {
+#pragma GCC unroll 16
+          for (int i = 0; i < L; ++i) store(out + i * stride, r[i]);
+        }
+      } else {
+        for (int i = 0; i < rows; ++i) store_n(out + i * stride, r[i], int(columns));
+      }
+    }
+  }
+}
+
+// Asks for the rows of a tile to come, a few lines at a time between the rows of the present one.
+struct Prefetch {
+  const char* at = nullptr;
+  int64_t stride = 0;
+  int32_t rows = 0, lines = 0, line = 0, per_step = 0;
+
+  SG_INLINE void step() {
+    for (int i = 0; i < per_step && rows > 0; ++i) {
+      __builtin_prefetch(at + line * 64, 0, 2);
+      if (++line == lines) {
+        line = 0;
+        at += stride;
+        --rows;
+      }
+    }
+  }
+};
+
+template <typename T>
+SG_INLINE Prefetch prefetch_tile(const T* p, int64_t stride, int64_t rows, int64_t width, int64_t steps) {
+  Prefetch f;
+  if (rows <= 0 || width <= 0 || steps <= 0) return f;
+  f.at = reinterpret_cast<const char*>(p);
+  f.stride = stride * int64_t(sizeof(T));
+  f.rows = int32_t(rows);
+  f.lines = int32_t((width * int64_t(sizeof(T)) + 63) / 64);
+  f.per_step = int32_t((rows * f.lines + steps - 1) / steps);
+  return f;
+}
+
+}  // namespace
+}  // namespace SG_ISA
+}  // namespace sparsegnn

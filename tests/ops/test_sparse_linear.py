@@ -1,0 +1,196 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from ops.harness import DTYPES, TOLERANCE, Case, Op, cases, check_contract, check_op, csr_of, relative_error
+
+from sparsegnn.ops import sparse_linear
+
+PATTERN = ("crow", "col", "ccol", "row", "perm")
+
+
+def dense(values, crow, col, inputs):
+    """The weight as a matrix, entry by entry; duplicates add up."""
+    rows = torch.arange(crow.numel() - 1).repeat_interleave(crow.diff().long())
+    return values.new_zeros(crow.numel() - 1, inputs).index_put((rows, col.long()), values, accumulate=True)
+
+
+def oracle(x, values, bias, crow, col, ccol, row, perm):
+    return torch.nn.functional.linear(x, dense(values, crow, col, x.size(1)), bias)
+
+
+def inputs(case: Case) -> dict:
+    """The case's width is the batch: samples 1..67 meet every tile remainder."""
+    *pattern, (m, k) = case.csr()
+    values = case.tensor(pattern[1].numel())
+    bias = None if case.variant == "no bias" else case.tensor(m)
+    return dict(x=case.tensor(case.width, k), values=values, bias=bias, **dict(zip(PATTERN, pattern, strict=True)))
+
+
+OP = Op(
+    sparse_linear,
+    oracle,
+    inputs,
+    grad=("x", "values", "bias"),
+    autocast=("x", "values", "bias"),
+    raw=torch.ops.sparsegnn.sparse_linear.default,
+)
+
+
+@pytest.mark.parametrize("case", cases(variants=("bias", "no bias")))
+def test_values(case):
+    check_op(OP, case)
+
+
+def test_contract():
+    check_contract(OP, Case(width=5, variant="bias"))
+
+
+def weight(m, k, sparsity, dtype, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    rows, cols = (torch.rand(m, k, generator=g) >= sparsity).nonzero().T
+    crow, col, ccol, row, perm = csr_of(rows, cols, m, k)
+    return torch.randn(col.numel(), generator=g, dtype=torch.float64).to(dtype), crow, col, ccol, row, perm
+
+
+# batch, inputs, outputs, sparsity: every plan, with remainders on all sides; several blocks and panels
+SHAPES = (
+    *((1, 512, 300, 0.9), (5, 1433, 16, 0.9), (40, 17, 1, 0.5), (300, 1, 33, 0.5), (130, 515, 131, 0.5)),
+    *((197, 700, 650, 0.9), (1000, 300, 257, 0.98), (64, 2001, 1500, 0.99), (2000, 130, 140, 0.0), (70, 2500, 3, 0.3)),
+)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_shapes(shape, dtype):
+    check_shape(shape, dtype)
+
+
+def check_shape(shape, dtype):
+    n, k, m, sparsity = shape
+    values, *pattern = weight(m, k, sparsity, dtype)
+    g = torch.Generator().manual_seed(1)
+    x, bias, dy = (torch.randn(s, generator=g, dtype=torch.float64).to(dtype) for s in ((n, k), (m,), (n, m)))
+    wide = [t.double().clone().requires_grad_() for t in (x, values, bias)]
+    wanted = oracle(*wide, *pattern)
+    want = torch.autograd.grad(wanted, wide, dy.double())
+    for need in ((True, True, True), (True, False, False), (False, True, False), (False, False, True)):
+        leaves = [t.clone().requires_grad_(f) for t, f in zip((x, values, bias), need, strict=True)]
+        y = sparse_linear(*leaves, *pattern)
+        assert relative_error(y, wanted) <= TOLERANCE[dtype]
+        asked = [i for i, f in enumerate(need) if f]
+        for i, got in zip(asked, torch.autograd.grad(y, [leaves[i] for i in asked], dy), strict=True):
+            assert relative_error(got, want[i]) <= 2 * TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("shape", [(3000, 300, 200, 0.9), (700, 64, 500, 0.5)], ids=str)
+def test_threads_do_not_change_bits(shape):
+    n, k, m, sparsity = shape
+    values, *pattern = weight(m, k, sparsity, torch.float32)
+    x, dy = torch.randn(n, k), torch.randn(n, m)
+    bias = torch.randn(m)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            y = torch.ops.sparsegnn.sparse_linear(x, values, bias, *pattern)
+            grads = torch.ops.sparsegnn.sparse_linear_backward(dy, x, values, *pattern, True, True, True)
+            results.append((y, *grads))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_no_samples_no_outputs_no_entries():
+    values, *pattern = weight(7, 5, 0.5, torch.float32)
+    x = torch.randn(0, 5, requires_grad=True)
+    y = sparse_linear(x, values, None, *pattern)
+    assert y.shape == (0, 7)
+    dx, dvalues, dbias = torch.ops.sparsegnn.sparse_linear_backward(y, x.detach(), values, *pattern, True, True, True)
+    assert dx.shape == (0, 5) and not dvalues.any() and not dbias.any() and dbias.shape == (7,)
+    for m, k in ((0, 5), (7, 0), (7, 5)):
+        values, *pattern = weight(m, k, 1.0, torch.float32)
+        x, bias = torch.randn(40, k, requires_grad=True), torch.randn(m, requires_grad=True)
+        y = sparse_linear(x, values, bias, *pattern)
+        assert torch.equal(y, bias.expand(40, m))
+        dx, dbias = torch.autograd.grad(y.sum(), (x, bias))
+        assert torch.equal(dx, torch.zeros(40, k)) and torch.equal(dbias, torch.full((m,), 40.0))
+
+
+def test_leading_dimensions():
+    values, *pattern = weight(7, 5, 0.5, torch.float32)
+    x = torch.randn(2, 3, 5)
+    got = sparse_linear(x, values, None, *pattern)
+    assert torch.equal(got, sparse_linear(x.view(6, 5), values, None, *pattern).view(2, 3, 7))
+    assert sparse_linear(x[0, 0], values, None, *pattern).shape == (7,)
+
+
+def test_nonfinite_inputs_pass_through():
+    values, *pattern = weight(40, 30, 0.5, torch.float32)
+    x = torch.randn(50, 30)
+    x[3, 4], x[7, 8], x[9, 10] = float("nan"), float("inf"), 1e-42
+    got = sparse_linear(x, values, None, *pattern)
+    hit = torch.nn.functional.linear(x.nan_to_num(0.0, 0.0), dense(values, *pattern[:2], 30))
+    touched = torch.zeros(50, 40, dtype=torch.bool)
+    used = dense(torch.ones_like(values), *pattern[:2], 30) > 0
+    touched[3], touched[7] = used[:, 4], used[:, 8]
+    assert not got[touched].isfinite().any()  # an absent weight does not see the value
+    torch.testing.assert_close(got[~touched], hit[~touched])
+
+
+def test_errors():
+    values, crow, col, ccol, row, perm = weight(7, 5, 0.5, torch.float32)
+    x, pattern = torch.randn(3, 5), (crow, col, ccol, row, perm)
+    with pytest.raises(ValueError, match=r"sparse_linear: x must have shape \[..., 5\], got \[3, 4\]"):
+        sparse_linear(x[:, :4], values, None, *pattern)
+    with pytest.raises(TypeError, match="sparse_linear: values must have the dtype of x"):
+        sparse_linear(x, values.double(), None, *pattern)
+    with pytest.raises(ValueError, match=r"sparse_linear: bias must have shape \[7\], got \[5\]"):
+        sparse_linear(x, values, torch.zeros(5), *pattern)
+    with pytest.raises(ValueError, match="sparse_linear: values must have shape"):
+        sparse_linear(x, values[1:], None, *pattern)
+    op = torch.ops.sparsegnn.sparse_linear
+    for bad in ((crow, col + 3, ccol, row, perm), (crow, -col, ccol, row, perm), (crow + 1, col, ccol, row, perm)):
+        with pytest.raises(RuntimeError, match="sparse_linear: (crow|col) must ascend"):
+            op(torch.randn(40, 5), values, None, *bad)
+        with pytest.raises(RuntimeError, match="sparse_linear: (crow|col) must ascend"):
+            op(x, values, None, *bad)
+    with pytest.raises(RuntimeError, match="perm must be a permutation"):
+        torch.ops.sparsegnn.sparse_linear_backward(
+            torch.randn(3, 7), x, values, crow, col, ccol, row, perm + 9, True, True, True
+        )
+
+
+def test_dense_probe():
+    x, dy = torch.randn(9, 5, dtype=torch.float64), torch.randn(9, 7, dtype=torch.float64)
+    probe = torch.zeros(7, 5, dtype=torch.float64, requires_grad=True)
+    y = torch.ops.sparsegnn.dense_probe(x, probe)
+    assert y.shape == (9, 7) and not y.any()
+    torch.testing.assert_close(torch.autograd.grad(y, probe, dy)[0], dy.T @ x)
+    torch.library.opcheck(torch.ops.sparsegnn.dense_probe.default, (x, probe))
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+def test_instruction_sets(isa):
+    """The same shapes on the other instruction sets of this processor, in a process of their own."""
+    order = ["portable", "avx2", "avx512"]
+    best = torch.ops.sparsegnn.best_isa()
+    if order.index(isa) > order.index(best):
+        pytest.skip(f"this processor has {best}, not {isa}")
+    code = (
+        "import torch, ops.test_sparse_linear as t\n"
+        f"assert torch.ops.sparsegnn.isa() == {isa!r}\n"
+        "[t.check_shape(s, d) for s in t.SHAPES for d in (torch.float32, torch.float64, torch.bfloat16, torch.float16)]"
+    )
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    path = os.pathsep.join([folder, *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=os.environ | {"SPARSEGNN_ISA": isa, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
