@@ -102,30 +102,45 @@ struct index_of<double> {
   using type = int64_t;
 };
 
-// One vector of columns of row r: the extremum and the edge it comes from. NaN wins over everything, the first one
-// stays.
-template <bool tail, typename T, typename A>
+// V vectors of columns of row r (`n` columns of one when `tail`): the extremum and the edge it comes from. NaN wins
+// over everything; of equals the first edge stays.
+template <int V, bool tail, typename T, typename A>
 SG_INLINE void arg_block(const SpmmArgs<T, A>& a, int64_t r, int64_t k, int n) {
   using I = typename index_of<A>::type;
+  constexpr int L = lanes<A>;
   const A sign = a.largest ? A{1} : A{-1};
   const int64_t begin = a.crow[r], end = a.crow[r + 1];
-  vec<A> best = {};
-  vec<I> arg = vec<I>{} - I{1};
-  for (int64_t e = begin; e < end; ++e) {
+  const auto get = [&](int64_t e, int v) {
     const T* row = a.x + int64_t{a.col[e]} * a.width + k;
-    const A w = a.val != nullptr ? sign * widen(a.val[e]) : sign;
-    const vec<A> v = w * (tail ? load_n(row, n) : load(row));
-    const auto take = ((v > best) | ((v != v) & (best == best))) | (vec<I>{} + I(e == begin ? -1 : 0));
-    best = take ? v : best;
-    arg = take ? vec<I>{} + I(e) : arg;
+    return (a.val != nullptr ? sign * widen(a.val[e]) : sign) * (tail ? load_n(row, n) : load(row + v * L));
+  };
+  vec<A> best[V] = {};
+  vec<I> arg[V];
+  for (int v = 0; v < V; ++v) {
+    arg[v] = vec<I>{} + I(begin < end ? begin : -1);
+    if (begin < end) best[v] = get(begin, v);
   }
-  best *= sign;
-  if (tail) {
-    store_n(a.y + r * a.width + k, best, n);
-  } else {
-    store(a.y + r * a.width + k, best);
+  for (int64_t e = begin + 1; e < end; ++e) {
+    const int64_t ahead = e + prefetch_distance < end ? e + prefetch_distance : end - 1;
+    prefetch(a.x + int64_t{a.col[ahead]} * a.width + k, tail ? 1 : V * L * int(sizeof(T)));
+    for (int v = 0; v < V; ++v) {
+      const vec<A> value = get(e, v);
+      const auto take = ~(value <= best[v]) & (best[v] == best[v]);
+      best[v] = take ? value : best[v];
+      arg[v] = take ? vec<I>{} + I(e) : arg[v];
+    }
   }
-  for (int i = 0; i < n; ++i) a.arg[r * a.width + k + i] = int32_t(arg[i]);
+  for (int v = 0; v < V; ++v) {
+    T* y = a.y + r * a.width + k + v * L;
+    if (tail) {
+      store_n(y, sign * best[v], n);
+    } else {
+      store(y, sign * best[v]);
+    }
+    int32_t slots[L];
+    for (int i = 0; i < L; ++i) slots[i] = int32_t(arg[v][i]);
+    memcpy(a.arg + r * a.width + k + v * L, slots, size_t(tail ? n : L) * sizeof(int32_t));
+  }
 }
 
 }  // namespace
@@ -147,8 +162,9 @@ void spmm_arg_rows(const SpmmArgs<T, A>& a, int64_t begin, int64_t end) {
   constexpr int L = lanes<A>;
   for (int64_t r = begin; r < end; ++r) {
     int64_t k = 0;
-    for (; k + L <= a.width; k += L) arg_block<false>(a, r, k, L);
-    if (k < a.width) arg_block<true>(a, r, k, int(a.width - k));
+    for (; k + 4 * L <= a.width; k += 4 * L) arg_block<4, false>(a, r, k, L);
+    for (; k + L <= a.width; k += L) arg_block<1, false>(a, r, k, L);
+    if (k < a.width) arg_block<1, true>(a, r, k, int(a.width - k));
   }
 }
 
