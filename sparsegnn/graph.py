@@ -136,21 +136,26 @@ class CSRGraph:
         val = None if self.val is None else self.val.detach().to(dtype)
         deg, diag = degrees(self.crow, val).to(dtype), None
         if add_self_loops:
-            is_loop, last = self._loops()
-            present = is_loop.to(dtype) if val is None else torch.where(is_loop, val, 0)
+            slot, row, last = self._loops()
+            weight = (slot >= 0).to(dtype) if val is None else torch.where(slot >= 0, val[slot.clamp(min=0)], 0)
             kept = 1.0 if val is None or not self.num_edges else val[last.clamp(min=0)]
             fill = 2.0 if improved and val is not None else 1.0
-            diag = torch.where(last < 0, fill, kept).to(dtype) - degrees(self.crow, present)
+            diag = torch.where(last < 0, fill, kept).to(dtype)
+            diag = diag.index_put((row,), -weight, accumulate=True)  # deterministic, unlike index_add
             deg = deg + diag
         scale = deg.pow(-0.5)
         return scale.masked_fill(scale == float("inf"), 0), diag
 
-    def _loops(self) -> tuple[Tensor, Tensor]:
-        """Which slots are self-loops, and the last such slot of every row, or -1."""
-        rows = self.rows()
-        is_loop = rows == self.col
-        slot = torch.where(is_loop, torch.arange(self.num_edges, device=self.device), -1)
-        return is_loop, slot.new_full((self.num_rows,), -1).scatter_reduce(0, rows, slot, "amax")
+    def _loops(self) -> Csr:
+        """Slots of self-loops, their rows, and the last such slot of every row, or -1."""
+        row = self.rows()
+        is_loop = row == self.col
+        if torch.compiler.is_compiling():  # sizes must not depend on data: all slots, -1 for those that are none
+            slot = torch.where(is_loop, torch.arange(self.num_edges, device=self.device), -1)
+        else:
+            slot = torch.nonzero(is_loop).view(-1)
+            row = row[slot]
+        return slot, row, slot.new_full((self.num_rows,), -1).scatter_reduce(0, row, slot, "amax")
 
     def looped(self) -> tuple[CSRGraph, Tensor]:
         """The graph with exactly one self-loop per node, and where its edges come from.
@@ -165,9 +170,11 @@ class CSRGraph:
         if torch.compiler.is_compiling():
             raise RuntimeError("CSRGraph: graph must have its self-loops before torch.compile, got none: "
                                "call graph.looped() once, or run the model once")  # fmt: skip
-        rows, (is_loop, last) = self.rows(), self._loops()
-        slot = torch.arange(self.num_edges, device=self.device)
-        kept = torch.nonzero(~is_loop | (slot == last[rows])).view(-1)
+        rows, (slot, _, last) = self.rows(), self._loops()
+        dropped = torch.zeros(self.num_edges, dtype=torch.bool, device=self.device)
+        dropped[slot] = True
+        dropped[last[last >= 0]] = False
+        kept = torch.nonzero(~dropped).view(-1)
         new = torch.nonzero(last < 0).view(-1)
         target, source = torch.cat([rows[kept], new]), torch.cat([self.col[kept].long(), new])
         origin = torch.cat([kept, self.num_edges + torch.arange(new.numel(), device=self.device)])

@@ -9,7 +9,7 @@ ops = torch.ops.sparsegnn
 
 def cases() -> list[dict]:
     return [
-        dict(op=op, nodes=nodes, edges=edges, order=order)
+        dict(op=op, nodes=nodes, edges=edges, order=order, quick=edges == 500_000)
         for op in ("from_edges", "transpose")
         for nodes, edges in ((3_000, 10_000), (50_000, 500_000), (170_000, 2_300_000))
         for order in (("shuffled", "by_source") if op == "from_edges" else ("by_target",))

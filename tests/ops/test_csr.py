@@ -6,7 +6,7 @@ import scipy.sparse
 import torch
 from ops.harness import DTYPES, GRAPHS, Case, Op, cases, check_contract, check_op, devices
 
-import sparsegnn  # noqa: F401
+from sparsegnn.ops import csr as reference
 
 ops = torch.ops.sparsegnn
 BIG = dict(m=5_000, n=3_000, e=400_000)  # several chunks and buckets
@@ -51,6 +51,21 @@ SIZES = {
 def test_from_edges(size, dtype, device):
     given = edges(**SIZES[size], dtype=dtype, device=device)
     assert_equal(ops.csr_from_edges(*given), stable_csr(*given))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_references(size):
+    """What runs where nothing is compiled."""
+    given = edges(**SIZES[size])
+    wanted = stable_csr(*given)
+    assert_equal(reference.from_edges_reference(*given), wanted)
+    crow, col, _ = (torch.from_numpy(t).int() for t in wanted)
+    assert_equal(reference.transpose_reference(crow, col, given[3]), ops.csr_transpose(crow, col, given[3]))
+    val = torch.rand(col.numel(), dtype=torch.float64)
+    torch.testing.assert_close(reference.degrees_reference(crow, val), ops.csr_degrees(crow, val))
+    assert torch.equal(reference.degrees_reference(crow, None), ops.csr_degrees(crow, None))
+    with pytest.raises(RuntimeError, match="csr_from_edges: indices must be in"):
+        reference.from_edges_reference(torch.tensor([7]), torch.tensor([0]), 5, 5)
 
 
 def test_from_edges_of_sorted_reversed_and_strided_input():
