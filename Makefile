@@ -11,7 +11,7 @@ PINNED = $(PIP) -c $(VENV)/constraints.txt
 SOURCES = setup.py pyproject.toml CMakeLists.txt $(shell git ls-files cmake csrc sparsegnn)
 export MAX_JOBS
 
-.PHONY: demo test bench wheel lint format clean dev build-emulator
+.PHONY: demo test bench wheel lint format clean dev build-emulator build-ptxas
 
 # Trains dense and 90 %-sparse GCN and GAT and prints one table: under five minutes on two cores.
 demo: $(VENV)/.demo
@@ -19,7 +19,7 @@ demo: $(VENV)/.demo
 
 # The whole suite, against the installed package. make test ARGS="-k spmm" runs a part of it.
 test: $(VENV)/.test
-	$(MAKE) -s build-emulator PATH="$(abspath $(BIN)):$(PATH)"
+	$(MAKE) -s build-emulator build-ptxas PATH="$(abspath $(BIN)):$(PATH)"
 	PATH="$(abspath $(BIN)):$(PATH)" SPARSEGNN_STRICT=1 $(BIN)/pytest $(ARGS)
 
 # Kernel microbenchmarks against dense torch, torch.sparse and the torch-sparse family.
@@ -72,3 +72,8 @@ dev:
 build-emulator:
 	cmake -S . -B build/emulator $(CMAKE_FLAGS) -DSPARSEGNN_CUDA=off -DSPARSEGNN_EMULATOR=ON
 	cmake --build build/emulator -j $(MAX_JOBS) --target sparsegnn_emulated sparsegnn_emulated_asan
+
+# PTX and register use of every CUDA kernel, for tests/test_cuda_build.py; nothing where nvcc is missing.
+build-ptxas:
+	cmake -S . -B build/cuda $(CMAKE_FLAGS) -DSPARSEGNN_CUDA=auto -DSPARSEGNN_OUTPUT=$(CURDIR)/build/cuda/lib
+	cmake --build build/cuda -j $(MAX_JOBS) --target ptxas_logs

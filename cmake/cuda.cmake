@@ -1,4 +1,5 @@
-# libsparsegnn_cuda.so, and for every csrc/cuda/<op>.cu what ptxas says of its kernels (target `ptxas_logs`).
+# libsparsegnn_cuda.so, and for every csrc/cuda/<op>.cu its PTX and what ptxas says of its kernels (target `ptxas_logs`,
+# read by tests/test_cuda_build.py).
 # Needs nvcc alone: no GPU, and torch's CPU build will do.
 if(NOT CMAKE_CUDA_ARCHITECTURES)
   set(CMAKE_CUDA_ARCHITECTURES "80-real;90" CACHE STRING "SASS for sm_80 and sm_90, PTX for what comes later" FORCE)
@@ -9,6 +10,7 @@ if(NOT CMAKE_CUDA_COMPILER)
   if(SPARSEGNN_CUDA STREQUAL "on")
     message(FATAL_ERROR "SPARSEGNN_CUDA=on, but nvcc was not found or does not work")
   endif()
+  add_custom_target(ptxas_logs)
   return()
 endif()
 set(CMAKE_CUDA_STANDARD 17)  # CMake 3.25 knows no CUDA20
@@ -36,7 +38,7 @@ foreach(entry ${cuda_entries})
     OUTPUT ${log}
     COMMAND ${CMAKE_COMMAND} -E make_directory "${CMAKE_BINARY_DIR}/ptxas"
     COMMAND sh -c "\"$0\" \"$@\" > '${log}.tmp' 2>&1 || { cat '${log}.tmp'; exit 1; }" ${CMAKE_CUDA_COMPILER}
-            -std=c++17 -O3 -arch=sm_90 -cubin -Xptxas -v -DNDEBUG -DUSE_CUDA -DTORCH_STABLE_ONLY
+            -std=c++17 -O3 -arch=sm_90 -cubin -keep -keep-dir "${CMAKE_BINARY_DIR}/ptxas" -Xptxas -v -DNDEBUG -DUSE_CUDA -DTORCH_STABLE_ONLY
             -DTORCH_TARGET_VERSION=0x020a000000000000 -isystem "${SPARSEGNN_TORCH}/include" ${entry} -MD -MF ${log}.d
             -MT ${log} -o "${CMAKE_BINARY_DIR}/ptxas/${op}.cubin"
     COMMAND ${CMAKE_COMMAND} -E rename ${log}.tmp ${log}

@@ -11,4 +11,9 @@ from sparsegnn.controllers import Controller as Controller  # noqa: E402
 from sparsegnn.controllers import GradualMagnitude as GradualMagnitude  # noqa: E402
 from sparsegnn.controllers import RigL as RigL  # noqa: E402
 from sparsegnn.controllers import StaticSparse as StaticSparse  # noqa: E402
+from sparsegnn.convert import densify as densify  # noqa: E402
+from sparsegnn.convert import sparsify as sparsify  # noqa: E402
 from sparsegnn.graph import CSRGraph as CSRGraph  # noqa: E402
+from sparsegnn.report import flops as flops  # noqa: E402
+from sparsegnn.report import info as info  # noqa: E402
+from sparsegnn.report import summary as summary  # noqa: E402

@@ -31,7 +31,7 @@ def info() -> dict:
         "versions": {
             "sparsegnn": __version__,
             "python": platform.python_version(),
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             **_peers(),
         },
         "machine": {

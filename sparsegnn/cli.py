@@ -169,7 +169,7 @@ def bench(op: str, quick: bool = False, as_json: bool = False) -> None:
     sys.path.insert(0, str(folder))
     import runner
 
-    rows = runner.run(op, quick=quick)
+    rows = runner.run(op, quick=quick, table=not as_json)
     if as_json:
         print(json.dumps(rows))
 

@@ -86,8 +86,7 @@ def layer_sparsities(shapes: Sequence[dict], sparsity: float, distribution: str)
 
 def build(config, data) -> GNN:
     """The model of a TrainConfig for a graph; random weights, drawn from torch's generator."""
-    convs, _ = _layers(config.backend)
-    conv = convs[config.model]
+    conv = getattr(_layers(config.backend), {"gcn": "GCNConv", "gat": "GATConv"}[config.model])
     width = config.hidden
     shapes = layer_shapes(config.model, data.num_features, width, data.num_classes, config.layers, config.heads)
     extra: dict = {"dropout": config.dropout} if config.model == "gat" else {}
@@ -98,26 +97,31 @@ def build(config, data) -> GNN:
         sparsities = layer_sparsities(shapes, config.sparsity, config.distribution)
     each = [extra | ({"sparsity": s} if s else {}) for s in sparsities]
     made = [conv(**shape, **kwargs) for shape, kwargs in zip(shapes, each, strict=True)]
+    if config.method == "gmp":
+        from sparsegnn.nn import SparseLinear
+
+        for layer in made:
+            layer.lin = SparseLinear.from_dense(layer.lin, sparsity=0.0)
     activation = F.relu if config.model == "gcn" else F.elu
     return GNN(made, activation, config.dropout, config.input_dropout)
 
 
 def prepare(backend: str, data) -> object:
     """What the layers take as their graph: made once, before the steps that are timed."""
-    return _layers(backend)[1](data)
+    if backend == "pyg":
+        return data.edge_index
+    from sparsegnn.graph import CSRGraph
+
+    return CSRGraph.from_edge_index(data.edge_index, data.num_nodes, data.edge_weight)
 
 
-def _layers(backend: str) -> tuple[dict[str, type], Callable]:
+def _layers(backend: str):
+    """The module with GCNConv and GATConv."""
     if backend == "pyg":
         try:
             from torch_geometric import nn as layers
         except ImportError as e:
             raise ValueError("backend 'pyg' needs PyTorch Geometric: pip install torch-geometric") from e
-        return {"gcn": layers.GCNConv, "gat": layers.GATConv}, lambda data: data.edge_index
-    from sparsegnn import graph
-    from sparsegnn import nn as own
-
-    def csr(data):
-        return graph.CSRGraph.from_edge_index(data.edge_index, data.num_nodes, data.edge_weight)
-
-    return {"gcn": own.GCNConv, "gat": own.GATConv}, csr
+    else:
+        from sparsegnn import nn as layers
+    return layers

@@ -92,12 +92,12 @@ class TrainConfig:
         if self.sparsity is None:
             self.sparsity = 0.0 if self.method == "dense" else 0.9
         self.update_every = max(1, self.epochs // 20) if self.update_every is None else self.update_every
-        self.stop_at = int(0.75 * self.epochs) if self.stop_at is None else self.stop_at
+        self.stop_at = max(1, int(0.75 * self.epochs)) if self.stop_at is None else self.stop_at
         for name in ("hidden", "layers", "heads", "epochs", "update_every", "eval_every"):
             _check(name, getattr(self, name), int, 1, math.inf, "a positive integer")
         for name in ("seed", "split_seed"):
             _check(name, getattr(self, name), int, 0, 2**63, "an integer in [0, 2^63)")
-        _check("stop_at", self.stop_at, int, 0, self.epochs + 1, f"in [0, {self.epochs}], the number of epochs")
+        _check("stop_at", self.stop_at, int, 1, self.epochs + 1, f"in [1, {self.epochs}], the number of epochs")
         _check("lr", self.lr, float, 0.0, 1e31, "in [0, 1e31)")
         _check("weight_decay", self.weight_decay, float, 0.0, 1e31, "in [0, 1e31)")
         for name in ("sparsity", "dropout", "input_dropout"):
@@ -194,13 +194,24 @@ def make_controller(config: TrainConfig, model: nn.Module, optimizer: torch.opti
         return None
     from sparsegnn import controllers
 
-    clock = {"update_every": config.update_every, "stop_at": config.stop_at, "seed": config.seed}
+    clock = {"update_every": config.update_every, "stop_at": config.stop_at}
     if config.method == "static":
         return controllers.StaticSparse(model, optimizer)
     if config.method == "gmp":
-        return controllers.GradualMagnitude(model, optimizer, sparsity=config.sparsity, **clock)
+        wanted = {"sparsity": config.sparsity, "distribution": config.distribution}
+        start = min(config.epochs // 10, config.stop_at)
+        return controllers.GradualMagnitude(model, optimizer, start_at=start, **wanted, **clock)
     kind = {"set": controllers.SET, "rigl": controllers.RigL}[config.method]
-    return kind(model, optimizer, drop_fraction=config.drop_fraction, **clock)
+    return kind(model, optimizer, drop_fraction=config.drop_fraction, seed=config.seed, **clock)
+
+
+def kernels(config: TrainConfig, model: nn.Module) -> dict[str, str]:
+    """What multiplies and what aggregates in each layer: cpu/<instruction set>, cuda, reference, dense or pyg."""
+    from sparsegnn.report import kernel
+
+    if config.backend == "pyg":
+        return {f"convs.{i}": "pyg" for i in range(len(model.convs))}
+    return {n: kernel(m) for i, c in enumerate(model.convs) for n, m in ((f"convs.{i}", c), (f"convs.{i}.lin", c.lin))}
 
 
 def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
@@ -243,11 +254,12 @@ def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
         "peak_memory_bytes": peak,
         "run_memory_bytes": peak - memory.start,  # above what the process held before the model was made
         "mask_updates": getattr(controller, "updates", 0),
+        "kernels": kernels(config, model),
         "nodes": data.num_nodes,
         "edges": data.num_edges,
         "notes": list(data.notes),
         "threads": torch.get_num_threads(),
-        "versions": {"sparsegnn": __version__, "torch": torch.__version__},
+        "versions": {"sparsegnn": __version__, "torch": str(torch.__version__)},
         "config": {k: v for k, v in asdict(config).items() if k not in ("progress", "save")},
     }
     if config.save is not None:

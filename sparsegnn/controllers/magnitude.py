@@ -23,7 +23,7 @@ class GradualMagnitude(Controller):
     graphs do not apply.
 
     Args:
-        model, optimizer, update_every: as for :class:`Controller`.
+        model, optimizer, update_every, seed: as for :class:`Controller` (nothing here is random).
         sparsity: of all layers together at the end.
         distribution: ``"erk"``, ``"uniform"``, ``{name: sparsity}``, or ``"global"``: magnitudes compete across layers.
         start_at: first step that prunes. stop_at: last one; the default is ``start_at + 20 * update_every``.
@@ -39,13 +39,14 @@ class GradualMagnitude(Controller):
         start_at: int = 0,
         update_every: int = 100,
         stop_at: int | None = None,
+        seed: int = 0,
     ):
         self.sparsity = check_sparsity(sparsity, self._name)
         self.start_at = check_int(self._name, "start_at", start_at, 0)
         if stop_at is None:
             stop_at = start_at + UPDATES * check_int(self._name, "update_every", update_every, 1)
         check_int(self._name, "stop_at", stop_at, start_at)
-        super().__init__(model, optimizer, update_every=update_every, stop_at=stop_at)
+        super().__init__(model, optimizer, update_every=update_every, stop_at=stop_at, seed=seed)
         self.share = Cubic(1.0, start_at, self.stop_at)  # of the pruning that is done by a step
         self.sizes = {name: x.in_features * x.out_features for name, x in self.layers.items()}
         shapes = {name: (x.out_features, x.in_features) for name, x in self.layers.items()}

@@ -65,7 +65,7 @@ class SparseWeight(nn.Module):
         if self.structure == "fan_in" and not crow.is_meta and crow.diff().unique().numel() != 1:
             raise ValueError(f"{op}: crow must give every output as many inputs (pattern 'fan_in'), got other counts")
         if values.shape != self.values.shape:
-            self.values.data, self.values.grad = self.values.new_empty(values.shape), None
+            self._resize_values(values.shape)
         self.values.copy_(values)
         self._place(crow, col)
 
@@ -81,9 +81,20 @@ class SparseWeight(nn.Module):
         self._place(self.crow, self.col)
         return source
 
+    def _resize_values(self, shape: torch.Size) -> None:
+        """The same Parameter object on new storage, without a gradient."""
+        new, other = (
+            self.values.new_empty(shape),
+            torch.float32 if self.values.dtype == torch.float64 else torch.float64,
+        )
+        # Autograd keeps the node of a parameter, with its old shape, while a loss of an earlier step is alive; only a
+        # change of the dtype makes it forget that node.
+        self.values.data = new.to(other)
+        self.values.data, self.values.grad = new, None
+
     def _place(self, crow: Tensor, col: Tensor) -> None:
         """Store positions and their transpose, in place where they fit."""
-        derived = patterns.transpose(crow, col, self.in_features)
+        derived = torch.ops.sparsegnn.csr_transpose(crow, col, self.in_features)
         for name, new in zip(("crow", "col", *DERIVED), (crow, col, *derived), strict=True):
             old = getattr(self, name)
             if old is new:
@@ -112,7 +123,7 @@ class SparseWeight(nn.Module):
             want, got = list(col.shape), list(values.shape)
             raise ValueError(f"{op}: checkpoint '{prefix}values' must have shape {want}, got {got}")
         if col.shape != self.col.shape:  # another number of weights: same Parameter object, new storage
-            self.values.data, self.values.grad = self.values.new_empty(col.shape), None
+            self._resize_values(col.shape)
             self.col = self.col.new_empty(col.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._place(self.crow, self.col)

@@ -17,13 +17,10 @@ from sparsegnn.ops._library import check, check_like, define, register_autograd,
 from sparsegnn.ops._random import dropout_factor
 
 
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def reference(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, negative_slope, dropout, seed, save):
     """The same in plain PyTorch: what the tests compare with, and what runs when nothing is compiled."""
-    acc, rows, source, edges = _accumulator(x.dtype), rows_of(crow, col.numel()), col.long(), col.numel()
+    acc, edges = torch.promote_types(x.dtype, torch.float32), col.numel()
+    rows, source = rows_of(crow, edges), col.long()
     score = a_src.to(acc)[source] + a_dst.to(acc)[rows]
     score = score if a_edge is None else score + a_edge.to(acc)
     logit = leaky_relu(score, negative_slope)
@@ -47,7 +44,7 @@ def reference(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, negative_slop
 
 def fake(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, negative_slope, dropout, seed, save):
     m, h, d = crow.size(0) - 1, x.size(1), x.size(2)
-    lse = x.new_empty((m, h) if save else (0, 0), dtype=_accumulator(x.dtype))
+    lse = x.new_empty((m, h) if save else (0, 0), dtype=torch.promote_types(x.dtype, torch.float32))
     return x.new_empty(m, h, d), lse, x.new_empty((m, h, d) if save else (0, 0, 0))
 
 
@@ -57,40 +54,6 @@ op = define(
     reference,
     fake,
     cast=("x",),  # the scores stay as they are: they cost little and decide much
-)
-
-
-def backward_reference(
-    dy, x, a_src, a_dst, a_edge, y, lse, tilt, ccol, row, perm, negative_slope, dropout, seed, need_edge
-):
-    acc, i, j, slot = lse.dtype, row.long(), rows_of(ccol, row.numel()), perm.long()
-    dy, wide = dy.to(acc), x.to(acc)
-    score = a_src.to(acc)[j] + a_dst.to(acc)[i]
-    score = score if a_edge is None else score + a_edge.to(acc)[slot]
-    alpha = (leaky_relu(score, negative_slope) - lse[i]).exp()
-    factor = dropout_factor(seed, slot, x.size(1), dropout, acc) if dropout > 0 else torch.ones_like(alpha)
-    flow = factor * (dy[i] * wide[j]).sum(-1) - (dy * y.to(acc)).sum(-1)[i]
-    de = alpha * torch.where(score > 0, score.new_ones(()), negative_slope) * flow
-    dx = torch.zeros_like(wide).index_add(0, j, (alpha * factor)[:, :, None] * dy[i])
-    da_src = lse.new_zeros(a_src.shape).index_add(0, j, de)
-    da_dst = (dy * tilt.to(acc)).sum(-1)
-    da_edge = lse.new_empty(0, 0)
-    if need_edge:
-        da_edge = torch.empty_like(de).index_copy(0, slot, de)
-    return dx.to(x.dtype), da_src, da_dst, da_edge
-
-
-def backward_fake(dy, x, a_src, a_dst, a_edge, y, lse, tilt, ccol, row, perm, negative_slope, dropout, seed, need_edge):
-    da_edge = (row.size(0), x.size(1)) if need_edge else (0, 0)
-    return x.new_empty(x.shape), lse.new_empty(a_src.shape), lse.new_empty(a_dst.shape), lse.new_empty(da_edge)
-
-
-backward_op = define(
-    "gat_backward(Tensor dy, Tensor x, Tensor a_src, Tensor a_dst, Tensor? a_edge, Tensor y, Tensor lse, Tensor tilt, "
-    "Tensor ccol, Tensor row, Tensor perm, float negative_slope, float dropout, Tensor? seed, bool need_edge) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
-    backward_reference,
-    backward_fake,
 )
 
 
@@ -120,22 +83,8 @@ def _(x, a_src, a_dst, a_edge, crow, col, *args, out_shape=None, **kwargs) -> in
     return 2 * col[0] * x[1] * x[2]  # arguments are shapes
 
 
-@register_flop_formula(torch.ops.sparsegnn.gat_backward)
-def _(dy, x, a_src, a_dst, a_edge, y, lse, tilt, ccol, row, *args, out_shape=None, **kwargs) -> int:
-    return 4 * row[0] * x[1] * x[2]
-
-
-def gat(
-    graph,
-    x: Tensor,
-    a_src: Tensor,
-    a_dst: Tensor,
-    a_edge: Tensor | None = None,
-    *,
-    negative_slope: float = 0.2,
-    dropout: float = 0.0,
-    seed: Tensor | None = None,
-) -> Tensor:
+def gat(graph, x: Tensor, a_src: Tensor, a_dst: Tensor, a_edge: Tensor | None = None, *,
+        negative_slope: float = 0.2, dropout: float = 0.0, seed: Tensor | None = None) -> Tensor:  # fmt: skip
     """Attend over the in-neighbours of every node.
 
     Args:
@@ -154,7 +103,7 @@ def gat(
     scores |= {} if a_edge is None else {"a_edge": (a_edge, graph.num_edges)}
     for name, (value, size) in scores.items():
         check("gat", name, value, f"[{size}, {x.size(1)}]", getattr(value, "shape", None) == (size, x.size(1)))
-        if value.device != x.device or value.dtype not in (x.dtype, _accumulator(x.dtype)):
+        if value.device != x.device or value.dtype not in (x.dtype, torch.promote_types(x.dtype, torch.float32)):
             check_like("gat", name, value, x)
     if not 0 <= dropout <= 1:
         raise ValueError(f"gat: dropout must be in [0, 1], got {dropout}")

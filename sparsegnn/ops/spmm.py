@@ -51,31 +51,6 @@ op = define(
 )
 
 
-def arg_backward_reference(dy, x, arg, val, crow, col, ccol, row, perm, need_dx, need_dval):
-    acc = x.double() if x.dtype == torch.float64 else x.float()
-    edge, k = arg.clamp(min=0).long(), torch.arange(x.size(1), device=x.device).expand_as(arg)
-    flow = torch.where(arg >= 0, dy.to(acc), 0)
-    if not col.numel():  # no edge to index
-        return x.new_zeros(x.shape if need_dx else (0, 0)), x.new_zeros(0)
-    weight = flow if val is None else flow * val.to(acc)[edge]
-    source = col.long()[edge]
-    dx = torch.zeros_like(acc).index_put((source, k), weight, accumulate=True) if need_dx else acc.new_empty(0, 0)
-    dval = acc.new_zeros(col.numel()).index_put((edge,), flow * acc[source, k], accumulate=True) if need_dval else None
-    return dx.to(x.dtype), (x.new_empty(0) if dval is None else dval.to(x.dtype))
-
-
-def arg_backward_fake(dy, x, arg, val, crow, col, ccol, row, perm, need_dx, need_dval):
-    return x.new_empty(x.shape if need_dx else (0, 0)), x.new_empty(col.size(0) if need_dval else 0)
-
-
-arg_backward = define(
-    "spmm_arg_backward(Tensor dy, Tensor x, Tensor arg, Tensor? val, Tensor crow, Tensor col, Tensor ccol, "
-    "Tensor row, Tensor perm, bool need_dx, bool need_dval) -> (Tensor, Tensor)",
-    arg_backward_reference,
-    arg_backward_fake,
-)
-
-
 def setup_context(ctx, inputs, output):
     *tensors, ctx.reduce = inputs
     ctx.save_for_backward(*tensors, output[1])

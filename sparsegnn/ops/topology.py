@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from sparsegnn.ops._library import check, define, rows_of
+from sparsegnn.pattern import check_pattern
 
 
 def reference(crow: Tensor, col: Tensor, drop_score: Tensor, grow_score: Tensor, n: int) -> Tensor:
@@ -50,7 +51,7 @@ def topology_(crow: Tensor, col: Tensor, drop_score: Tensor, grow_score: Tensor,
     Args:
         crow, col: int32 ``[M+1]`` and ``[nnz]``, columns ascending within rows.
         drop_score: ``[nnz]``; the lowest ``n`` go.
-        grow_score: ``[M, K]``, floating point as ``drop_score``.
+        grow_score: ``[M, K]``. Scores are floating point.
         n: number of entries to move, 0 to nnz.
 
     Returns:
@@ -58,9 +59,6 @@ def topology_(crow: Tensor, col: Tensor, drop_score: Tensor, grow_score: Tensor,
     """
     check("topology_", "crow", crow, "[M+1]", isinstance(crow, Tensor) and crow.dim() == 1 and crow.numel() > 0)
     check("topology_", "col", col, "[nnz]", isinstance(col, Tensor) and col.dim() == 1)
-    for name, index in (("crow", crow), ("col", col)):
-        if index.dtype != torch.int32:
-            raise TypeError(f"topology_: {name} must be an int32 tensor, got {index.dtype}")
     scores, rows = (("drop_score", drop_score), ("grow_score", grow_score)), crow.numel() - 1
     check("topology_", *scores[0], f"[{col.numel()}]", getattr(drop_score, "shape", None) == col.shape)
     shape_ok = isinstance(grow_score, Tensor) and grow_score.dim() == 2 and grow_score.size(0) == rows
@@ -68,6 +66,7 @@ def topology_(crow: Tensor, col: Tensor, drop_score: Tensor, grow_score: Tensor,
     for name, score in scores:
         if not score.is_floating_point():
             raise TypeError(f"topology_: {name} must be floating point, got {score.dtype}")
+    check_pattern(crow, col, *grow_score.shape, "topology_")
     if not 0 <= n <= col.numel():
         raise ValueError(f"topology_: n must be in [0, {col.numel()}], got {n}")
     return op(crow, col, drop_score.detach(), grow_score.detach(), n)

@@ -58,6 +58,19 @@ def test_parameters_stay_and_shrink_with_their_state():
     assert controller.updates == 4
 
 
+def test_a_loop_may_keep_the_loss_of_the_last_step():
+    """The graph of that loss is alive when the next one is built, on fewer weights."""
+    layer = SparseLinear(8, 6, sparsity=0.0)
+    optimizer = torch.optim.Adam(layer.parameters())
+    GradualMagnitude(layer, optimizer, sparsity=0.5, update_every=1, stop_at=3)
+    for _ in range(4):
+        loss = layer(torch.randn(5, 8)).square().sum()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss.isfinite() and layer.values.numel() == 24
+
+
 def test_global_counts():
     model, optimizer, _ = setup(sparsity=0.75, distribution="global", update_every=1, stop_at=5)
     with torch.no_grad():

@@ -1,0 +1,138 @@
+// gat / cuda: checks, outputs, dtype, stream. The arithmetic is in gat.cuh and gat_backward.cuh.
+#include "dispatch.h"
+#include "gat_backward.cuh"
+
+namespace sparsegnn::cuda {
+namespace {
+
+struct Scores {  // checked, contiguous, in the accumulator type
+  Tensor a_src, a_dst;
+  std::optional<Tensor> a_edge;
+};
+
+Scores check_scores(const char* op, const Tensor& x, const Tensor& a_src, const Tensor& a_dst,
+                    const std::optional<Tensor>& a_edge, int64_t edges, double dropout,
+                    const std::optional<Tensor>& seed) {
+  STD_TORCH_CHECK(x.dim() == 3, op, ": x must have shape [N, H, D], got ", x.dim(), " dimension(s)");
+  const auto ok = [&](const Tensor& t, int64_t size) {
+    return t.dim() == 2 && t.size(0) == size && t.size(1) == x.size(1);
+  };
+  STD_TORCH_CHECK(ok(a_src, x.size(0)), op, ": a_src must have shape [N, H]");
+  STD_TORCH_CHECK(a_dst.dim() == 2 && ok(a_dst, a_dst.size(0)), op, ": a_dst must have shape [M, H]");
+  STD_TORCH_CHECK(!a_edge || ok(*a_edge, edges), op, ": a_edge must have shape [E, H]");
+  STD_TORCH_CHECK(dropout >= 0 && dropout <= 1, op, ": dropout must be in [0, 1], got ", dropout);
+  STD_TORCH_CHECK(dropout == 0 || (seed && seed->numel() == 1 && seed->scalar_type() == ScalarType::Long), op,
+                  ": dropout needs a seed of dtype int64 and shape [1]");
+  check_device(op, "a_src", a_src, x);
+  check_device(op, "a_dst", a_dst, x);
+  check_device(op, "a_edge", a_edge, x);
+  if (dropout > 0) check_device(op, "seed", seed, x);
+  return {*as_scale(a_src, x), *as_scale(a_dst, x), as_scale(a_edge, x)};
+}
+
+template <typename A>
+GatScores<A> make_scores(const Scores& s, const Tensor& x, double negative_slope, double dropout,
+                         const std::optional<Tensor>& seed) {
+  return {data<A>(s.a_src), data<A>(s.a_dst),  data<A>(s.a_edge), x.size(1),
+          x.size(2),        A(negative_slope), dropout,           dropout > 0 ? data<int64_t>(seed) : nullptr};
+}
+
+std::tuple<Tensor, Tensor, Tensor> gat(const Tensor& x_in, const Tensor& a_src, const Tensor& a_dst,
+                                       const std::optional<Tensor>& a_edge, const Tensor& crow, const Tensor& col,
+                                       const std::optional<Tensor>& /*ccol*/, const std::optional<Tensor>& /*row*/,
+                                       const std::optional<Tensor>& /*perm*/, double negative_slope, double dropout,
+                                       const std::optional<Tensor>& seed, bool save) {
+  const OnDevice device(x_in);
+  check_index_on("gat", "crow", crow, x_in);
+  check_index_on("gat", "col", col, x_in);
+  const Scores scores = check_scores("gat", x_in, a_src, a_dst, a_edge, col.numel(), dropout, seed);
+  STD_TORCH_CHECK(crow.numel() == a_dst.size(0) + 1, "gat: crow must have M + 1 elements");
+  const Tensor x = as_contiguous(x_in);
+  const int64_t m = a_dst.size(0), h = x.size(1), d = x.size(2), edges = col.numel();
+  Tensor y = torch::stable::new_empty(x, {m, h, d});
+  Tensor lse = torch::stable::new_empty(x, {save ? m : 0, save ? h : 0}, sparsegnn::accumulator(x.scalar_type()));
+  Tensor tilt = torch::stable::new_empty(x, {save ? m : 0, save ? h : 0, save ? d : 0});
+  dispatch("gat", x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = acc_t<T>;
+    Tensor pieces = workspace(x, gat_workspace_bytes<T>(edges, h * d, save));
+    const GatArguments<T> a{make_scores<A>(scores, x, negative_slope, dropout, seed),
+                            data<T>(x),
+                            data<int32_t>(crow),
+                            data<int32_t>(col),
+                            mutable_data<T>(y),
+                            save ? mutable_data<A>(lse) : nullptr,
+                            save ? mutable_data<T>(tilt) : nullptr,
+                            m,
+                            edges};
+    STD_CUDA_CHECK(launch_gat(a, save, pieces.mutable_data_ptr(), device.stream));
+  });
+  return {y, lse, tilt};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> gat_backward(const Tensor& dy_in, const Tensor& x_in, const Tensor& a_src,
+                                                        const Tensor& a_dst, const std::optional<Tensor>& a_edge,
+                                                        const Tensor& y_in, const Tensor& lse_in, const Tensor& tilt_in,
+                                                        const Tensor& ccol, const Tensor& row, const Tensor& perm,
+                                                        double negative_slope, double dropout,
+                                                        const std::optional<Tensor>& seed, bool need_edge) {
+  const char* op = "gat_backward";
+  const OnDevice device(x_in);
+  check_index_on(op, "ccol", ccol, x_in);
+  check_index_on(op, "row", row, x_in);
+  check_index_on(op, "perm", perm, x_in);
+  const Scores scores = check_scores(op, x_in, a_src, a_dst, a_edge, row.numel(), dropout, seed);
+  const Tensor x = as_contiguous(x_in), dy = as_contiguous(dy_in), y = as_contiguous(y_in);
+  const Tensor lse = as_contiguous(lse_in), tilt = as_contiguous(tilt_in);
+  const int64_t n = x.size(0), m = a_dst.size(0), h = x.size(1), d = x.size(2), edges = row.numel();
+  const auto features = [&](const char* name, const Tensor& t) {
+    check_device(op, name, t, x);
+    check_same_dtype(op, name, t, x);
+    STD_TORCH_CHECK(t.dim() == 3 && t.size(0) == m && t.size(1) == h && t.size(2) == d, op, ": ", name,
+                    " must have shape [M, H, D]");
+  };
+  features("dy", dy);
+  features("y", y);
+  features("tilt", tilt);
+  check_device(op, "lse", lse, x);
+  check_same_dtype(op, "lse", lse, scores.a_src);
+  STD_TORCH_CHECK(lse.dim() == 2 && lse.size(0) == m && lse.size(1) == h, op, ": lse must have shape [M, H]");
+  STD_TORCH_CHECK(ccol.numel() == n + 1 && perm.numel() == edges, op, ": ccol, row, perm must be a transpose");
+
+  const ScalarType wide = sparsegnn::accumulator(x.scalar_type());
+  Tensor dx = torch::stable::new_empty(x, {n, h, d}), da_src = torch::stable::new_empty(x, {n, h}, wide);
+  Tensor da_dst = torch::stable::new_empty(x, {m, h}, wide);
+  Tensor da_edge = torch::stable::new_empty(x, {need_edge ? edges : 0, need_edge ? h : 0}, wide);
+  dispatch(op, x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = acc_t<T>;
+    const GatBackwardArguments<T> a{make_scores<A>(scores, x, negative_slope, dropout, seed),
+                                    data<T>(dy),
+                                    data<T>(x),
+                                    data<T>(y),
+                                    data<T>(tilt),
+                                    data<A>(lse),
+                                    data<int32_t>(ccol),
+                                    data<int32_t>(row),
+                                    data<int32_t>(perm),
+                                    mutable_data<T>(dx),
+                                    mutable_data<A>(da_src),
+                                    mutable_data<A>(da_dst),
+                                    need_edge ? mutable_data<A>(da_edge) : nullptr,
+                                    m,
+                                    n,
+                                    edges};
+    Tensor space = workspace(x, GatBackwardWorkspace<T>(a).bytes());
+    STD_CUDA_CHECK(launch_gat_backward(a, space.mutable_data_ptr(), device.stream));
+  });
+  return {dx, da_src, da_dst, da_edge};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(sparsegnn, CUDA, m) {
+  m.impl("gat", TORCH_BOX(&gat));
+  m.impl("gat_backward", TORCH_BOX(&gat_backward));
+}
+
+}  // namespace sparsegnn::cuda

@@ -1,0 +1,196 @@
+// gat / cuda
+//
+//   s[e, h] = a_src[col[e], h] + a_dst[r, h] + a_edge[e, h]                       for the edges e of row r
+//   alpha[e, h] = softmax over the row of leaky(s[e, h]),  kept[e, h] = dropout(alpha[e, h])
+//   y[r, h, :] = sum over e of kept[e, h] * x[col[e], h, :]
+//   lse[r, h] = log of the sum of exp(leaky(s));  tilt = sum over e of kept * l' * x - (sum over e of alpha * l') * y
+//   with l' the slope of leaky at s: what the backward needs; lse is -inf in a row without edges
+//
+// layout     CSR: crow[M+1], col[E] int32; x[N, H, D], y, tilt[M, H, D] in T; scores and lse in acc_t<T>; seed int64[1]
+// work       2*E*H*D flop (twice that for tilt); E*(4 + H*D*s) bytes from L2 or memory, each row of x once for all
+// heads schedule   as spmm: a group of lanes owns a slice of the H*D columns of one row, a lane V columns of one head;
+// rows
+//            longer than a window are cut. A lane keeps the running maximum and sum of its head (online softmax), four
+//            edges at a time, so that nothing passes between lanes
+// numerics   sums in acc_t<T>, fixed order: the same bits in every run
+// backward   gat_backward.cuh
+// see        sparsegnn/ops/gat.py, tests/csrc/test_gat.py, benchmarks/ops/bench_gat.py
+#pragma once
+#include "../common/random.h"
+#include "../common/segments.cuh"
+
+namespace sparsegnn::cuda {
+
+__device__ __forceinline__ float exponential(float x) { return expf(x); }
+__device__ __forceinline__ double exponential(double x) { return exp(x); }
+__device__ __forceinline__ float logarithm(float x) { return logf(x); }
+__device__ __forceinline__ double logarithm(double x) { return log(x); }
+
+// The scores of all edges, and their dropout. Device pointers; a_edge and seed may be null.
+template <typename A>
+struct GatScores {
+  const A *a_src, *a_dst, *a_edge;
+  int64_t heads, width;
+  A negative_slope;
+  double dropout;
+  const int64_t* seed;
+
+  struct Head {
+    int64_t h;
+    A own;  // the score of the row's own node
+    uint32_t stream;
+  };
+
+  __device__ RandomKey key() const { return random_key(seed ? *seed : 0); }
+  __device__ A leaky(A score) const { return score > 0 ? score : score * negative_slope; }
+  __device__ A slope(A score) const { return score > 0 ? A(1) : negative_slope; }
+  // 0 or 1: the scale 1 / (1 - p) multiplies the sums.
+  __device__ A keep(RandomKey k, int64_t e, int64_t h) const {
+    if (!seed) return 1;
+    const uint32_t edge = random_edge(k, static_cast<uint32_t>(e)), head = random_head(k, static_cast<uint32_t>(h));
+    return random_bits(edge, head) >= random_threshold(dropout) ? A(1) : A(0);
+  }
+  __device__ A scale() const { return seed ? A(random_scale(dropout)) : A(1); }
+};
+
+template <typename T>
+struct GatArguments {
+  GatScores<acc_t<T>> scores;
+  const T* x;
+  const int32_t *crow, *col;
+  T* y;
+  acc_t<T>* lse;  // lse and tilt may be null when nothing is saved
+  T* tilt;
+  int64_t rows, edges;
+};
+
+// Sums relative to the running maximum `top`: of exp, of kept exp * x, and both times the slope.
+template <typename A, int V, bool kSave>
+struct GatState {
+  A top, total;
+  vec<A, V> sum;
+};
+template <typename A, int V>
+struct GatState<A, V, true> {
+  A top, total;
+  vec<A, V> sum;
+  A slope_total;
+  vec<A, V> slope_sum;
+};
+
+template <typename T, int V_, bool kSave>
+struct GatOp {
+  static constexpr int V = V_, kLeastBlocks = 2;
+  using A = acc_t<T>;
+  using State = GatState<A, V, kSave>;
+  GatArguments<T> a;
+
+  // Makes `top` the maximum. Until a score is finite the sums are 0 and stay so: exp(-inf - 0) = 0.
+  __device__ __forceinline__ static A raise(State& s, A top) {
+    const A base = top == -A(INFINITY) ? A(0) : top;
+    const A factor = exponential(s.top - base);
+    s.top = top;
+    s.total *= factor;
+    for (int i = 0; i < V; ++i) s.sum[i] *= factor;
+    if constexpr (kSave) {
+      s.slope_total *= factor;
+      for (int i = 0; i < V; ++i) s.slope_sum[i] *= factor;
+    }
+    return base;
+  }
+
+  template <int kEdges>
+  __device__ __forceinline__ void step(State& s, int64_t e, int64_t j, int64_t h, A own, RandomKey key) const {
+    const GatScores<A>& g = a.scores;
+    int64_t source[kEdges];
+    A score[kEdges], top = s.top;
+#pragma unroll
+    for (int u = 0; u < kEdges; ++u) {
+      source[u] = a.col[e + u];
+      score[u] = g.a_src[source[u] * g.heads + h] + own;
+      if (g.a_edge) score[u] += g.a_edge[(e + u) * g.heads + h];
+      top = max(top, g.leaky(score[u]));
+    }
+    const A base = raise(s, top);
+#pragma unroll
+    for (int u = 0; u < kEdges; ++u) {
+      const vec<T, V> x = load<V>(a.x + source[u] * g.heads * g.width + j);
+      const A p = exponential(g.leaky(score[u]) - base), kept = p * g.keep(key, e + u, h);
+      s.total += p;
+      for (int i = 0; i < V; ++i) s.sum[i] += kept * to_acc(x[i]);
+      if constexpr (kSave) {
+        const A slope = g.slope(score[u]), sloped = kept * slope;
+        s.slope_total += p * slope;
+        for (int i = 0; i < V; ++i) s.slope_sum[i] += sloped * to_acc(x[i]);
+      }
+    }
+  }
+
+  __device__ State span(int64_t r, int64_t begin, int64_t end, int64_t j) const {
+    const int64_t h = j / a.scores.width;
+    const A own = a.scores.a_dst[r * a.scores.heads + h];
+    const RandomKey key = a.scores.key();
+    State s = {};
+    s.top = -A(INFINITY);
+    int64_t e = begin;
+    for (; e + 4 <= end; e += 4) step<4>(s, e, j, h, own, key);
+    for (; e < end; ++e) step<1>(s, e, j, h, own, key);
+    return s;
+  }
+
+  __device__ void merge(State& s, State next) const {
+    const A top = max(s.top, next.top);
+    raise(s, top);
+    raise(next, top);
+    s.total += next.total;
+    for (int i = 0; i < V; ++i) s.sum[i] += next.sum[i];
+    if constexpr (kSave) {
+      s.slope_total += next.slope_total;
+      for (int i = 0; i < V; ++i) s.slope_sum[i] += next.slope_sum[i];
+    }
+  }
+
+  __device__ void finish(int64_t r, int64_t j, int64_t degree, const State& s) const {
+    const int64_t columns = a.scores.heads * a.scores.width;
+    const A over = degree > 0 ? 1 / s.total : A(0), scale = over * a.scores.scale();
+    vec<T, V> y;
+    for (int i = 0; i < V; ++i) y[i] = from_acc<T>(s.sum[i] * scale);
+    store(a.y + r * columns + j, y);
+    if constexpr (kSave) {
+      vec<T, V> tilt;
+      for (int i = 0; i < V; ++i)
+        tilt[i] = from_acc<T>(s.slope_sum[i] * scale - s.slope_total * over * (s.sum[i] * scale));
+      store(a.tilt + r * columns + j, tilt);
+      if (j % a.scores.width == 0)
+        a.lse[r * a.scores.heads + j / a.scores.width] = degree > 0 ? s.top + logarithm(s.total) : -A(INFINITY);
+    }
+  }
+};
+
+// ---- launchers
+
+template <typename T>
+int64_t gat_workspace_bytes(int64_t edges, int64_t columns, bool save) {
+  using A = acc_t<T>;
+  constexpr int V = kVector<T>;
+  const int64_t wide = save ? sizeof(GatState<A, V, true>) : sizeof(GatState<A, V, false>);
+  const int64_t narrow = save ? sizeof(GatState<A, 1, true>) : sizeof(GatState<A, 1, false>);
+  return segment_pieces(edges) * max(ceil_div(columns, V) * wide, columns * narrow);
+}
+
+template <typename T, int V>
+cudaError_t launch_gat_vectors(const GatArguments<T>& a, bool save, void* workspace, cudaStream_t stream) {
+  const RowSegments s{a.crow, a.rows, a.scores.heads * a.scores.width, a.edges};
+  if (save) return launch_segments(GatOp<T, V, true>{a}, s, workspace, stream);
+  return launch_segments(GatOp<T, V, false>{a}, s, workspace, stream);
+}
+
+// workspace: gat_workspace_bytes<T>(...), aligned to 16 bytes.
+template <typename T>
+cudaError_t launch_gat(const GatArguments<T>& a, bool save, void* workspace, cudaStream_t stream) {
+  constexpr int V = kVector<T>;
+  if (can_vectorise(V, a.scores.width, a.x, a.y, a.tilt)) return launch_gat_vectors<T, V>(a, save, workspace, stream);
+  return launch_gat_vectors<T, 1>(a, save, workspace, stream);
+}
+
+}  // namespace sparsegnn::cuda

@@ -1,0 +1,203 @@
+"""Swap the linear layers of a model for sparse ones, and back."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
+from statistics import median
+
+import torch
+from torch import nn
+
+from sparsegnn.controllers.distributions import allocate
+from sparsegnn.nn import SparseLinear
+from sparsegnn.nn.inner import Linear as InnerLinear
+from sparsegnn.pattern import check_kind, check_sparsity
+
+#: attributes of PyG's GCNConv and GATConv that hold the weight of the nodes
+INNER = ("lin", "lin_src", "lin_dst")
+Selector = Iterable[str] | Callable[[str, nn.Module], bool] | None
+
+
+def sparsify(
+    model: nn.Module,
+    sparsity: float = 0.9,
+    *,
+    distribution: str | Mapping[str, float] = "erk",
+    pattern: str = "unstructured",
+    include: Selector = None,
+    exclude: Selector = None,
+    only_if_faster: bool = False,
+    rows: int = 4096,
+    inplace: bool = True,
+) -> nn.Module:
+    """Swap every ``nn.Linear``, and the weight of every GCNConv and GATConv (ours or PyG's), for a sparse layer.
+
+    The weights of largest magnitude stay, with their values. PyG's convolutions stay what they are and call a
+    :class:`~sparsegnn.nn.SparseLinear` in place of their own ``lin``. Call it before the optimizer is made: the
+    parameters are new. Subclasses of ``nn.Linear`` are left alone.
+
+    Args:
+        sparsity: fraction of zeros of all swapped layers together, in [0, 1). 0 keeps all weights, in sparse layers.
+        distribution: how the layers share it. ``"erk"``, ``"uniform"``, ``"global"`` (magnitudes compete across
+            layers), or ``{name: sparsity}``, which swaps only the layers it names.
+        pattern: ``"unstructured"`` or ``"fan_in"`` (the same number of inputs per output).
+        include, exclude: names of layers or of modules that contain them, ``*`` and ``?`` allowed, or a callable
+            ``(name, module) -> bool``. ``exclude=["conv2"]`` keeps an output layer dense.
+        only_if_faster: measure forward and backward on ``rows`` random inputs, and where the dense kernel wins let
+            the layer multiply by its weight with the zeros filled in. The verdict is saved with the model
+            (``layer.kernel``); the weights that do not exist stay zero either way.
+        inplace: change ``model``; else a deep copy.
+
+    Returns:
+        The model; the new layer if ``model`` is a linear layer itself.
+    """
+    op = "sparsify"
+    _check_model(op, model)
+    check_sparsity(sparsity, op)
+    check_kind(pattern, op)
+    if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
+        raise ValueError(f"{op}: rows must be a positive integer, got {rows!r}")
+    model = model if inplace else copy.deepcopy(model)
+    targets = {name: m for name, m in _linears(model).items() if _wanted(op, model, name, m, include, exclude)}
+    if isinstance(distribution, Mapping):
+        sparsities = {n: s for key, s in distribution.items() for n in _named(op, "distribution", key, targets)}
+        targets, distribution = {n: m for n, m in targets.items() if n in sparsities}, sparsities
+    if not targets:
+        raise ValueError(f"{op}: model must have a linear layer to make sparse, got none")
+    _refuse_lazy_and_tied(op, model, targets)
+    shapes = {name: tuple(m.weight.shape) for name, m in targets.items()}
+    counts = allocate(shapes, sparsity, distribution, {n: m.weight for n, m in targets.items()}, op)
+    swaps = {}
+    for name, linear in targets.items():
+        kept = counts[name] / linear.weight.numel()
+        layer = SparseLinear.from_dense(linear, sparsity=1 - kept, pattern=pattern)
+        if only_if_faster:
+            _choose_kernel(layer, rows)
+        swaps[id(linear)] = layer
+    return _swap(model, swaps)
+
+
+def densify(model: nn.Module, *, inplace: bool = True) -> nn.Module:
+    """Swap every sparse layer for a dense one with the same weights: the inverse of :func:`sparsify`."""
+    _check_model("densify", model)
+    model = model if inplace else copy.deepcopy(model)
+    swaps = {}
+    for parent in model.modules():
+        for layer in parent.children():
+            if isinstance(layer, SparseLinear):
+                swaps[id(layer)] = _dense_like(parent, layer)
+    if isinstance(model, SparseLinear):
+        return model.to_dense()
+    return _swap(model, swaps)
+
+
+def _check_model(op: str, model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{op}: model must be a torch.nn.Module, got {type(model).__name__}")
+
+
+def _pyg():
+    """PyG's (convolutions, Linear) if the program has imported it: no model holds its layers otherwise."""
+    if "torch_geometric.nn" not in sys.modules:
+        return (), None
+    pyg = sys.modules["torch_geometric.nn"]
+    return (pyg.GCNConv, pyg.GATConv), pyg.Linear
+
+
+def _linears(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that can become sparse, by the first of their names."""
+    convolutions, pyg_linear = _pyg()
+    inner = {id(m): None for conv in model.modules() if isinstance(conv, convolutions)
+             for name, m in conv.named_children() if name in INNER}  # fmt: skip
+    kinds = (nn.Linear, InnerLinear, nn.LazyLinear)
+    return {
+        name: m
+        for name, m in model.named_modules()
+        if type(m) in kinds or isinstance(m, nn.LazyLinear) or (type(m) is pyg_linear and id(m) in inner)
+    }
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether the pattern names the layer, or a module around it."""
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[:i]), pattern) for i in range(1, len(parts) + 1))
+
+
+def _named(op: str, argument: str, pattern: str, names: Iterable[str]) -> list[str]:
+    found = [name for name in names if _matches(name, pattern)]
+    if not found:
+        raise ValueError(f"{op}: {argument} must name layers of {list(names)}, got {pattern!r}")
+    return found
+
+
+def _wanted(op, model, name, module, include, exclude) -> bool:
+    def chosen(argument, selector):
+        if callable(selector):
+            return bool(selector(name, module))
+        if isinstance(selector, str):
+            raise TypeError(f"{op}: {argument} must be a list of names or callable, got the string {selector!r}")
+        return any(name in _named(op, argument, pattern, _linears(model)) for pattern in selector)
+
+    return (include is None or chosen("include", include)) and not (exclude is not None and chosen("exclude", exclude))
+
+
+def _refuse_lazy_and_tied(op: str, model: nn.Module, targets: dict[str, nn.Module]) -> None:
+    owners: dict[int, set[int]] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), set()).add(id(module))
+    for name, linear in targets.items():
+        if isinstance(linear.weight, nn.parameter.UninitializedParameter):
+            raise ValueError(f"{op}: model must be initialised, got the lazy layer {name!r}: run it on a batch first")
+        if len(owners.get(id(linear.weight), ())) > 1:
+            raise ValueError(f"{op}: model must not share weights between modules, got {name!r}: exclude it")
+
+
+def _swap(model: nn.Module, swaps: dict[int, nn.Module]) -> nn.Module:
+    if id(model) in swaps:
+        return swaps[id(model)]
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):  # every name, also of a module that has several
+            if id(child) in swaps:
+                setattr(parent, name, swaps[id(child)])
+    return model
+
+
+def _dense_like(parent: nn.Module, layer: SparseLinear) -> nn.Module:
+    """A dense copy of the class that ``parent`` is made with."""
+    dense, (convolutions, pyg_linear) = layer.to_dense(), _pyg()
+    if isinstance(parent, convolutions):
+        other = pyg_linear(1, 1, bias=dense.bias is not None, weight_initializer="glorot")
+        other.in_channels, other.out_channels = layer.in_features, layer.out_features
+    elif type(parent).__module__.startswith("sparsegnn.nn."):
+        other = nn.utils.skip_init(InnerLinear, layer.in_features, layer.out_features, dense.bias is not None)
+    else:
+        return dense
+    other.weight, other.bias = dense.weight, dense.bias
+    return other.train(dense.training)
+
+
+def _choose_kernel(layer: SparseLinear, rows: int, repeats: int = 7) -> None:
+    """Time forward and backward with both kernels, in turns, and leave the faster one."""
+    x = torch.randn(rows, layer.in_features, device=layer.values.device, dtype=layer.values.dtype, requires_grad=True)
+    dy = torch.randn(rows, layer.out_features, device=x.device, dtype=x.dtype)
+    inputs = [x, *(p for p in layer.parameters() if p.requires_grad)]
+
+    def seconds(dense_kernel) -> float:
+        layer.dense_kernel = dense_kernel
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+        start = time.perf_counter()
+        torch.autograd.grad(layer(x), inputs, dy)
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+        return time.perf_counter() - start
+
+    verdict = torch.ones((), device=x.device)
+    pairs = [(seconds(None), seconds(verdict)) for _ in range(repeats + 2)][2:]
+    ratio = median(a for a, _ in pairs) / median(b for _, b in pairs)
+    layer.dense_kernel = verdict.mul_(ratio) if ratio > 1 else None  # sparse over dense time

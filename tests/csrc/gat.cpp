@@ -1,0 +1,87 @@
+#include "cuda/gat_backward.cuh"
+
+#include "binding.h"
+
+namespace sparsegnn::emulated {
+namespace {
+
+py::object gat(const py::array& x, const py::array& a_src, const py::array& a_dst, const py::object& a_edge,
+               const py::array& crow, const py::array& col, double negative_slope, double dropout,
+               const py::object& seed, bool save) {
+  return by_dtype(x, [&](auto scalar) -> py::object {
+    using T = decltype(scalar);
+    using A = acc_t<T>;
+    const int64_t rows = crow.size() - 1, heads = x.shape(1), width = x.shape(2);
+    Array<T> features(x), y({rows, heads, width}), tilt({save ? rows : 0, heads, width});
+    Array<A> src(a_src), dst(a_dst), lse({save ? rows : 0, heads});
+    Optional<A> edge(a_edge);
+    Array<int32_t> p(crow), c(col);
+    Optional<int64_t> s(seed);
+    Array<char> workspace({cuda::gat_workspace_bytes<T>(c.size(), heads * width, save)});
+    const cuda::GatScores<A> scores = {src.data(), dst.data(),        edge.data(), heads,
+                                       width,      A(negative_slope), dropout,     s.data()};
+    const cuda::GatArguments<T> arguments = {scores,
+                                             features.data(),
+                                             p.data(),
+                                             c.data(),
+                                             y.data(),
+                                             save ? lse.data() : nullptr,
+                                             save ? tilt.data() : nullptr,
+                                             rows,
+                                             c.size()};
+    check(cuda::launch_gat(arguments, save, workspace.data() - misalignment(), nullptr));
+    return py::make_tuple(y.numpy(), lse.numpy(), tilt.numpy());
+  });
+}
+
+py::object gat_backward(const py::array& dy, const py::array& x, const py::array& a_src, const py::array& a_dst,
+                        const py::object& a_edge, const py::array& y, const py::array& lse, const py::array& tilt,
+                        const py::array& ccol, const py::array& row, const py::array& perm, double negative_slope,
+                        double dropout, const py::object& seed, bool need_edge) {
+  return by_dtype(x, [&](auto scalar) -> py::object {
+    using T = decltype(scalar);
+    using A = acc_t<T>;
+    const int64_t rows = dy.shape(0), cols = x.shape(0), heads = x.shape(1), width = x.shape(2);
+    Array<T> g(dy), features(x), out(y), t(tilt), dx({cols, heads, width});
+    Array<A> src(a_src), dst(a_dst), l(lse), da_src({cols, heads}), da_dst({rows, heads});
+    Array<A> da_edge({need_edge ? row.size() : 0, heads});
+    Optional<A> edge(a_edge);
+    Array<int32_t> p(ccol), r(row), q(perm);
+    Optional<int64_t> s(seed);
+    const cuda::GatScores<A> scores = {src.data(), dst.data(),        edge.data(), heads,
+                                       width,      A(negative_slope), dropout,     s.data()};
+    const cuda::GatBackwardArguments<T> arguments = {scores,
+                                                     g.data(),
+                                                     features.data(),
+                                                     out.data(),
+                                                     t.data(),
+                                                     l.data(),
+                                                     p.data(),
+                                                     r.data(),
+                                                     q.data(),
+                                                     dx.data(),
+                                                     da_src.data(),
+                                                     da_dst.data(),
+                                                     need_edge ? da_edge.data() : nullptr,
+                                                     rows,
+                                                     cols,
+                                                     row.size()};
+    Array<char> workspace({cuda::GatBackwardWorkspace<T>(arguments).bytes()});
+    check(cuda::launch_gat_backward(arguments, workspace.data() - misalignment(), nullptr));
+    return py::make_tuple(dx.numpy(), da_src.numpy(), da_dst.numpy(), da_edge.numpy());
+  });
+}
+
+}  // namespace
+
+SG_BINDINGS(m) {
+  m.def("gat", &gat, py::arg("x"), py::arg("a_src"), py::arg("a_dst"), py::arg("a_edge"), py::arg("crow"),
+        py::arg("col"), py::arg("negative_slope") = 0.2, py::arg("dropout") = 0.0, py::arg("seed") = py::none(),
+        py::arg("save") = true);
+  m.def("gat_backward", &gat_backward, py::arg("dy"), py::arg("x"), py::arg("a_src"), py::arg("a_dst"),
+        py::arg("a_edge"), py::arg("y"), py::arg("lse"), py::arg("tilt"), py::arg("ccol"), py::arg("row"),
+        py::arg("perm"), py::arg("negative_slope") = 0.2, py::arg("dropout") = 0.0, py::arg("seed") = py::none(),
+        py::arg("need_edge") = false);
+}
+
+}  // namespace sparsegnn::emulated

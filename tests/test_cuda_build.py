@@ -1,0 +1,154 @@
+"""The CUDA library, as far as a machine without a GPU can tell: symbols, architectures, registers, registrations."""
+
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sparsegnn
+
+ROOT = Path(__file__).parents[1]
+BUILD = Path(os.environ.get("SPARSEGNN_CUDA_BUILD", ROOT / "build" / "cuda"))
+SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+
+
+def missing(what: str):
+    """Skips without nvcc; with it, and in a strict run, what should have been built must be there."""
+    strict = os.environ.get("SPARSEGNN_STRICT") == "1" and shutil.which("nvcc")
+    (pytest.fail if strict else pytest.skip)(what)
+
+
+@pytest.fixture(scope="session")
+def library() -> Path:
+    folders = (BUILD / "lib", Path(sparsegnn.__file__).parent)
+    found = [p for folder in folders if (p := folder / "libsparsegnn_cuda.so").is_file()]
+    if not found:
+        missing("libsparsegnn_cuda.so was not built")
+    return max(found, key=lambda p: p.stat().st_mtime)
+
+
+@pytest.fixture(scope="session")
+def kernels() -> dict[str, list[dict[str, int]]]:
+    """Kernel name, with its Op but no other template argument -> what ptxas said of each instantiation."""
+    logs = [BUILD / "ptxas" / f"{source.stem}.txt" for source in SOURCES]
+    if absent := [log.name for log in logs if not log.is_file()]:
+        missing(f"{BUILD}/ptxas lacks {', '.join(absent)}; run `make build-ptxas`")
+    text = "\n".join(log.read_text() for log in logs)
+    text = subprocess.run(["c++filt"], input=text.replace("'", " "), capture_output=True, text=True, check=True).stdout
+    result: dict[str, list[dict[str, int]]] = {}
+    for entry in text.split("Compiling entry function ")[1:]:
+        name = re.search(r"(\w+_kernel(?:<sparsegnn::cuda::\w+Op)?)\b", entry)  # segments_kernel<SumOp>: by its Op
+        assert name, f"a kernel's name must end in _kernel: {entry[:200]}"
+
+        def number(pattern, entry=entry):
+            return sum(map(int, re.findall(pattern, entry)))
+
+        result.setdefault(name[1].replace("<sparsegnn::cuda::", " "), []).append(
+            dict(
+                registers=number(r"Used (\d+) registers"),
+                spilled=number(r"(\d+) bytes spill"),
+                stack=number(r"(\d+) bytes stack frame"),
+                shared=number(r"(\d+) bytes smem"),
+            )
+        )
+    return result
+
+
+def tool(*command) -> str:
+    if not shutil.which(command[0]):
+        missing(f"{command[0]} is not installed")
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout
+
+
+def test_kernels_keep_their_budget(kernels):
+    """csrc/cuda/budget.json names every kernel and its registers; no kernel spills or declares static shared memory."""
+    budget = json.loads((ROOT / "csrc" / "cuda" / "budget.json").read_text())["registers"]
+    used = {name: max(k["registers"] for k in entries) for name, entries in kernels.items()}
+    assert used.keys() == budget.keys(), "budget.json and the kernels differ"
+    assert {n: u for n, u in used.items() if u > budget[n]} == {}, f"over budget {budget}"
+    for name, entries in kernels.items():
+        for k in entries:
+            assert (k["spilled"], k["stack"], k["shared"]) == (0, 0, 0), (name, k)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
+def test_ptx_has_no_float_atomics_and_no_local_memory(source):
+    ptx = BUILD / "ptxas" / f"{source.stem}.ptx"
+    if not ptx.is_file():
+        missing(f"{ptx} is missing; run `make build-ptxas`")
+    text = ptx.read_text()
+    assert not re.search(r"\b(atom|red)\.[\w.]*\.(f16|f32|f64|bf16)", text), "float atomics make results change"
+    assert not re.search(r"\b(ld|st)\.local\b", text)
+
+
+@pytest.mark.parametrize("stem", ["spmm", "sddmm"])
+def test_rows_are_read_128_bits_at_a_time(stem):
+    ptx = BUILD / "ptxas" / f"{stem}.ptx"
+    if not ptx.is_file():
+        missing(f"{ptx} is missing; run `make build-ptxas`")
+    assert "ld.global.nc.v4" in ptx.read_text()
+
+
+def test_symbols(library):
+    """Only PyTorch's stable C functions: nothing of Python, at:: or c10::."""
+    symbols = tool("nm", "-D", "-C", library)
+    assert re.search(r" U aoti_torch_get_current_cuda_stream", symbols)
+    assert not re.search(r"\b(at|c10|torch)::|\bPy[A-Z_]\w+|pybind11", symbols)
+
+
+def test_needed_libraries(library):
+    """libtorch.so brings libtorch_cuda.so along, where the current stream lives; the CUDA runtime is inside."""
+    needed = re.findall(r"NEEDED.*\[(.*)\]", tool("readelf", "-d", library))
+    assert "libtorch.so" in needed
+    assert not any("cudart" in n or "c10" in n or "python" in n for n in needed)
+    assert "RPATH" not in tool("readelf", "-d", library) and "RUNPATH" not in tool("readelf", "-d", library)
+
+
+def test_device_code(library):
+    """Machine code for sm_80 and sm_90 and PTX for later ones, from the headers of the embedded fat binaries."""
+    content, found, at = library.read_bytes(), set(), 0
+    while (at := content.find(b"\x50\xed\x55\xba", at)) >= 0:
+        header, size = struct.unpack_from("<HQ", content, at + 6)
+        entry, end = at + header, at + header + size
+        while entry + 64 <= min(end, len(content)):
+            kind, _, entry_header, entry_size = struct.unpack_from("<HHIQ", content, entry)
+            if kind not in (1, 2) or entry_header == 0:
+                break
+            found.add(("PTX" if kind == 1 else "SASS", struct.unpack_from("<I", content, entry + 28)[0]))
+            entry += entry_header + entry_size
+        at += 4
+    assert found >= {("SASS", 90), ("PTX", 90)}, found
+    if "TORCH_CUDA_ARCH_LIST" not in os.environ:
+        assert ("SASS", 80) in found
+
+
+def test_registers_every_op(library, tmp_path):
+    """Loaded into this torch, with stand-ins for the three functions that only a CUDA build has, every op registers.
+
+    So each other function it asks for exists here, and each schema matches.
+    """
+    stub = tmp_path / "stub.c"
+    stub.write_text(
+        "int aoti_torch_get_current_cuda_stream(int d, void** s) { return 1; }\n"
+        "int torch_c10_cuda_check_msg(int e, char* f, char* g, unsigned l, _Bool c, char** m) { return 1; }\n"
+        "void torch_c10_cuda_free_error_msg(char* m) {}\n"
+    )
+    tool(os.environ.get("CC", "cc"), "-shared", "-fPIC", stub, "-o", tmp_path / "stub.so")
+    registered = re.findall(r'm\.impl\("(\w+)"', "".join(p.read_text() for p in SOURCES))
+    assert len(registered) >= len(SOURCES) > 0
+    code = f"""
+import torch, sparsegnn, ctypes
+ctypes.CDLL({str(tmp_path / "stub.so")!r}, mode=ctypes.RTLD_GLOBAL)
+if {bool(sparsegnn._native.status.get("cuda") != "")!r}:
+    torch.ops.load_library({str(library)!r})
+for op in {registered!r}:
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("sparsegnn::" + op, "CUDA"), op
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
