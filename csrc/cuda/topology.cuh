@@ -178,15 +178,15 @@ __device__ __forceinline__ void topology_visit(const Who& who, const TopologyWor
   const uint64_t last = selection->key;
   const int64_t left = selection->left;
   unsigned above[kTopologySteps], equal[kTopologySteps];
-  int counts[2] = {};
+  int above_count = 0, equal_count = 0;
 #pragma unroll
   for (int i = 0; i < kTopologySteps; ++i) {
     const int c = topology_class(who, w, last, first + i * kWarp);
     above[i] = __ballot_sync(kFullMask, c == 1);
     equal[i] = __ballot_sync(kFullMask, c == 2);
-    counts[0] += __popc(above[i]), counts[1] += __popc(equal[i]);
+    above_count += __popc(above[i]), equal_count += __popc(equal[i]);
   }
-  if (lane < 2) totals[2 * warp + lane] = counts[lane == 0 ? 0 : 1];
+  if (lane == 0) totals[2 * warp] = above_count, totals[2 * warp + 1] = equal_count;
   __syncthreads();
   for (int u = 0; u < warp; ++u) before.above += totals[2 * u], before.equal += totals[2 * u + 1];
   const unsigned below = (1u << lane) - 1;
