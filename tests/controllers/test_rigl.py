@@ -60,8 +60,7 @@ def test_random_growth_is_uniform_over_free_positions():
         model = sparse_model()
         before = masks(model)[0]
         optimizer = OPTIMIZERS["sgd"](model.parameters())
-        SET(model, optimizer, update_every=1, stop_at=2, drop_fraction=Constant(0.5), seed=seed)
-        train(model, optimizer, 1)
+        SET(model, optimizer, drop_fraction=Constant(0.5), seed=seed).update()
         counts += masks(model)[0] & ~before
     free = counts[~before]
     assert (counts[before] == 0).all()
