@@ -1,6 +1,6 @@
 """Times an op against its baselines: all contenders interleaved in one process, medians, ratios, roofline fractions.
 
-A file ``ops/bench_<op>.py`` describes its op with four functions:
+A file ``ops/bench_<op>.py`` (or ``layers/bench_<layer>.py``) describes its subject with four functions:
 
     cases() -> list of dicts         plain values; ``quick=True`` marks those that a quick run takes
     ours(case) -> callable           one run of our op
@@ -28,15 +28,18 @@ from torch.utils.benchmark import Timer
 
 FOLDER = Path(__file__).resolve().parent
 sys.path[:0] = [str(FOLDER)] if str(FOLDER) not in sys.path else []
+KINDS = ("ops", "layers")
 ROUND_SECONDS = 0.05  # least time of one sample; short runs are repeated within it
 
 
 def names() -> list[str]:
-    return sorted(p.stem.removeprefix("bench_") for p in (FOLDER / "ops").glob("bench_*.py"))
+    """Ops, and whole layers by the names of their files in ``layers/``."""
+    return sorted(p.stem.removeprefix("bench_") for kind in KINDS for p in (FOLDER / kind).glob("bench_*.py"))
 
 
 def load(op: str):
-    return importlib.import_module(f"ops.bench_{op}")
+    kind = next(k for k in KINDS if (FOLDER / k / f"bench_{op}.py").is_file())
+    return importlib.import_module(f"{kind}.bench_{op}")
 
 
 def device_name(device: str = "cpu") -> str:
@@ -156,7 +159,7 @@ def show(rows: list[dict]) -> None:
         case = ", ".join(f"{k} {v}" for k, v in row["case"].items() if k not in shared)
         ours = row["contender"] == "sparsegnn"
         table.add_row(
-            case if ours else "",
+            (case or "all") if ours else "",
             row["contender"],
             f"{row['ms']:.3g}",
             "" if ours else f"{row['speedup']:.2f}x",
