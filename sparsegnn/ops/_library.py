@@ -81,12 +81,21 @@ def register_autograd(op, backward: Callable, setup_context: Callable) -> None:
     torch.library.register_autograd(op, first_order, setup_context=setup_context, lib=LIBRARY)
 
 
-def check(op: str, name: str, value, shape: str, ok: bool) -> None:
-    """Raise ``ValueError`` naming the argument, what was expected and what came; ``TypeError`` for a non-tensor."""
+def check(op: str, name: str, value, shape: tuple) -> None:
+    """Raise ``TypeError`` unless ``value`` is a tensor, ``ValueError`` unless it has this shape.
+
+    A string in ``shape`` stands for any size; ``"..."`` in front of it for any number of sizes.
+    """
     if not isinstance(value, Tensor):
-        raise TypeError(f"{op}: {name} must be a Tensor of shape {shape}, got {type(value).__name__}")
-    if not ok:
-        raise ValueError(f"{op}: {name} must have shape {shape}, got {list(value.shape)}")
+        raise TypeError(f"{op}: {name} must be a Tensor of shape {_text(shape)}, got {type(value).__name__}")
+    sizes = shape[1:] if shape[0] == "..." else shape
+    got = value.shape[max(0, value.dim() - len(sizes)) :] if shape[0] == "..." else value.shape
+    if len(got) != len(sizes) or not all(isinstance(s, str) or s == g for s, g in zip(sizes, got, strict=True)):
+        raise ValueError(f"{op}: {name} must have shape {_text(shape)}, got {list(value.shape)}")
+
+
+def _text(shape: tuple) -> str:
+    return f"[{', '.join(str(size) for size in shape)}]"
 
 
 def check_like(op: str, name: str, value: Tensor, like: Tensor, like_name: str = "x") -> None:

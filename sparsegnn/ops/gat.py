@@ -97,18 +97,17 @@ def gat(graph, x: Tensor, a_src: Tensor, a_dst: Tensor, a_edge: Tensor | None = 
     Returns:
         ``[M, H, D]``, 0 for rows without edges. Deterministic: the same bits for any number of threads.
     """
-    ok = isinstance(x, Tensor) and x.dim() == 3 and x.size(0) == graph.num_cols
-    check("gat", "x", x, f"[{graph.num_cols}, H, D]", ok)
+    check("gat", "x", x, (graph.num_cols, "H", "D"))
     scores = {"a_src": (a_src, graph.num_cols), "a_dst": (a_dst, graph.num_rows)}
     scores |= {} if a_edge is None else {"a_edge": (a_edge, graph.num_edges)}
     for name, (value, size) in scores.items():
-        check("gat", name, value, f"[{size}, {x.size(1)}]", getattr(value, "shape", None) == (size, x.size(1)))
+        check("gat", name, value, (size, x.size(1)))
         if value.device != x.device or value.dtype not in (x.dtype, torch.promote_types(x.dtype, torch.float32)):
             check_like("gat", name, value, x)
     if not 0 <= dropout <= 1:
         raise ValueError(f"gat: dropout must be in [0, 1], got {dropout}")
     if dropout > 0:
-        check("gat", "seed", seed, "[1]", getattr(seed, "shape", None) == (1,))
+        check("gat", "seed", seed, (1,))
         if seed.dtype != torch.int64 or seed.device != x.device:
             raise TypeError(f"gat: seed must be int64 on {x.device}, got {seed.dtype} on {seed.device}")
     save = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *(value for value, _ in scores.values())))

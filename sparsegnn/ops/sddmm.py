@@ -58,8 +58,8 @@ def sddmm(graph, a: Tensor, b: Tensor) -> Tensor:
     Returns:
         ``[E]`` in the order of the graph's ``col``; differentiable in ``a`` and ``b``.
     """
-    check("sddmm", "a", a, f"[{graph.num_rows}, K]", isinstance(a, Tensor) and a.shape[:-1] == (graph.num_rows,))
-    check("sddmm", "b", b, f"[{graph.num_cols}, {a.size(1)}]", getattr(b, "shape", 0) == (graph.num_cols, a.size(1)))
+    check("sddmm", "a", a, (graph.num_rows, "K"))
+    check("sddmm", "b", b, (graph.num_cols, a.size(1)))
     check_like("sddmm", "b", b, a, "a")
     transpose = graph.transpose() if b.requires_grad else (None, None, None)
     return op(a, b, graph.crow, graph.col, *transpose)

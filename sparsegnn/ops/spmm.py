@@ -103,14 +103,12 @@ def spmm(graph, x: Tensor, reduce: str = "sum", edge_weight: Tensor | None = Non
     Returns:
         ``[M, K]``. Deterministic: the same bits for any number of threads.
     """
-    check(
-        "spmm", "x", x, f"[{graph.num_cols}, K]", isinstance(x, Tensor) and x.dim() == 2 and x.size(0) == graph.num_cols
-    )
+    check("spmm", "x", x, (graph.num_cols, "K"))
     if reduce not in REDUCTIONS:
         raise ValueError(f"spmm: reduce must be one of {', '.join(REDUCTIONS)}, got {reduce!r}")
     val = graph.val if edge_weight is None else edge_weight
     if val is not None:
-        check("spmm", "edge_weight", val, f"[{graph.num_edges}]", val.shape == (graph.num_edges,))
+        check("spmm", "edge_weight", val, (graph.num_edges,))
         check_like("spmm", "edge_weight", val, x)
     transpose = graph.transpose() if x.requires_grad else (None, None, None)
     return op(x, graph.crow, graph.col, val, None, None, None, *transpose, reduce)[0]

@@ -57,12 +57,13 @@ def topology_(crow: Tensor, col: Tensor, drop_score: Tensor, grow_score: Tensor,
     Returns:
         ``source`` int32 ``[nnz]``: the old slot of each entry, or -1 where it is new.
     """
-    check("topology_", "crow", crow, "[M+1]", isinstance(crow, Tensor) and crow.dim() == 1 and crow.numel() > 0)
-    check("topology_", "col", col, "[nnz]", isinstance(col, Tensor) and col.dim() == 1)
-    scores, rows = (("drop_score", drop_score), ("grow_score", grow_score)), crow.numel() - 1
-    check("topology_", *scores[0], f"[{col.numel()}]", getattr(drop_score, "shape", None) == col.shape)
-    shape_ok = isinstance(grow_score, Tensor) and grow_score.dim() == 2 and grow_score.size(0) == rows
-    check("topology_", *scores[1], f"[{rows}, K]", shape_ok)
+    check("topology_", "crow", crow, ("M+1",))
+    check("topology_", "col", col, ("nnz",))
+    if not crow.numel():
+        raise ValueError("topology_: crow must have shape [M+1], got [0]")
+    scores = ("drop_score", drop_score), ("grow_score", grow_score)
+    check("topology_", *scores[0], (col.numel(),))
+    check("topology_", *scores[1], (crow.numel() - 1, "K"))
     for name, score in scores:
         if not score.is_floating_point():
             raise TypeError(f"topology_: {name} must be floating point, got {score.dtype}")

@@ -1,4 +1,4 @@
-"""A two-layer GCN under torch.compile and torch.export; layers under deepcopy, pickle and every kind of checkpoint."""
+"""Two-layer models under torch.compile and torch.export; layers under deepcopy, pickle and every kind of checkpoint."""
 
 import copy
 import io
@@ -10,8 +10,8 @@ import torch._dynamo.testing
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from sparsegnn import CSRGraph
-from sparsegnn.nn import GCNConv
+from sparsegnn import CSRGraph, ops
+from sparsegnn.nn import GATConv, GCNConv
 
 
 class GCN(nn.Module):
@@ -21,6 +21,15 @@ class GCN(nn.Module):
 
     def forward(self, x, graph, edge_weight=None):
         return self.second(self.first(x, graph, edge_weight).relu(), graph, edge_weight)
+
+
+class GAT(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.first, self.second = GATConv(8, 4, heads=4, **options), GATConv(16, 4, **options)
+
+    def forward(self, x, graph):
+        return self.second(self.first(x, graph).relu(), graph)
 
 
 def make(n=30, e=100, seed=0):
@@ -39,21 +48,45 @@ def assert_same(got, wanted, tolerance=0.0):
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.7])
-@pytest.mark.parametrize("derived", [False, True], ids=["fresh", "derived"])
-def test_compile_on_a_graph_without_graph_breaks(derived, sparsity):
-    """One compilation serves other graphs, and weights that a controller moved."""
+@pytest.mark.parametrize("net, derived", [(GCN, False), (GCN, True), (GAT, True)], ids=["gcn-fresh", "gcn", "gat"])
+def test_compile_on_a_graph_without_graph_breaks(net, derived, sparsity):
+    """One compilation serves graphs of other sizes. GAT's explicit self-loops are made before, by a run or looped()."""
     torch._dynamo.reset()
-    model = GCN(sparsity=sparsity)
+    model = net(sparsity=sparsity)
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
     for n, e in ((30, 100), (25, 90), (50, 333)):
         x, edge_index, _ = make(n, e)
         graph = CSRGraph.from_edge_index(edge_index, n)
         if derived:
-            graph.transpose(), graph.gcn_norm()
+            run(model, x, graph)
         assert_same(run(compiled, x, graph), run(model, x, graph))
     assert counter.frame_count == 1
     assert torch._dynamo.explain(model)(x, graph).graph_break_count == 0
+
+
+def test_self_loops_inside_a_compiled_region_say_what_to_do():
+    torch._dynamo.reset()
+    x, edge_index, _ = make()
+    with pytest.raises(Exception, match=r"call graph.looped\(\) once"):
+        torch.compile(GAT(), fullgraph=True, backend="aot_eager")(x, CSRGraph.from_edge_index(edge_index, 30))
+
+
+def test_public_ops_compile_with_dynamic_shapes():
+    x, edge_index, weight = make()
+    graph = CSRGraph.from_edge_index(edge_index, 30)
+    graph.transpose()
+    x.requires_grad_()
+    for call in (
+        lambda x: ops.spmm(graph, x),
+        lambda x: ops.spmm(graph, x, reduce="max", edge_weight=weight),
+        lambda x: ops.sddmm(graph, x, x),
+        lambda x: ops.gat(graph, x.view(30, 2, 4), x[:, :2], x[:, 2:4]),
+    ):
+        torch._dynamo.reset()
+        got, wanted = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")(x), call(x)
+        assert torch.equal(got, wanted)
+        assert_same(torch.autograd.grad(got.sum(), x), torch.autograd.grad(wanted.sum(), x))
 
 
 def test_compile_with_inductor():
@@ -79,20 +112,22 @@ def test_compile_with_edge_weights_and_raw_edges():
     assert_same(torch.autograd.grad(got.sum(), weight), torch.autograd.grad(wanted.sum(), weight), 1e-6)
 
 
-@pytest.mark.parametrize("sparsity", [0.0, 0.7])
-def test_export(sparsity, tmp_path):
+@pytest.mark.parametrize("net, sparsity", [(GCN, 0.0), (GCN, 0.7), (GAT, 0.7)])
+def test_export(net, sparsity):
     x, edge_index, _ = make()
-    model, graph = GCN(sparsity=sparsity).eval(), CSRGraph.from_edge_index(edge_index, 30)
+    model, graph = net(sparsity=sparsity).eval(), CSRGraph.from_edge_index(edge_index, 30)
+    model(x, graph)
     exported = torch.export.export(model, (x, graph))
     assert torch.equal(exported.module()(x, graph), model(x, graph))
 
 
+@pytest.mark.parametrize("net", [GCN, GAT])
 @pytest.mark.parametrize("sparsity", [0.0, 0.7])
-def test_copies_and_checkpoints(sparsity, tmp_path):
+def test_copies_and_checkpoints(net, sparsity, tmp_path):
     from safetensors.torch import load_file, save_file
 
     x, edge_index, _ = make()
-    model, graph = GCN(sparsity=sparsity), CSRGraph.from_edge_index(edge_index, 30)
+    model, graph = net(sparsity=sparsity), CSRGraph.from_edge_index(edge_index, 30)
     wanted = run(model, x, graph)
     torch.save(model.state_dict(), tmp_path / "model.pt")
     save_file(model.state_dict(), tmp_path / "model.safetensors")
@@ -101,10 +136,10 @@ def test_copies_and_checkpoints(sparsity, tmp_path):
     stream.seek(0)
     copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(stream, weights_only=False)]
     for state in (torch.load(tmp_path / "model.pt", weights_only=True), load_file(tmp_path / "model.safetensors")):
-        copies.append(GCN(sparsity=sparsity))
+        copies.append(net(sparsity=sparsity))
         copies[-1].load_state_dict(state)
     if sparsity:  # another number of weights
-        copies.append(GCN(sparsity=0.2))
+        copies.append(net(sparsity=0.2))
         copies[-1].load_state_dict(model.state_dict())
     for other in copies:
         assert_same(run(other, x, graph), wanted)
