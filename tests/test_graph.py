@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 from sparsegnn import CSRGraph
@@ -214,6 +216,47 @@ def test_from_csr():
         assert from_csr(crow, []).shape == (len(crow) - 1,) * 2
     assert from_csr([0, 0, 2, 2, 3], [1, 1, 0]).num_edges == 3  # duplicates; empty rows at both ends
     assert from_csr([0, 1, 1, 1], [2]).num_edges == 1
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.integers(-1, 7), max_size=6),
+    st.lists(st.integers(-1, 5), max_size=8),
+    st.none() | st.integers(-1, 6),
+)
+def test_any_compressed_rows_are_either_refused_or_right(crow, col, num_cols):
+    """Nothing that is let through may make a kernel leave its arrays."""
+    crow, col = torch.tensor(crow, dtype=torch.int64), torch.tensor(col, dtype=torch.int64)
+    n = crow.numel() - 1 if num_cols is None else num_cols
+    bounds = list(zip(crow[:-1].tolist(), crow[1:].tolist(), strict=True))
+    right = crow.numel() > 0 and n >= 0 and int(crow[0]) == 0 and int(crow[-1]) == col.numel()
+    right = right and all(a <= b and col[a:b].tolist() == sorted(col[a:b].tolist()) for a, b in bounds)
+    right = right and all(0 <= c < n for c in col.tolist())
+    try:
+        graph = CSRGraph.from_csr(crow, col, num_cols=num_cols)
+    except ValueError as error:
+        assert not right and str(error).startswith("CSRGraph: ")
+        return
+    assert right and graph.shape == (crow.numel() - 1, n)
+    ccol, row, perm = graph.transpose()
+    assert torch.equal(graph.rows()[perm.long()], row.long()) and ccol.numel() == n + 1
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.integers(-2, 6), st.integers(-2, 6)), max_size=12), st.none() | st.integers(-1, 6))
+def test_any_edge_list_is_either_refused_or_right(edges, num_nodes):
+    edge_index = torch.tensor(edges, dtype=torch.int64).reshape(-1, 2).t()
+    flat = [v for edge in edges for v in edge]
+    n = num_nodes if num_nodes is not None else max(flat, default=-1) + 1
+    try:
+        graph = CSRGraph.from_edge_index(edge_index, num_nodes)
+    except ValueError as error:
+        assert n < 0 or any(not 0 <= v < n for v in flat), error
+        return
+    assert all(0 <= v < n for v in flat)
+    wanted = scipy_of(edge_index, np.ones(len(edges)), (n, n)).toarray()
+    assert (to_scipy(graph).toarray() == wanted).all() and graph.shape == (n, n)
+    assert (to_scipy(graph.add_self_loops()).toarray() == np.where(np.eye(n), 1, wanted)).all()
 
 
 big = torch.zeros(1, dtype=torch.int32).expand(2**31)  # no memory

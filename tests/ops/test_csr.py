@@ -48,7 +48,7 @@ SIZES = {
 @pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize("size", SIZES)
-def test_from_edges(size, dtype, device):
+def test_from_edges_values(size, dtype, device):
     given = edges(**SIZES[size], dtype=dtype, device=device)
     assert_equal(ops.csr_from_edges(*given), stable_csr(*given))
 
@@ -78,7 +78,7 @@ def test_from_edges_of_sorted_reversed_and_strided_input():
     assert_equal(ops.csr_from_edges(pair[:, 0], pair[:, 1], m, n), stable_csr(target, source, m, n))
 
 
-def test_from_edges_with_a_hub():
+def test_from_edges_values_with_a_hub():
     target, source, m, n = edges(**BIG)
     target[::2] = 17
     assert_equal(ops.csr_from_edges(target, source, m, n), stable_csr(target, source, m, n))
@@ -86,7 +86,7 @@ def test_from_edges_with_a_hub():
 
 @pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("graph", GRAPHS)
-def test_transpose(graph, device):
+def test_transpose_values(graph, device):
     crow, col, *transpose, (m, n) = Case(graph).csr()
     got = ops.csr_transpose(crow.to(device), col.to(device), n)
     assert_equal(got, [t.numpy() for t in transpose])
@@ -129,7 +129,7 @@ DEGREES = Op(call_degrees, scipy_degrees, degrees_inputs, grad=("val",), raw=ops
 
 
 @pytest.mark.parametrize("case", cases(graphs=[g for g in GRAPHS if g != "hub"], widths=(1,), layouts=("contiguous",)))
-def test_degrees(case):
+def test_degrees_values(case):
     check_op(DEGREES, case)
 
 
@@ -139,7 +139,7 @@ def test_degrees_contract():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("device", devices())
-def test_degrees_of_a_hub(dtype, device):
+def test_degrees_values_of_a_hub(dtype, device):
     crow, col, *_ = Case("hub").csr()
     val = Case("hub", dtype=dtype).tensor(col.numel(), low=0.1)
     wanted = np.add.reduceat(np.append(val.double().numpy(), 0), crow[:-1].numpy())
