@@ -8,7 +8,8 @@ from sparsegnn import pattern
 
 def cases() -> list[dict]:
     shapes = ((256, 256), (512, 512), (256, 1433), (2048, 2048))
-    return [dict(rows=m, cols=k, sparsity=s, drop=0.3) for m, k in shapes for s in (0.9, 0.98)]
+    large = [dict(rows=m, cols=k, sparsity=s, drop=0.3) for m, k in shapes for s in (0.9, 0.98)]
+    return [large[0] | dict(quick=True), *large[1:]]
 
 
 def inputs(case: dict) -> dict:

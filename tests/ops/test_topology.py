@@ -53,7 +53,7 @@ def check(mask, drop, grow, n, op=RAW):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 67), (67, 1), (9, 33), (40, 64), (3, 200)])
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_random_scores(shape, dtype, share, device):
+def test_values(shape, dtype, share, device):
     g = torch.Generator().manual_seed(0)
     mask = torch.rand(shape, generator=g) < 0.4
     mask.view(-1)[0] = True
