@@ -1,0 +1,165 @@
+"""The command line: what it prints, its exit codes, and that bad input leaves nothing behind."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from sparsegnn import cli
+
+pytest.importorskip("typer")
+pytest.importorskip("sklearn")
+QUICK = ["--epochs", "4", "--hidden", "8", "--no-progress"]
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*args):
+        code = cli.main([str(a) for a in args])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def subprocess_run(*args, cwd=None, **env):
+    command = [sys.executable, "-m", "sparsegnn", *args]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **env})
+
+
+# --- info ------------------------------------------------------------------------------------------------------------
+
+
+def test_info_lists_versions_environment_and_ops(run):
+    code, out, _ = run("info", "--json")
+    content = json.loads(out)
+    assert code == 0 and content["versions"]["torch"] == torch.__version__
+    assert "SPARSEGNN_STRICT" in content["environment"]
+    ops = {row["op"]: row for row in content["ops"]}
+    assert {"spmm", "gat", "sparse_linear"} <= set(ops)
+    assert all(row["cuda"] == "compiled" or row["cuda"].startswith("fallback: ") for row in ops.values())
+    code, out, _ = run("info")
+    assert code == 0 and "spmm" in out and torch.__version__ in out
+
+
+def test_info_works_without_the_extra():
+    hide = "import sys; sys.modules['typer'] = None; from sparsegnn.cli import main; sys.exit(main(sys.argv[1:]))"
+    shown = subprocess.run([sys.executable, "-c", hide, "info"], capture_output=True, text=True)
+    assert shown.returncode == 0 and "spmm" in shown.stdout
+    other = subprocess.run([sys.executable, "-c", hide, "train"], capture_output=True, text=True)
+    assert other.returncode == 2 and "pip install 'sparsegnn[cli]'" in other.stderr
+
+
+# --- train -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["gcn", "gat"])
+def test_train_json_is_one_object(run, model):
+    code, out, err = run("train", "--model", model, "--sparsity", 0.9, "--json", *QUICK)
+    result = json.loads(out)
+    assert code == 0 and err == ""
+    for name in ("test_accuracy", "val_accuracy", "seconds_per_step", "peak_memory_bytes", "flops"):
+        assert result[name] > 0, name
+    assert abs(result["sparsity"] - 0.9) < 0.01 and result["config"]["method"] == "rigl"
+
+
+def test_train_prints_a_table(run):
+    code, out, _ = run("train", "--backend", "pyg", "--seeds", 2, *QUICK)
+    assert code == 0 and "test accuracy" in out and "over 2 seeds" in out and "peak memory" in out
+
+
+def test_train_in_a_process(tmp_path):
+    saved = tmp_path / "model.pt"
+    done = subprocess_run("train", "--sparsity", "0.8", "--method", "set", "--save", str(saved), "--json", *QUICK)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    checkpoint = torch.load(saved, weights_only=True)
+    assert checkpoint["result"]["test_accuracy"] == result["test_accuracy"]
+    assert any(name.endswith("lin.values") for name in checkpoint["model"])
+    assert os.listdir(tmp_path) == ["model.pt"]
+
+
+BAD = [
+    (["--data", "nowhere"], "no set named 'nowhere'"),
+    (["--data", "no/such.npz"], "no/such.npz: no such file"),
+    (["--model", "mlp"], "model must be one of gcn, gat, got 'mlp'"),
+    (["--method", "magic"], "method must be one of"),
+    (["--sparsity", "1.0"], "sparsity must be in [0, 1), got 1.0"),
+    (["--sparsity", "nan"], "sparsity must be in [0, 1), got nan"),
+    (["--sparsity", "-0.1"], "sparsity must be in [0, 1), got -0.1"),
+    (["--sparsity", "0.5", "--method", "dense"], "sparsity must be 0 for method 'dense'"),
+    (["--sparsity", "0", "--method", "set"], "sparsity must be above 0 for method 'set'"),
+    (["--sparsity", "0.5", "--backend", "pyg"], "method must be 'dense' for backend 'pyg'"),
+    (["--hidden", "0"], "hidden must be a positive integer, got 0"),
+    (["--epochs", "-1"], "epochs must be a positive integer, got -1"),
+    (["--stop-at", "500"], "stop_at must be in [1, 200]"),
+    (["--lr", "inf"], "lr must be in [0, 1e31), got inf"),
+    (["--dropout", "1.5"], "dropout must be in [0, 1), got 1.5"),
+    (["--seed", "-1"], "seed must be an integer in [0, 2^63), got -1"),
+    (["--seeds", "0"], "seeds must be a positive integer, got 0"),
+    (["--threads", "0"], "threads must be a positive integer, got 0"),
+    (["--device", "quantum"], "device must be cpu or cuda[:index], got 'quantum'"),
+    (["--device", "meta"], "device must be cpu or cuda[:index], got 'meta'"),
+    (["--save", "no/such/folder/m.pt"], "save must be a file in a writable folder"),
+    (["--save", "m.pt", "--seeds", "2"], "save must be used with a single seed"),
+]
+
+
+@pytest.mark.parametrize("args, message", BAD, ids=[" ".join(a) for a, _ in BAD])
+def test_bad_arguments_exit_with_2(run, args, message):
+    code, out, err = run("train", "--json", *args)
+    assert code == 2 and out == "" and message in err and "Traceback" not in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("args", [["--bogus"], ["--epochs", "many"], ["surplus"]])
+def test_usage_errors_exit_with_2(run, args):
+    code, out, err = run("train", *args)
+    assert code == 2 and out == "" and "Usage:" in err
+
+
+def test_missing_gpu_is_bad_input(run):
+    code, _, err = run("train", "--device", f"cuda:{torch.cuda.device_count()}", *QUICK)
+    assert code == 2 and "is not there: torch" in err
+
+
+def test_bad_file_in_a_process_leaves_nothing(tmp_path):
+    path = tmp_path / "cut.npz"
+    np.savez(path, edge_index=np.zeros((2, 3), dtype=np.int64))
+    path.write_bytes(path.read_bytes()[:-30])
+    done = subprocess_run("train", "--data", str(path), "--save", "out.pt", cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == "" and "cut.npz: file is truncated" in done.stderr
+    assert "Traceback" not in done.stderr and os.listdir(tmp_path) == ["cut.npz"]
+
+
+def test_diverged_run_exits_with_1_and_saves_nothing(run, tmp_path):
+    code, out, err = run("train", "--backend", "pyg", "--lr", "1e30", "--save", tmp_path / "m.pt", "--json", *QUICK)
+    assert code == 1 and out == "" and "training diverged" in err and not os.listdir(tmp_path)
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    done = subprocess_run("train", "--data", "nowhere", "--debug", cwd=tmp_path)
+    assert done.returncode != 0 and "Traceback" in done.stderr
+
+
+# --- bench -----------------------------------------------------------------------------------------------------------
+
+
+def test_bench_names_what_is_missing(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(cli, "_checkouts", lambda: [tmp_path])
+    code, _, err = run("bench", "spmm")
+    assert code == 2 and "bench needs a checkout" in err
+    (tmp_path / "ops").mkdir()
+    (tmp_path / "ops" / "bench_spmm.py").touch()
+    (tmp_path / "runner.py").write_text("def run(op, quick, table):\n    return [{'op': op, 'quick': quick}]\n")
+    code, _, err = run("bench", "nothing")
+    assert code == 2 and "op must be one of spmm, got 'nothing'" in err
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "runner", raising=False)
+    code, out, _ = run("bench", "spmm", "--quick", "--json")
+    assert code == 0 and json.loads(out) == [{"op": "spmm", "quick": True}]
+    monkeypatch.delitem(sys.modules, "runner")

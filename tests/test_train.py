@@ -1,0 +1,194 @@
+"""The training run: selection, fixed sparsity, determinism, what it measures, and that it learns."""
+
+import dataclasses
+import math
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from sparsegnn import data as graphs
+from sparsegnn.measure import PeakMemory, StepFlops, StepTimer
+from sparsegnn.models import FeatureDropout, build, layer_shapes, layer_sparsities, weight_counts
+from sparsegnn.train import CheckFailed, TrainConfig, train, write_checkpoint
+
+pytest.importorskip("tqdm")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def small():
+    return graphs.skewed(400, 10, 4, 24, signal=1.0, seed=3)
+
+
+def config(**changes):
+    return TrainConfig(**{"data": "skewed", "epochs": 8, "hidden": 16, "progress": False, **changes})
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.02, 1.0])
+def test_feature_dropout(share):
+    torch.manual_seed(0)
+    x = torch.rand(200, 300) * (torch.rand(200, 300) < share)
+    dropout = FeatureDropout(0.25)
+    for _ in range(2):
+        y = dropout(x)
+        kept = y != 0
+        torch.testing.assert_close(y[kept], x[kept] / 0.75)
+        assert abs(kept.sum() / (x != 0).sum() - 0.75) < 0.05 and not (kept & (x == 0)).any()
+    assert not torch.equal(dropout(x) != 0, kept) or share == 0
+    assert dropout.eval()(x) is x
+
+
+def test_layer_shapes():
+    assert layer_shapes("gcn", 5, 8, 3, 1, 4) == [{"in_channels": 5, "out_channels": 3}]
+    first, last = layer_shapes("gat", 5, 8, 3, 2, 4)
+    assert first == {"in_channels": 5, "out_channels": 8, "heads": 4}
+    assert last == {"in_channels": 32, "out_channels": 3, "heads": 1, "concat": False}
+
+
+@pytest.mark.parametrize("distribution", ["erk", "uniform"])
+def test_layer_sparsities_meet_the_total(distribution):
+    shapes = layer_shapes("gcn", 100, 64, 7, 3, 1)
+    sizes = np.array([s["in_channels"] * s["out_channels"] for s in shapes])
+    sparsities = np.array(layer_sparsities(shapes, 0.9, distribution))
+    assert abs((sizes * sparsities).sum() / sizes.sum() - 0.9) < 1e-3
+    assert (np.ptp(sparsities) < 1e-3) == (distribution == "uniform")
+
+
+def test_step_timer_drops_warm_up_and_takes_medians():
+    timer = StepTimer(CPU, warm_up=1)
+    timer.steps = [dict.fromkeys(("forward", "backward", "optimizer"), t) for t in (9.0, 1.0, 2.0, 3.0)]
+    assert timer.medians() == {"forward": 2.0, "backward": 2.0, "optimizer": 2.0, "step": 6.0}
+    assert math.isnan(StepTimer(CPU).medians()["step"])
+
+
+def test_step_flops_counts_each_kind_once():
+    flops, a = StepFlops(), torch.ones(3, 4)
+    seen = []
+    for key in ("plain", "plain", "probe", "plain"):
+        with flops.step(key) as counting:
+            a @ a.t()
+        seen.append(counting)
+    assert seen == [True, False, True, False] and flops.total == 4 * 2 * 3 * 4 * 3
+
+
+def test_peak_memory_sees_what_was_freed():
+    memory = PeakMemory(CPU)
+    block = torch.ones(50 << 20)  # 200 MiB
+    del block
+    assert memory.peak() - memory.start > 190 << 20 or not memory.exact
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["gcn", "gat"])
+@pytest.mark.parametrize("method", ["dense", "static", "set", "rigl", "gmp"])
+def test_every_method(small, model, method):
+    r = train(config(model=model, method=method, hidden=8, heads=2), small)
+    assert 0 <= r["val_accuracy"] <= 1 and 0 <= r["test_accuracy"] <= 1
+    wanted = 0 if method == "dense" else 0.9
+    assert r["sparsity"] == 1 - r["weights"] / r["weights_dense"] and abs(r["sparsity"] - wanted) < 0.01
+    assert r["flops"] > 0 and r["seconds_per_step"] > 0 and r["peak_memory_bytes"] > 0
+    if method not in ("dense", "static"):  # selected only once the mask is final
+        assert r["best_epoch"] + 1 >= r["config"]["stop_at"] == 6
+
+
+@pytest.mark.parametrize("method", ["dense", "rigl"])
+def test_same_seed_same_result(small, method):
+    first, again, other = (train(config(method=method, seed=s), small) for s in (1, 1, 2))
+    names = ("test_accuracy", "val_accuracy", "best_epoch", "weights", "flops")
+    assert [first[n] for n in names] == [again[n] for n in names]
+    assert any(first[n] != other[n] for n in names)
+
+
+def test_sparse_runs_need_fewer_flops(small):
+    dense, sparse = (train(config(method=m, hidden=64), small) for m in ("dense", "static"))
+    assert sparse["flops"] < dense["flops"] / 2
+
+
+def test_the_test_set_never_selects(small, tmp_path):
+    """Other labels on the test nodes change the reported test accuracy and nothing else."""
+    y = small.y.clone()
+    y[small.test_mask] = (y[small.test_mask] + 1) % small.num_classes
+    results, states = [], []
+    for i, g in enumerate((small, dataclasses.replace(small, y=y))):
+        path = str(tmp_path / f"{i}.pt")
+        results.append(train(config(method="set", epochs=30, save=path), g))
+        states.append(torch.load(path, weights_only=True)["model"])
+    assert results[0]["best_epoch"] == results[1]["best_epoch"]
+    assert results[0]["val_accuracy"] == results[1]["val_accuracy"]
+    assert results[0]["test_accuracy"] != results[1]["test_accuracy"]
+    assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True))
+
+
+@pytest.mark.parametrize("model", ["gcn", "gat"])
+def test_checkpoint_gives_the_reported_accuracy(small, tmp_path, model):
+    from sparsegnn.models import prepare
+
+    path = str(tmp_path / "model.pt")
+    r = train(config(model=model, method="rigl", epochs=20, heads=2, save=path), small)
+    checkpoint = torch.load(path, weights_only=True)
+    again = build(TrainConfig(**checkpoint["config"]), small)
+    again.load_state_dict(checkpoint["model"])
+    with torch.no_grad():
+        logits = again.eval()(small.x, prepare("sparsegnn", small))
+    hits = (logits.argmax(1) == small.y)[small.test_mask].double().mean().item()
+    assert hits == r["test_accuracy"] and weight_counts(again)[0] == r["weights"]
+
+
+def test_dense_agrees_with_pyg(small):
+    pytest.importorskip("torch_geometric")
+    own, pyg = (train(config(epochs=40, backend=b), small) for b in ("sparsegnn", "pyg"))
+    assert abs(own["test_accuracy"] - pyg["test_accuracy"]) < 0.08 and pyg["flops"] is None
+
+
+def test_learns_digits():
+    pytest.importorskip("sklearn")
+    g = graphs.load("digits")
+    dense = train(config(data="digits", hidden=64, epochs=60), g)
+    sparse = train(config(data="digits", hidden=64, epochs=60, method="rigl"), g)
+    assert dense["test_accuracy"] > 0.95 and sparse["test_accuracy"] > 0.92
+
+
+def test_learns_cora(graph_data_dir):
+    g = graphs.load(graph_data_dir / "cora.npz")
+    dense, sparse = (train(config(hidden=64, epochs=60, method=m), g) for m in ("dense", "rigl"))
+    assert dense["test_accuracy"] > 0.78 and sparse["test_accuracy"] > 0.70
+
+
+# --- failures --------------------------------------------------------------------------------------------------------
+
+
+def test_nan_is_reported_and_nothing_is_saved(small, tmp_path):
+    bad = dataclasses.replace(small, x=torch.full_like(small.x, float("nan")))
+    with pytest.raises(CheckFailed, match="training diverged: loss nan in epoch 0"):
+        train(config(save=str(tmp_path / "m.pt")), bad)
+    assert not os.listdir(tmp_path)
+
+
+def test_checkpoint_is_never_half_written(tmp_path, monkeypatch):
+    path = tmp_path / "m.pt"
+    path.write_text("old")
+
+    def full_disk(content, file):
+        file.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        write_checkpoint(str(path), {})
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["m.pt"]
+
+
+@pytest.mark.parametrize("field, value", [("hidden", 2.0), ("epochs", True), ("sparsity", "0.9"), ("lr", None)])
+def test_wrong_types_are_type_errors(field, value):
+    if value is None:
+        assert TrainConfig(lr=None).lr == 0.01  # None is the recipe's value
+        return
+    with pytest.raises(TypeError, match=f"{field} must be"):
+        TrainConfig(**{"method": "rigl", field: value})
