@@ -9,7 +9,7 @@ from torch import nn
 import sparsegnn
 from sparsegnn import convert, densify, sparsify
 from sparsegnn.controllers.distributions import allocate
-from sparsegnn.nn import GCNConv, SparseLinear
+from sparsegnn.nn import GATConv, GCNConv, SparseLinear
 
 
 def mlp():
@@ -117,9 +117,10 @@ def edges():
     return torch.randint(30, (2, 120), generator=g)
 
 
-def test_our_convolution():
+@pytest.mark.parametrize("make", [lambda **k: GCNConv(12, 8, **k), lambda **k: GATConv(12, 4, heads=2, **k)])
+def test_our_convolutions(make):
     torch.manual_seed(0)
-    conv, x = GCNConv(12, 8), torch.randn(30, 12)
+    conv, x = make(), torch.randn(30, 12)
     dense = copy.deepcopy(conv)
     sparsify(conv, 0.75)
     assert isinstance(conv.lin, SparseLinear) and conv.lin.values.numel() == 24 and conv.lin.bias is None
@@ -129,7 +130,7 @@ def test_our_convolution():
     assert type(conv.lin) is type(dense.lin) and list(conv.state_dict()) == list(dense.state_dict())
     torch.testing.assert_close(conv(x, edges()), dense(x, edges()))
     conv.reset_parameters()
-    made_sparse = densify(GCNConv(12, 8, sparsity=0.5))
+    made_sparse = densify(make(sparsity=0.5))
     assert type(made_sparse.lin) is type(dense.lin)
 
 
