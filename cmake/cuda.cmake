@@ -25,6 +25,9 @@ file(GLOB cuda_entries CONFIGURE_DEPENDS csrc/cuda/*.cu)
 add_library(sparsegnn_cuda MODULE ${cuda_entries})
 set_target_properties(sparsegnn_cuda PROPERTIES LIBRARY_OUTPUT_DIRECTORY "${SPARSEGNN_OUTPUT}")
 target_compile_definitions(sparsegnn_cuda PRIVATE USE_CUDA)
+if(NOT CMAKE_CUDA_COMPILER_LAUNCHER)
+  target_compile_options(sparsegnn_cuda PRIVATE -Xcompiler=-fmacro-prefix-map=${CMAKE_CURRENT_SOURCE_DIR}/=)
+endif()
 # The current stream lives in libtorch_cuda.so, which a CPU-only torch lacks and libtorch.so brings along elsewhere:
 # the library must ask for libtorch.so even though nothing in it is used at link time.
 target_link_libraries(sparsegnn_cuda PRIVATE torch_stable -Wl,--no-as-needed torch torch_cpu)

@@ -4,7 +4,7 @@
 
 namespace sparsegnn::emulator {
 
-#if defined(__x86_64__)
+#if defined(SPARSEGNN_OWN_SWITCH)
 
 // swapcontext would do, but asks the kernel for the signal mask each time; a warp shuffle is 64 switches.
 extern "C" __attribute__((visibility("hidden"))) void sparsegnn_switch_stack(void** from, void* to);

@@ -2,13 +2,16 @@
 #pragma once
 #include <cstddef>
 
-#if !defined(__x86_64__)
+// Elsewhere, or if asked, ucontext: portable and much slower.
+#if defined(__x86_64__) && !defined(SPARSEGNN_UCONTEXT)
+#define SPARSEGNN_OWN_SWITCH 1
+#else
 #include <ucontext.h>
 #endif
 
 namespace sparsegnn::emulator {
 
-#if defined(__x86_64__)
+#if defined(SPARSEGNN_OWN_SWITCH)
 using Context = void*;  // the stack pointer; what a call must keep lies above it
 #else
 using Context = ucontext_t;

@@ -1,5 +1,7 @@
 #include "cuda/spmm.cuh"
 
+#include <sys/mman.h>
+
 #include "binding.h"
 
 namespace sparsegnn::emulated {
@@ -51,9 +53,28 @@ py::object spmm_arg_backward(const py::array& dy, const py::array& arg, const py
   });
 }
 
+// y = x[n - 1] through an x of n rows whose n * width passes 2^32: only the pages that are touched exist.
+py::array spmm_far_row(int64_t width) {
+  const int64_t n = (int64_t{1} << 32) / width + 3, bytes = n * width * static_cast<int64_t>(sizeof(bf16));
+  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (p == MAP_FAILED) throw std::runtime_error("no address space for a large array");
+  auto* x = static_cast<bf16*>(p);
+  for (int64_t j = 0; j < width; ++j) x[(n - 1) * width + j] = cuda::from_acc<bf16>(static_cast<float>(j + 1));
+  Array<int32_t> crow({2}), col({1});
+  crow.data()[0] = 0, crow.data()[1] = 1, col.data()[0] = static_cast<int32_t>(n - 1);
+  Array<bf16> y({1, width});
+  cuda::SpmmArguments<bf16> a = {};
+  a.x = x, a.crow = crow.data(), a.col = col.data(), a.y = y.data(), a.rows = 1, a.width = width, a.edges = 1;
+  const cudaError_t error = cuda::launch_spmm(a, cuda::Reduce::sum, nullptr, nullptr);
+  munmap(p, bytes);
+  check(error);
+  return y.numpy();
+}
+
 }  // namespace
 
 SG_BINDINGS(m) {
+  m.def("spmm_far_row", &spmm_far_row);
   m.def("spmm", &spmm, py::arg("x"), py::arg("crow"), py::arg("col"), py::arg("val") = py::none(),
         py::arg("row_scale") = py::none(), py::arg("col_scale") = py::none(), py::arg("diag") = py::none(),
         py::arg("reduce") = "sum");

@@ -130,3 +130,24 @@ def test_hub_is_shared_by_many_warps(emulated, csr, width):
     assert total <= loads.sum() <= 1.1 * total  # and the pieces of the hub
     assert loads.max() <= 2 * 256 * 32  # the window, for every lane of a warp
     assert (loads > loads.max() / 4).sum() >= 10_000 // 256 * width // 4 // 32  # the hub's work is spread over warps
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_rows_cut_anywhere(emulated, csr, seed):
+    """Rows that begin, end or touch at the borders of windows of 256 edges, in every combination."""
+    rng = np.random.default_rng(seed)
+    degrees = rng.choice([0, 1, 100, 255, 256, 257, 511, 512, 513, 768, 1000], rng.integers(3, 12))
+    g = csr(degrees, 20, seed)
+    x = rng.integers(-3, 4, (g.cols, 4)).astype(np.float32)  # exact sums
+    ones = np.ones(g.edges)
+    np.testing.assert_array_equal(emulated.spmm(x, g.crow, g.col)[0], expected_sum(g, x, ones))
+    y, arg = emulated.spmm(x, g.crow, g.col, reduce="max")
+    value, first = expected_extremum(g, x, ones, "max")
+    np.testing.assert_array_equal(y, value)
+    np.testing.assert_array_equal(arg, first)
+
+
+@pytest.mark.parametrize("width", [8, 9])
+def test_offsets_beyond_32_bits(emulated, width):
+    y = emulated.spmm_far_row(width)
+    np.testing.assert_array_equal(y.astype(np.uint32) << 16, np.arange(1, width + 1, dtype=np.float32)[None].view("u4"))
