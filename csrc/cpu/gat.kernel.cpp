@@ -30,7 +30,7 @@ SG_INLINE void row_tile(const GatArgs<T, A>& a, const GatTile& t, Scratch<A>& s,
   vec<A> top = none;
   for (int64_t e = begin; e < end; e += chunk_edges) {
     const int n = int(end - e < chunk_edges ? end - e : chunk_edges);
-    gather_scores<P>(s.score, a, t, a.a_src, a.heads, e, n);
+    gather_scores<P>(s.score, a, t, a.a_src, a.heads, e, n, last, t.heads);
     for (int i = 0; i < n * P; i += L) {
       const vec<A> v = lane < n * P - i ? leaky(load(s.score + i) + own) : none;
       top = v > top ? v : top;
@@ -41,8 +41,8 @@ SG_INLINE void row_tile(const GatArgs<T, A>& a, const GatTile& t, Scratch<A>& s,
   vec<A> total{}, sloped_total{};
   for (int64_t e = begin; e < end; e += chunk_edges) {
     const int n = int(end - e < chunk_edges ? end - e : chunk_edges);
-    if (end - begin > chunk_edges) gather_scores<P>(s.score, a, t, a.a_src, a.heads, e, n);
-    if (a.dropout) fill_factors<P>(s.factor, a, t, e, n);
+    if (end - begin > chunk_edges) gather_scores<P>(s.score, a, t, a.a_src, a.heads, e, n, last, 0);
+    if (a.dropout) fill_factors<P>(s, a, t, e, n);
     for (int i = 0; i < n * P; i += L) {
       const vec<A> score = load(s.score + i) + own;
       const vec<A> weight = lane < n * P - i ? exp<A>(leaky(score) - top) : vec<A>{};

@@ -40,10 +40,10 @@ SG_INLINE void row_tile(const GatBackwardArgs<T, A>& a, const GatTile& t, Scratc
   vec<A> flow_total{};
   for (int64_t e = begin; e < end; e += chunk_edges) {
     const int n = int(end - e < chunk_edges ? end - e : chunk_edges);
-    gather_scores<P>(s.score, a, t, static_cast<const A*>(a.node), 3 * a.heads, e, n);
-    gather<P>(s.lse, a.node + a.heads + t.head, 3 * a.heads, a.index + e, n, t.heads);
-    gather<P>(s.flow, a.node + 2 * a.heads + t.head, 3 * a.heads, a.index + e, n, t.heads);
-    if (a.dropout) fill_factors<P>(s.factor, a, t, e, n);
+    gather_scores<P>(s.score, a, t, static_cast<const A*>(a.node), 3 * a.heads, e, n, last, 3 * int(a.heads));
+    gather<P>(s.lse, a.node + a.heads + t.head, 3 * a.heads, a.index + e, n, t.heads, last, 0);
+    gather<P>(s.flow, a.node + 2 * a.heads + t.head, 3 * a.heads, a.index + e, n, t.heads, last, 0);
+    if (a.dropout) fill_factors<P>(s, a, t, e, n);
     for (int i = 0; i < n * P; i += L) {
       const vec<A> score = load(s.score + i) + own;
       const vec<A> slope = score > 0 ? splat(A{1}) : splat(a.slope);

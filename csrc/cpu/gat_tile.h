@@ -56,11 +56,19 @@ SG_INLINE vec<A> fold(vec<A> v, F combine) {
   return v;
 }
 
-// out[e, h] = table[index[e] * stride + h] for the n edges of a chunk
+// out[e, h] = table[index[e] * stride + h] for the n edges of a chunk; the lines of `fetch` elements of later edges, up
+// to `last`, are prefetched.
 template <int P, typename A>
-SG_INLINE void gather(A* out, const A* table, int64_t stride, const int32_t* index, int n, int heads) {
+SG_INLINE void gather(A* out, const A* table, int64_t stride, const int32_t* index, int n, int heads,
+                      const int32_t* last, int fetch) {
   for (int q = 0; q < n; ++q) {
     const A* from = table + index[q] * stride;
+    if (fetch > 0) {
+      const int32_t* ahead = index + q + 2 * prefetch_distance;
+      const char* p = reinterpret_cast<const char*>(table + *(ahead < last ? ahead : last) * stride);
+      __builtin_prefetch(p);
+      if (fetch * sizeof(A) > 32) __builtin_prefetch(p + fetch * sizeof(A) - 1);
+    }
     if (heads == P) {
       memcpy(out + q * P, from, P * sizeof(A));
     } else {
@@ -72,8 +80,8 @@ SG_INLINE void gather(A* out, const A* table, int64_t stride, const int32_t* ind
 // Scores of the edges [e, e + n) without the row's own part: the other end's, gathered, and the edge's.
 template <int P, typename T, typename A>
 SG_INLINE void gather_scores(A* out, const GatScores<T, A>& a, const GatTile& t, const A* other, int64_t stride,
-                             int64_t e, int n) {
-  gather<P>(out, other + t.head, stride, a.index + e, n, t.heads);
+                             int64_t e, int n, const int32_t* last, int fetch) {
+  gather<P>(out, other + t.head, stride, a.index + e, n, t.heads, last, fetch);
   if (a.a_edge == nullptr) return;
   for (int q = 0; q < n; ++q) {
     const A* edge = a.a_edge + (a.slot != nullptr ? a.slot[e + q] : e + q) * a.heads + t.head;
@@ -83,12 +91,24 @@ SG_INLINE void gather_scores(A* out, const GatScores<T, A>& a, const GatTile& t,
 
 // Dropout factors: 0 or the scale.
 template <int P, typename T, typename A>
-SG_INLINE void fill_factors(A* out, const GatScores<T, A>& a, const GatTile& t, int64_t e, int n) {
-  uint32_t stream[P];
-  for (int h = 0; h < P; ++h) stream[h] = random_head(a.key, uint32_t(t.head) + h);
-  for (int q = 0; q < n; ++q) {
-    const uint32_t edge = random_edge(a.key, uint32_t(a.slot != nullptr ? a.slot[e + q] : e + q));
-    for (int h = 0; h < P; ++h) out[q * P + h] = random_bits(edge, stream[h]) >= a.threshold ? a.scale : A{0};
+SG_INLINE void fill_factors(Scratch<A>& s, const GatScores<T, A>& a, const GatTile& t, int64_t e, int n) {
+  typedef uint32_t bits __attribute__((vector_size(vector_bytes), aligned(4), may_alias));
+  constexpr int L = vector_bytes / 4;
+  alignas(64) uint32_t edge[chunk_edges], stream[L], spread[(chunk_edges + 1) * L];
+  for (int q = 0; q < n; ++q) edge[q] = uint32_t(a.slot != nullptr ? a.slot[e + q] : e + q);
+  for (int q = 0; q < n; ++q) edge[q] = random_edge(a.key, edge[q]);
+  for (int i = 0; i < L; ++i) stream[i] = random_head(a.key, uint32_t(t.head) + i % P);
+  const bits head = *reinterpret_cast<const bits*>(stream);
+  for (int q = 0; q < n; ++q) *reinterpret_cast<bits*>(spread + q * P) = bits{} + edge[q];  // the tail is overwritten
+  const int used = n * P;
+  for (int i = 0; i < used; i += L) {
+    const bits value = random_bits<bits>(*reinterpret_cast<const bits*>(spread + i), head);
+    const bits kept = reinterpret_cast<bits>(value >= a.threshold);
+    if constexpr (sizeof(A) == 4) {
+      store(s.factor + i, reinterpret_cast<vec<A>>(kept & reinterpret_cast<bits>(splat(a.scale))));
+    } else {
+      for (int k = 0; k < L && i + k < Scratch<A>::weights; ++k) s.factor[i + k] = kept[k] ? a.scale : A{0};
+    }
   }
 }
 

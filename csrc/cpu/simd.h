@@ -226,9 +226,19 @@ SG_INLINE void store_up_to(T* p, vec<acc<T>> v, int n) {
   store_n(p, v, n);
 }
 
-// Sum over lanes, in a fixed tree order.
+// Sum over lanes, in a fixed tree order: halves first.
 template <typename A>
 SG_INLINE A sum(vec<A> v) {
+#if defined(__AVX512F__)
+  if constexpr (__is_same(A, float)) return _mm512_reduce_add_ps(v);
+  if constexpr (__is_same(A, double)) return _mm512_reduce_add_pd(v);
+#elif defined(__AVX2__)
+  if constexpr (__is_same(A, float)) {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+  }
+#endif
   A part[lanes<A>];
   memcpy(part, &v, sizeof(v));
   for (int half = lanes<A> / 2; half > 0; half /= 2)
