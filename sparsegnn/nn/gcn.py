@@ -76,9 +76,9 @@ class GCNConv(nn.Module):
             raise ValueError(f"GCNConv: x must have one row per node of the graph {graph.shape}, got {list(x.shape)}")
         if aggregate_first(x, self.out_channels, self.aggr):
             y = self.lin(self._aggregate(graph, x))
-        else:
-            y = self._aggregate(graph, self.lin(x))
-        return y if self.bias is None else y.add_(self.bias.to(y.dtype))  # in the dtype of autocast
+            return y if self.bias is None else y + self.bias.to(y.dtype)  # in the dtype of autocast
+        y = self._aggregate(graph, self.lin(x))
+        return y if self.bias is None else y.add_(self.bias.to(y.dtype))  # y is nobody else's
 
     def _graph(self, x: Tensor, edge_index: object, edge_weight: Tensor | None) -> CSRGraph:
         if self._cached_graph is not None:

@@ -230,6 +230,30 @@ def test_autocast_gives_one_dtype(sizes, sparsity):
         assert_close([g.float() for g in got], exact, 5e-2)
 
 
+@pytest.mark.parametrize("sizes", [(20, 30), (30, 20)])
+def test_same_bits_for_any_number_of_threads(sizes):
+    edge_index, weight = random_graph(2000, 40_000)
+    conv, x = GCNConv(*sizes, bias=False, sparsity=0.5), torch.randn(2000, sizes[0])
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(run(conv, x, edge_index, weight.float()))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_hooks_see_the_output_of_lin_as_it_was():
+    seen, (edge_index, _) = [], random_graph()
+    for sizes in ((6, 30), (30, 6)):
+        conv, x = GCNConv(*sizes), torch.randn(40, sizes[0])
+        torch.nn.init.ones_(conv.bias)
+        conv.lin.register_forward_hook(lambda module, args, y: seen.append((y, y.clone())))
+        conv(x, edge_index)
+    assert all(torch.equal(*pair) for pair in seen)
+
+
 @pytest.mark.parametrize("n", [0, 1, 5])
 def test_no_edges(n):
     conv, theirs = twins(3, 4)
