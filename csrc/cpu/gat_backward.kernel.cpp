@@ -28,6 +28,22 @@ SG_INLINE A dot(const S* a, const T* b, int n) {
   return sum<A>(total);
 }
 
+// f(h, <a, b>) for every head h of `width` columns.
+template <typename S, typename T, typename F>
+SG_INLINE void head_dots(const S* a, const T* b, int heads, int width, const F& f) {
+  using A = acc<T>;
+  constexpr int L = lanes<A>;
+  int h = 0;
+  if (width > 0 && width < L && (width & (width - 1)) == 0) {  // several heads per vector: fold within each
+    for (const int per = L / width; h + per <= heads; h += per) {
+      vec<A> v = load(a + h * width) * load(b + h * width);
+      for (int s = width / 2; s > 0; s /= 2) v += permute<A>(v, lane_index<A>() ^ s);
+      for (int i = 0; i < per; ++i) f(h + i, v[i * width]);
+    }
+  }
+  for (; h < heads; ++h) f(h, dot(a + h * width, b + h * width, width));
+}
+
 template <int P, typename T, typename A>
 SG_INLINE void row_tile(const GatBackwardArgs<T, A>& a, const GatTile& t, Scratch<A>& s, int64_t j,
                         const int32_t* last) {
@@ -60,18 +76,15 @@ SG_INLINE void row_tile(const GatBackwardArgs<T, A>& a, const GatTile& t, Scratc
     for (int q = 0; q < n; ++q) {
       const T* dy = a.dy + a.index[e + q] * stride + t.column;
       A* out = a.da_edge + a.slot[e + q] * a.heads + t.head;
-      for (int h = 0; h < t.heads; ++h) {
-        const A score = s.sloped[q * P + h] * dot(dy + h * width, x + h * width, width);
-        out[h] = (t.first ? -s.flow[q * P + h] : out[h]) + score;
-      }
+      head_dots(dy, x, t.heads, width, [&](int h, A product) {
+        out[h] = (t.first ? -s.flow[q * P + h] : out[h]) + s.sloped[q * P + h] * product;
+      });
     }
   }
   const vec<A> flow = fold<P, A>(flow_total, [](vec<A> u, vec<A> v) { return u + v; });
   A* da_src = a.da_src + j * a.heads + t.head;
-  for (int h = 0; h < t.heads; ++h) {
-    const A score = dot(static_cast<const A*>(s.sums[1]) + h * width, x + h * width, width);
-    da_src[h] = (t.first ? -flow[h] : da_src[h]) + score;
-  }
+  head_dots(static_cast<const A*>(s.sums[1]), x, t.heads, width,
+            [&](int h, A product) { da_src[h] = (t.first ? -flow[h] : da_src[h]) + product; });
   T* dx = a.dx + j * stride + t.column;
   for (int c = 0; c < t.columns; c += L)
     store_up_to(dx + c, load(s.sums[0] + c), t.columns - c < L ? t.columns - c : L);
@@ -87,14 +100,14 @@ SG_INLINE void empty_row(const GatBackwardArgs<T, A>& a, const GatTile& t, int64
 
 template <typename T, typename A>
 void gat_backward_nodes(const GatBackwardArgs<T, A>& a, int64_t begin, int64_t end) {
-  const int width = int(a.width);
-  for (int64_t i = begin * a.heads; i < end * a.heads; ++i) {
-    const int64_t r = i / a.heads, h = i % a.heads;
-    A* node = a.node + r * 3 * a.heads + h;
-    node[0] = a.a_dst[i];
-    node[a.heads] = a.lse[i];
-    node[2 * a.heads] = dot(a.dy + i * a.width, a.y + i * a.width, width);
-    a.da_dst[i] = dot(a.dy + i * a.width, a.tilt + i * a.width, width);
+  const int heads = int(a.heads), width = int(a.width);
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t first = i * heads;
+    A* node = a.node + 3 * first;
+    for (int h = 0; h < heads; ++h) node[h] = a.a_dst[first + h], node[heads + h] = a.lse[first + h];
+    const T* dy = a.dy + first * width;
+    head_dots(dy, a.y + first * width, heads, width, [&](int h, A product) { node[2 * heads + h] = product; });
+    head_dots(dy, a.tilt + first * width, heads, width, [&](int h, A product) { a.da_dst[first + h] = product; });
   }
 }
 
