@@ -149,8 +149,10 @@ def test_attention_dropout_follows_manual_seed():
     assert not torch.equal(at(1)[0], at(2)[0])
     conv.eval()
     assert torch.equal(at(1)[0], at(2)[0])
-    mean = torch.stack([conv.train()(x, edge_index).detach() for _ in range(2000)]).mean(0)
-    torch.testing.assert_close(mean, conv.eval()(x, edge_index).detach(), atol=0.1, rtol=0)
+    graph = CSRGraph.from_edge_index(edge_index, 40)
+    with torch.no_grad():
+        mean = torch.stack([conv.train()(x, graph) for _ in range(500)]).mean(0)
+        torch.testing.assert_close(mean, conv.eval()(x, graph), atol=0.25, rtol=0)
 
 
 def test_training_a_sparse_layer():
