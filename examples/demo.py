@@ -36,7 +36,7 @@ def runs(pyg_steps: int, scale: float):
     large = graphs.skewed(int(50_000 * scale))
     for graph, recipes in ((small, {"gcn": {}, "gat": {}}), (large, LARGE)):
         for model, recipe in recipes.items():
-            for name, method in ROWS:
+            for name, method in ROWS:  # each shows a progress bar when it takes over two seconds
                 settings = {"input_dropout": 0.0, **recipe, **method}
                 if name == "PyG" and graph is large:
                     settings |= {"epochs": pyg_steps, "eval_every": pyg_steps}
@@ -98,8 +98,7 @@ def main() -> None:
     options = parser.parse_args()
     console, start, results = Console(), time.perf_counter(), []
     for graph, model, name, config in runs(options.pyg_steps, options.scale):
-        with console.status(f"{graph.name}: {model}, {name}"):
-            results.append((graph.name, model, name, train(config, graph)))
+        results.append((graph.name, model, name, train(config, graph)))
     console.print(table(results))
     for graph, model in dict.fromkeys((g, m) for g, m, _, _ in results):
         r = next(r for g, m, _, r in results if (g, m) == (graph, model))

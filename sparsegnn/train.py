@@ -275,9 +275,8 @@ def _fit(config, data, graph, model, optimizer, timer: StepTimer, flops: StepFlo
     final_mask = 0 if config.method in ("dense", "static") else config.stop_at
     best = _Best()
     hidden = not (sys.stderr.isatty() if config.progress is None else config.progress)
-    bar = tqdm(
-        range(config.epochs), f"{data.name} {config.model} {config.method}", disable=hidden, delay=2, leave=False
-    )
+    title = f"{data.name} {config.model} {config.method if config.backend == 'sparsegnn' else config.backend}"
+    bar = tqdm(range(config.epochs), title, disable=hidden, delay=2, leave=False)
     for epoch in bar:
         model.train()
         probes = any(getattr(conv.lin, "probe", None) is not None for conv in model.convs)

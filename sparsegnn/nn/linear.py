@@ -88,7 +88,7 @@ class SparseLinear(SparseWeight):
             y = nn.functional.linear(rows, self.dense_weight(), self.bias)
         if self.probe is not None:  # adds zeros; backward leaves the dense gradient dy^T x in probe.grad
             y = y + torch.ops.sparsegnn.dense_probe(rows, self.probe)
-        return y.view(x.shape[:-1] + (self.out_features,))
+        return _as_shaped(y, x)
 
     def extra_repr(self) -> str:
         text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
@@ -107,3 +107,9 @@ def _as_rows(x: Tensor, features: int) -> Tensor:
     if x.dim() == 0 or x.shape[-1] != features:
         raise ValueError(f"SparseLinear: x must have shape [..., {features}], got {list(x.shape)}")
     return x.reshape(-1, features)
+
+
+@torch.fx.wrap
+def _as_shaped(y: Tensor, x: Tensor) -> Tensor:
+    """``y`` with the leading dimensions of ``x``; not a view if it has them: adding to a view in place is costly."""
+    return y if x.dim() == 2 else y.view(x.shape[:-1] + y.shape[-1:])
