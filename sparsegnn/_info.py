@@ -66,7 +66,11 @@ def _ops() -> list[str]:
 
 
 def _kernel(op: str, device: str) -> str:
-    """`compiled`, or `fallback: why`."""
+    """`compiled`, `PyTorch` (by design), or `fallback: why`."""
+    from sparsegnn.ops._library import COMPOSITE
+
+    if op in COMPOSITE:
+        return "PyTorch"
     reason = _native.status.get(device, "not built")
     try:
         present = _native.has_kernel(op, device.upper())

@@ -11,6 +11,7 @@ from torch import Tensor
 from sparsegnn import _native
 
 LIBRARY = torch.library.Library("sparsegnn", "FRAGMENT")
+COMPOSITE: set[str] = set()  # ops that are plain PyTorch by design
 _warned: set[str] = set()
 
 
@@ -22,6 +23,8 @@ def define(schema: str, reference: Callable, fake: Callable, *, cast: tuple[str,
     has no compiled kernel by design: its reference is the implementation.
     """
     name = schema.partition("(")[0]
+    if composite:
+        COMPOSITE.add(name)
     LIBRARY.define(schema)
     op = getattr(torch.ops.sparsegnn, name).default
     LIBRARY.impl(name, reference if composite else _fallback(name, reference), "CompositeExplicitAutograd")
