@@ -19,7 +19,7 @@ demo: $(VENV)/.demo
 
 # The whole suite, against the installed package. make test ARGS="-k spmm" runs a part of it.
 test: $(VENV)/.test
-	$(MAKE) -s build-emulator build-ptxas PATH="$(abspath $(BIN)):$(PATH)"
+	PATH="$(abspath $(BIN)):$(PATH)" $(MAKE) -s build-emulator build-ptxas
 	PATH="$(abspath $(BIN)):$(PATH)" SPARSEGNN_STRICT=1 $(BIN)/pytest $(ARGS)
 
 # Kernel microbenchmarks against dense torch, torch.sparse and the torch-sparse family.
