@@ -116,7 +116,7 @@ def train(
     distribution: str = "erk",
     update_every: int | None = None,
     stop_at: int | None = None,
-    drop_fraction: float = 0.3,
+    drop_fraction: float = 0.5,
     eval_every: int = 1,
     seed: int = 0,
     seeds: int = 1,

@@ -46,7 +46,7 @@ class TrainConfig:
     distribution    how sparsity is spread over the layers: erk or uniform
     update_every    steps between mask updates; epochs / 20, which makes about 14 updates
     stop_at         no mask update after this step; 3/4 of the epochs
-    drop_fraction   share of the weights moved at the first update, falling to 0 by a cosine
+    drop_fraction   share of the weights moved at the first update, falling to 0 by a cosine; 0.5, as updates are few
     weight_decay    on the first layer for GCN, on all parameters for GAT
     input_dropout   dropout on the features; that of the hidden layers
     eval_every      epochs between looks at the validation set
@@ -70,7 +70,7 @@ class TrainConfig:
     distribution: str = "erk"
     update_every: int | None = None
     stop_at: int | None = None
-    drop_fraction: float = 0.3
+    drop_fraction: float = 0.5
     eval_every: int = 1
     seed: int = 0
     split_seed: int = 0
