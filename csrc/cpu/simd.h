@@ -52,7 +52,24 @@ constexpr int lanes = vector_bytes / int(sizeof(A));
 
 template <typename A>
 SG_INLINE vec<A> splat(A value) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(A) == 4) return _mm512_set1_ps(value);
+  if constexpr (sizeof(A) == 8) return _mm512_set1_pd(value);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(A) == 4) return _mm256_set1_ps(value);
+  if constexpr (sizeof(A) == 8) return _mm256_set1_pd(value);
+#endif
   return vec<A>{} + value;
+}
+// Keeps a vector in a register, where the compiler would rather load it once per use.
+template <typename V>
+SG_INLINE V in_register(V v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__SSE2__)
+  asm("" : "+x"(v));
+#endif
+  return v;
 }
 
 // --- one element ---

@@ -79,7 +79,7 @@ Tensor sparse_linear(const Tensor& x_in, const Tensor& values_in, const std::opt
       });
       return check_packed(good ? SparseLinearPackError::none : SparseLinearPackError::col);
     }
-    const auto plan = choose_forward(samples, inputs, outputs, nnz, sizeof(A), sizeof(T));
+    const auto plan = choose_forward(samples, outputs, inputs, nnz, sizeof(A), sizeof(T));
     const SparseLinearWeight<T> w(plan, outputs, inputs, data<int32_t>(crow), data<int32_t>(col), nullptr,
                                   data<T>(values), nnz);
     multiply<T, A>(w, data<T>(x), data<A>(bias), mutable_data<T>(y), samples);
@@ -155,7 +155,7 @@ std::tuple<Tensor, Tensor, Tensor> sparse_linear_backward(const Tensor& dy_in, c
     using A = accumulate<T>;
     const bool with_dvalues = need_dvalues || need_dbias;
     const auto plan = with_dvalues ? choose_backward(samples, inputs, outputs, nnz, sizeof(A), sizeof(T))
-                                   : choose_forward(samples, outputs, inputs, nnz, sizeof(A), sizeof(T));
+                                   : choose_forward(samples, inputs, outputs, nnz, sizeof(A), sizeof(T));
     const SparseLinearWeight<T> w(plan, inputs, outputs, data<int32_t>(ccol), data<int32_t>(row), data<int32_t>(perm),
                                   data<T>(values), nnz);
     if (!with_dvalues) {

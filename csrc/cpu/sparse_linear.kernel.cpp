@@ -152,10 +152,8 @@ void sparse_linear_tiles(const SparseLinearArgs<T, A>& a, int64_t begin, int64_t
       return tiles<1>(a, begin, end, workspace);
     case 2:
       return tiles<2>(a, begin, end, workspace);
-    case 4:
-      return tiles<4>(a, begin, end, workspace);
     default:
-      return tiles<8>(a, begin, end, workspace);
+      return tiles<4>(a, begin, end, workspace);
   }
 }
 

@@ -69,11 +69,11 @@ SG_INLINE void add_entries(vec<A> (&dx)[Z], const vec<A> (&x)[Z], Cursor<A>& c, 
 #pragma GCC unroll 32
   for (int i = 0; i < C; ++i) {
     const A* dy = reinterpret_cast<const A*>(reinterpret_cast<const char*>(c.tile) + c.offset[i]);
-    const vec<A> w = splat(with_dx ? c.value[i] : A{0});
+    const vec<A> w = with_dx ? splat(c.value[i]) : vec<A>{};
     vec<A> dot;
 #pragma GCC unroll 8
     for (int z = 0; z < Z; ++z) {
-      const vec<A> g = load(dy + z * L);
+      const vec<A> g = with_dx && with_dvalues ? in_register(load(dy + z * L)) : load(dy + z * L);
       if constexpr (with_dx) dx[z] += w * g;
       if constexpr (with_dvalues) dot = z == 0 ? x[0] * g : x[z] * g + dot;
     }
@@ -213,16 +213,8 @@ void chunk_of(const SparseLinearBackwardArgs<T, A>& a, int64_t chunk, A* workspa
 
 template <typename T, typename A>
 void sparse_linear_backward_chunk(const SparseLinearBackwardArgs<T, A>& a, int64_t chunk, A* workspace) {
-  switch (a.w.plan.vectors) {
-    case 2:
-      return chunk_of<2>(a, chunk, workspace);
-    case 8:
-#if defined(__AVX512F__)
-      return chunk_of<8>(a, chunk, workspace);
-#endif
-    default:
-      return chunk_of<4>(a, chunk, workspace);
-  }
+  if (a.w.plan.vectors == 2) return chunk_of<2>(a, chunk, workspace);
+  chunk_of<4>(a, chunk, workspace);
 }
 
 template <typename T, typename A>

@@ -1,69 +1,61 @@
 // Which tiling a sparse_linear call uses: one policy for every shape and sparsity.
 #pragma once
 #include <algorithm>
-#include <cstdio>
-#include <cstdlib>
 
 #include "sparse_linear.h"
 
 namespace sparsegnn {
 
-inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+// What tells the two kernels apart for the policy.
+struct SparseLinearTuning {
+  int min_vectors;        // the narrowest tile that is compiled
+  int64_t l2;             // bytes that one tile of a panel may take
+  int64_t entries;        // a row of a block has about this many entries at least
+  int64_t passes_inputs;  // times that the wide side [samples, rows] crosses memory
+  int64_t chunks;         // pieces of work over all samples
+};
 
-inline SparseLinearPlan tiling(int vectors, int64_t l1, int64_t l2, int64_t samples, int64_t inputs, int64_t outputs,
-                               int64_t nnz, int64_t element) {
+// Measured on a 2-core Zen 4 machine (AVX-512, fp32, one thread, kernels alone; docs/kernels-log.md):
+//   tile     4 vectors; 8 gain nothing at 50 % and lose 7 % at 90 %; 2 with twice the block lose 3 to 10 %
+//   block    32 KiB of tile: 24 KiB loses 4 to 8 % at 90 %
+//   entries  fewer per row and block cost more than a tile that spills L1: forward 5, backward 10 (95 %: -11 %, 98 %:
+//   -10 %) window   sorting whole panels; windows of 64 rows lose 7 %, of 16 rows 20 % stream   stores past the caches
+//   gain 13 to 20 % from 16 MB of traffic on
+inline SparseLinearPlan choose_plan(const SparseLinearTuning& tuning, int64_t samples, int64_t rows, int64_t cols,
+                                    int64_t nnz, int64_t element, int64_t stored) {
+  constexpr int64_t l1 = 32 << 10, stream_bytes = 12 << 20;
+  const auto round_up = [](int64_t n, int64_t to) { return (n + to - 1) / to * to; };
+  const int64_t lanes = SG_PICK(sparse_linear_lanes)(int(element));
   SparseLinearPlan p;
-  p.vectors = vectors;
-  p.tile = vectors * SG_PICK(sparse_linear_lanes)(int(element));
-  const int64_t row = p.tile * element;
-  int64_t block = std::max<int64_t>(16, l1 / row);
-  // Shorter rows of a block than about 4 entries cost more than a tile that spills.
-  block = std::max(block, round_up(4 * inputs * outputs / std::max<int64_t>(1, nnz), 16));
-  const int64_t blocks = (inputs + block - 1) / block;
-  p.block = int32_t(std::max<int64_t>(1, std::min(inputs, round_up((inputs + blocks - 1) / blocks, 16))));
-  int64_t panel = std::max<int64_t>(64, round_up(l2 / row, 16));
-  if (blocks == 1) panel = 64;
-  p.panel = int32_t(std::max<int64_t>(1, std::min(outputs, panel)));
+  p.vectors = samples <= lanes ? 1 : samples <= 2 * lanes ? 2 : 4;
+  p.vectors = std::max(p.vectors, tuning.min_vectors);
+  p.tile = int32_t(p.vectors * lanes);
+  const int64_t tile_row = p.tile * element;
+  const int64_t sparse_block = round_up(tuning.entries * rows * cols / std::max<int64_t>(1, nnz), 16);
+  const int64_t block = std::min(std::max({int64_t{16}, l1 / tile_row, sparse_block}), int64_t{1} << 20);
+  const int64_t blocks = std::max<int64_t>(1, (cols + block - 1) / block);
+  p.block = int32_t(std::max<int64_t>(1, std::min(cols, round_up((cols + blocks - 1) / blocks, 16))));
+  const int64_t panel = std::max<int64_t>(64, round_up(tuning.l2 / tile_row, 16));
+  p.panel = int32_t(std::max<int64_t>(1, std::min(rows, panel)));
   p.window = p.panel;
+  const int64_t bytes = (tuning.passes_inputs * rows + cols) * samples * stored;
+  p.stream = bytes > stream_bytes && rows * stored % 64 == 0;
   const int64_t tiles = (samples + p.tile - 1) / p.tile;
-  p.chunk_tiles = std::max<int64_t>(1, tiles / 64);
+  p.chunk_tiles = std::max<int64_t>(1, (tiles + tuning.chunks - 1) / tuning.chunks);
   return p;
 }
 
-#if defined(SG_TUNE)
-inline void override_plan(const char* variable, SparseLinearPlan& p, int64_t element) {
-  if (const char* s = std::getenv(variable)) {
-    int v = p.vectors, b = p.block, n = p.panel, w = p.window, st = p.stream;
-    long long c = p.chunk_tiles;
-    std::sscanf(s, "%d,%d,%d,%d,%d,%lld", &v, &b, &n, &w, &st, &c);
-    p.vectors = v, p.block = b, p.panel = n, p.window = w, p.stream = st, p.chunk_tiles = c;
-    p.tile = p.vectors * SG_PICK(sparse_linear_lanes)(int(element));
-  }
-}
-#else
-inline void override_plan(const char*, SparseLinearPlan&, int64_t) {}
-#endif
-
-inline SparseLinearPlan choose_forward(int64_t samples, int64_t inputs, int64_t outputs, int64_t nnz, int64_t element,
+inline SparseLinearPlan choose_forward(int64_t samples, int64_t rows, int64_t cols, int64_t nnz, int64_t element,
                                        int64_t stored) {
-  const int64_t lanes = SG_PICK(sparse_linear_lanes)(int(element));
-  int vectors = samples <= lanes ? 1 : samples <= 2 * lanes ? 2 : 4;
-  auto p = tiling(vectors, 32 << 10, 512 << 10, samples, inputs, outputs, nnz, element);
-  p.stream = (inputs + outputs) * samples * stored > (24 << 20) && outputs * stored % 64 == 0;
-  override_plan("SG_FWD", p, element);
-  return p;
+  return choose_plan({1, 512 << 10, 5, 1, 64}, samples, rows, cols, nnz, element, stored);
 }
 
-inline SparseLinearPlan choose_backward(int64_t samples, int64_t inputs, int64_t outputs, int64_t nnz, int64_t element,
+// A chunk has a partial of every gradient: as many as balance threads, within 64 MiB.
+inline SparseLinearPlan choose_backward(int64_t samples, int64_t rows, int64_t cols, int64_t nnz, int64_t element,
                                         int64_t stored) {
-  const int64_t lanes = SG_PICK(sparse_linear_lanes)(int(element));
-  int vectors = samples <= 2 * lanes ? 2 : 4;
-  auto p = tiling(vectors, 32 << 10, 256 << 10, samples, outputs, inputs, nnz, element);
-  p.stream = (2 * inputs + outputs) * samples * stored > (24 << 20) && inputs * stored % 64 == 0;
-  const int64_t tiles = (samples + p.tile - 1) / p.tile;
-  p.chunk_tiles = std::max<int64_t>(1, (tiles + 15) / 16);
-  override_plan("SG_BWD", p, element);
-  return p;
+  const int64_t affordable = (int64_t{64} << 20) / std::max<int64_t>(1, (nnz + cols) * element);
+  return choose_plan({2, 256 << 10, 10, 2, std::clamp<int64_t>(affordable, 4, 16)}, samples, rows, cols, nnz, element,
+                     stored);
 }
 
 }  // namespace sparsegnn
