@@ -92,6 +92,7 @@ def main() -> int:
             continue
         r = done[source] if source else run(case, options.seeds, environment)
         done[case.name] = {"case": case.name, **r}
+        write(options.out or runner.FOLDER / "results" / runner.device_name() / "training_accuracy.jsonl", done)
         words, holds = verdict(case, r["test_accuracy"], done)
         missed += not holds
         spread = f" ± {100 * r['test_accuracy_std']:.2f} (n = {len(r['seeds'])})" if "seeds" in r else " (n = 1)"
@@ -100,18 +101,21 @@ def main() -> int:
             f"{case.name:32} {accuracy:24} sparsity {r['sparsity']:.4f}  {words} {'' if holds else 'MISSED'}",
             flush=True,
         )
-    write(options.out or runner.FOLDER / "results" / runner.device_name() / "training_accuracy.jsonl", done)
     return 1 if missed else 0
 
 
 def write(path: Path, done: dict[str, dict]) -> None:
-    """One JSON line per case: the means, and the test accuracy of each seed. Never half a file."""
+    """One JSON line per case: the means, and the test accuracy of each seed. Never half a file.
+
+    Times are left out: this script does not need the machine for itself.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     with open(temporary, "w") as f:
         for r in done.values():
             per_seed = [one["test_accuracy"] for one in r.get("runs", [r])]
-            kept = {k: v for k, v in r.items() if k not in ("runs", "versions", "threads")}
+            dropped = ("runs", "versions", "threads")
+            kept = {k: v for k, v in r.items() if k not in dropped and not k.startswith("seconds_")}
             f.write(json.dumps(runner.environment() | kept | {"test_accuracies": per_seed}) + "\n")
     temporary.replace(path)
 
