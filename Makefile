@@ -71,7 +71,8 @@ dev:
 
 build-emulator:
 	cmake -S . -B build/emulator $(CMAKE_FLAGS) -DSPARSEGNN_CUDA=off -DSPARSEGNN_EMULATOR=ON
-	cmake --build build/emulator -j $(MAX_JOBS) --target sparsegnn_emulated sparsegnn_emulated_asan
+	cmake --build build/emulator -j $(MAX_JOBS) --target sparsegnn_emulated sparsegnn_emulated_asan \
+	  sparsegnn_emulated_entries
 
 # PTX and register use of every CUDA kernel, for tests/test_cuda_build.py; nothing where nvcc is missing.
 build-ptxas:

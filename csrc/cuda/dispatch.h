@@ -1,15 +1,20 @@
 // What the CUDA entries share: the list of element types, the current stream, workspaces.
 #pragma once
+#include "../common/gpu.cuh"
+#include "../common/tensor.h"
+
+#if defined(__CUDACC__)
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
-
-#include "../common/gpu.cuh"
-#include "../common/tensor.h"
+#else
+#include "entries.h"  // of the emulator
+#endif
 
 namespace sparsegnn::cuda {
 
+#if defined(__CUDACC__)
 // Makes the device of a tensor the current one for the life of this object; `stream` is torch's current stream there.
 struct OnDevice {
   explicit OnDevice(const Tensor& t) : guard(t.get_device_index()) {
@@ -20,6 +25,13 @@ struct OnDevice {
   torch::stable::accelerator::DeviceGuard guard;
   cudaStream_t stream;
 };
+
+// Every tensor of a call must be on the device of the first.
+inline void check_device(const char* op, const char* name, const Tensor& t, const Tensor& like) {
+  STD_TORCH_CHECK(t.is_cuda() && t.get_device_index() == like.get_device_index(), op, ": ", name,
+                  " must be on the device of x");
+}
+#endif
 
 // Calls f(T{}) with the kernel's element type for `dtype`.
 template <typename F>
@@ -38,11 +50,6 @@ void dispatch(const char* op, ScalarType dtype, F&& f) {
   }
 }
 
-// Every tensor of a call must be on the device of the first.
-inline void check_device(const char* op, const char* name, const Tensor& t, const Tensor& like) {
-  STD_TORCH_CHECK(t.is_cuda() && t.get_device_index() == like.get_device_index(), op, ": ", name,
-                  " must be on the device of x");
-}
 inline void check_device(const char* op, const char* name, const std::optional<Tensor>& t, const Tensor& like) {
   if (t.has_value()) check_device(op, name, *t, like);
 }
