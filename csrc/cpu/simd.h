@@ -181,9 +181,19 @@ SG_INLINE void store(T* p, vec<acc<T>> v) {
       return;
     }
 #endif
-    T out[lanes<float>];
-    for (int i = 0; i < lanes<float>; ++i) out[i] = narrow<T>(v[i]);
-    memcpy(p, out, sizeof(out));
+    if constexpr (__is_same(T, bf16)) {  // narrow<bf16>, on all lanes
+      typedef uint32_t words __attribute__((vector_size(vector_bytes)));
+      typedef uint16_t halves __attribute__((vector_size(vector_bytes / 2)));
+      const words bits = reinterpret_cast<words>(v), high = bits >> 16;
+      const words nan = reinterpret_cast<words>((bits & 0x7fffffffu) > 0x7f800000u);
+      const words rounded = (bits + 0x7fffu + (high & 1u)) >> 16;
+      const halves out = __builtin_convertvector((nan & (high | 0x40u)) | (~nan & rounded), halves);
+      memcpy(p, &out, sizeof(out));
+    } else {
+      T out[lanes<float>];
+      for (int i = 0; i < lanes<float>; ++i) out[i] = narrow<T>(v[i]);
+      memcpy(p, out, sizeof(out));
+    }
   }
 }
 
