@@ -93,8 +93,8 @@ GAT = Op(
     autocast=("x",),
     raw=torch.ops.sparsegnn.gat.default,
     raw_args=raw_args,
-    # a lone score's gradient is a difference of products of rounded outputs
-    tolerance={torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3},
+    # a score's gradient is a difference of nearly equal products, one of them of the rounded output
+    grad_tolerance={torch.float32: 4e-5, torch.bfloat16: 4e-2, torch.float16: 8e-3},
 )
 SOME_EDGES = tuple(g for g in GRAPHS if g not in ("empty", "zero_edges"))
 VARIANTS = ("1", "8", "3+edge", "8+dropout", "2+edge+dropout", "17")
@@ -148,7 +148,7 @@ def test_tiles_of_heads_and_columns(heads, width, dtype):
         "a_dst": case.tensor(m, heads),
         "a_edge": case.tensor(col.numel(), heads),
     }
-    op = Op(call, oracle, lambda _: args | inputs(case) | args, grad=tuple(args), tolerance=GAT.tolerance)
+    op = Op(call, oracle, lambda _: args | inputs(case) | args, grad=tuple(args), grad_tolerance=GAT.grad_tolerance)
     check_op(op, case)
 
 
