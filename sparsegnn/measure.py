@@ -102,15 +102,21 @@ def _max_resident() -> int:
 
 
 class StepFlops:
-    """Training FLOPs of a run. A step is counted once for each `key` (number of weights, probes set) and reused."""
+    """Training FLOPs of a run. A step is counted once for each `key` (number of weights, probes set) and reused.
 
-    def __init__(self) -> None:
+    With `count=False` nothing is counted and `total` is None.
+    """
+
+    def __init__(self, count: bool = True) -> None:
         self.per_key: dict[object, int] = {}
-        self.total = 0
+        self.total: int | None = 0 if count else None
 
     @contextmanager
     def step(self, key: object) -> Iterator[bool]:
         """Wraps forward and backward; yields True when this step runs under the counter, which slows it."""
+        if self.total is None:
+            yield False
+            return
         if key in self.per_key:
             yield False
         else:

@@ -230,7 +230,8 @@ def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
     optimizer = Adam(parameter_groups(model, config), lr=config.lr)
     controller = make_controller(config, model, optimizer)
     weights_at_start = weight_counts(model)[0]
-    timer, flops = StepTimer(device), StepFlops()
+    timer = StepTimer(device)
+    flops = StepFlops(count=config.backend == "sparsegnn")  # PyG's gather and scatter would not be counted
     best = _fit(config, data, graph, model, optimizer, timer, flops)
     peak = memory.peak()
     kept, dense = weight_counts(model)
@@ -246,7 +247,7 @@ def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
         "weights": kept,
         "weights_dense": dense,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "flops": flops.total if config.backend == "sparsegnn" else None,  # PyG's gather and scatter are not counted
+        "flops": flops.total,
         "seconds_per_step": seconds["step"],
         "seconds_forward": seconds["forward"],
         "seconds_backward": seconds["backward"],
