@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,7 +27,10 @@ def run(capsys):
     return call
 
 
-def subprocess_run(*args, cwd=None, **env):
+TESTS = Path(__file__).parent  # not the checkout, whose package has no libraries
+
+
+def subprocess_run(*args, cwd=TESTS, **env):
     command = [sys.executable, "-m", "sparsegnn", *args]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **env})
 
@@ -48,9 +52,9 @@ def test_info_lists_versions_environment_and_ops(run):
 
 def test_info_works_without_the_extra():
     hide = "import sys; sys.modules['typer'] = None; from sparsegnn.cli import main; sys.exit(main(sys.argv[1:]))"
-    shown = subprocess.run([sys.executable, "-c", hide, "info"], capture_output=True, text=True)
+    shown = subprocess.run([sys.executable, "-c", hide, "info"], capture_output=True, text=True, cwd=TESTS)
     assert shown.returncode == 0 and "spmm" in shown.stdout
-    other = subprocess.run([sys.executable, "-c", hide, "train"], capture_output=True, text=True)
+    other = subprocess.run([sys.executable, "-c", hide, "train"], capture_output=True, text=True, cwd=TESTS)
     assert other.returncode == 2 and "pip install 'sparsegnn[cli]'" in other.stderr
 
 

@@ -29,5 +29,5 @@ def test_variant(isa):
 def test_override_is_checked():
     code = "import torch, sparsegnn; torch.ops.sparsegnn.isa()"
     environment = os.environ | {"SPARSEGNN_ISA": "sse9"}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=TESTS)
     assert result.returncode != 0 and "SPARSEGNN_ISA must be portable, avx2 or avx512, got sse9" in result.stderr

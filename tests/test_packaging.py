@@ -103,12 +103,11 @@ def test_import_without_libraries_falls_back(tmp_path):
         "g = sparsegnn.CSRGraph.from_csr(torch.tensor([0, 1]), torch.tensor([0]));"
         "print(*[sparsegnn.ops.spmm(g, torch.full((1, 2), 3.0)).tolist() for _ in range(2)])"
     )
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    where = dict(cwd=tmp_path, capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", code], env=environment, **where)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split("\n")[0] == "[[3.0, 3.0]] [[3.0, 3.0]]"
     assert result.stderr.count("no compiled cpu kernel for spmm") == 1
     assert "pip install --no-build-isolation ." in result.stderr
-    strict = subprocess.run(
-        [sys.executable, "-c", code], env=environment | {"SPARSEGNN_STRICT": "1"}, capture_output=True, text=True
-    )
+    strict = subprocess.run([sys.executable, "-c", code], env=environment | {"SPARSEGNN_STRICT": "1"}, **where)
     assert strict.returncode != 0 and "SPARSEGNN_STRICT=1" in strict.stderr

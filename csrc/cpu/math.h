@@ -36,8 +36,9 @@ SG_INLINE vec<A> exp(vec<A> x) {
   const vec<A> r = (x - n * F::ln2_high) - n * F::ln2_low;
   vec<A> p = splat(A(inverse_factorial[F::terms]));
   for (int k = F::terms - 1; k >= 0; --k) p = p * r + A(inverse_factorial[k]);
+  // In unsigned lanes: out of range, where the sum wraps, the result is replaced below.
   const vec<A> scaled =
-      reinterpret_cast<vec<A>>(reinterpret_cast<ivec<A>>(p) + (reinterpret_cast<ivec<A>>(shifted) << F::bits));
+      reinterpret_cast<vec<A>>(reinterpret_cast<uvec<A>>(p) + (reinterpret_cast<uvec<A>>(shifted) << F::bits));
   const vec<A> finite = x < F::lowest ? vec<A>{} : scaled;
   const vec<A> capped = x > F::highest ? splat(A(__builtin_inf())) : finite;
   return x == x ? capped : x;

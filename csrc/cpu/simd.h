@@ -226,6 +226,18 @@ SG_INLINE void store_n(T* p, vec<acc<T>> v, int n) {
 template <typename A>
 using ivec = decltype(vec<A>{} < vec<A>{});
 
+// Unsigned integers of A's width: sums wrap instead of being undefined.
+template <typename A>
+struct bits_of {
+  using type = uint32_t;
+};
+template <>
+struct bits_of<double> {
+  using type = uint64_t;
+};
+template <typename A>
+using uvec = typename vec_of<typename bits_of<A>::type>::type;
+
 // Lane i of the result is lane index[i] of v; every index must be in [0, lanes).
 template <typename A>
 SG_INLINE vec<A> permute(vec<A> v, ivec<A> index) {

@@ -96,6 +96,7 @@ GAT = Op(
     # a score's gradient is a difference of nearly equal products, one of them of the rounded output
     grad_tolerance={torch.float32: 4e-5, torch.bfloat16: 4e-2, torch.float16: 8e-3},
 )
+HERE = os.path.dirname(os.path.abspath(__file__))  # not the checkout, whose package has no libraries
 SOME_EDGES = tuple(g for g in GRAPHS if g not in ("empty", "zero_edges"))
 VARIANTS = ("1", "8", "3+edge", "8+dropout", "2+edge+dropout", "17")
 
@@ -278,7 +279,7 @@ for dtype in DTYPES:
 """
     env = os.environ | {"SPARSEGNN_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
-        [sys.executable, "-c", code.replace("ISA", repr(isa))], env=env, capture_output=True, text=True
+        [sys.executable, "-c", code.replace("ISA", repr(isa))], env=env, capture_output=True, text=True, cwd=HERE
     )
     if "is not supported by this processor" in done.stderr:
         pytest.skip(f"this processor has no {isa}")

@@ -192,5 +192,6 @@ def test_instruction_sets(isa):
         env=os.environ | {"SPARSEGNN_ISA": isa, "PYTHONPATH": path},
         capture_output=True,
         text=True,
+        cwd=folder,
     )
     assert done.returncode == 0, done.stderr
