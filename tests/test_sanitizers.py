@@ -55,7 +55,7 @@ def test_ops(libraries, isa):
     if isas.index(isa) > isas.index(torch.ops.sparsegnn.best_isa()):
         pytest.skip(f"this processor has no {isa}")
     variables = {"SPARSEGNN_ISA": isa, "SPARSEGNN_TEST_STRIDE": "8"}
-    arguments = ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(TESTS / "ops"), "-k", "values")
+    arguments = ("-m", "pytest", "-s", "-q", "-x", "-p", "no:cacheprovider", str(TESTS / "ops"), "-k", "values")
     result = run(libraries, *arguments, **variables)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
 

@@ -86,7 +86,7 @@ template <bool save, typename T, typename A>
 SG_INLINE void tile_rows(const GatArgs<T, A>& a, const GatTile& t, int64_t begin, int64_t end) {
   Scratch<A> s;
   fill_head_of(s, t, a.width);
-  const int32_t* last = a.index + a.offsets[end] - 1;
+  const int32_t* last = a.index + (a.offsets[end] > 0 ? a.offsets[end] - 1 : 0);  // no edges: not read
   with_period<A>(t.heads, [&]<int P>() {
     for (int64_t r = begin; r < end; ++r) {
       if (a.offsets[r] == a.offsets[r + 1]) {

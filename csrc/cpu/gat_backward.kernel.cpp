@@ -113,7 +113,7 @@ void gat_backward_nodes(const GatBackwardArgs<T, A>& a, int64_t begin, int64_t e
 
 template <typename T, typename A>
 void gat_backward_rows(const GatBackwardArgs<T, A>& a, const GatTile* tiles, int64_t n, int64_t begin, int64_t end) {
-  const int32_t* last = a.index + a.offsets[end] - 1;
+  const int32_t* last = a.index + (a.offsets[end] > 0 ? a.offsets[end] - 1 : 0);  // no edges: not read
   for (int64_t i = 0; i < n; ++i) {
     Scratch<A> s;
     fill_head_of(s, tiles[i], a.width);
