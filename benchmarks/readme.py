@@ -9,11 +9,15 @@ README = FOLDER.parent / "README.md"
 BEGIN, END = "<!-- table:", "<!-- /table -->"
 #: text, file, what the case must hold, baselines (their label in the table)
 ROWS = (
-    ("`SparseLinear` 512x512, 16,384 rows, 90 % sparse, forward + backward", "sparse_linear",
-     dict(rows=16384, in_features=512, out_features=512, sparsity=0.9, mode="layer")),
+    ("`SparseLinear` 512x512, 16,384 rows, 90 % sparse, forward + backward", "linear_step",
+     dict(rows=16384, features=512, sparsity=0.9)),
+    ("`SparseLinear` 256x256, 65,536 rows, 90 % sparse, forward + backward", "linear_step",
+     dict(rows=65536, features=256, sparsity=0.9)),
+    ("`SparseLinear` 512x512, 16,384 rows, 50 % sparse, forward + backward", "linear_step",
+     dict(rows=16384, features=512, sparsity=0.5)),
     ("`spmm` sum, 64 features", "spmm", dict(graph="lognormal", nodes=170_000, width=64, reduce="sum")),
     ("`spmm` max, 64 features", "spmm", dict(graph="lognormal", nodes=170_000, width=64, reduce="max")),
-    ("`GATConv` 8x8, forward + backward", "gat_step", dict(nodes=170_000, channels=8, mode="train")),
+    ("`GATConv` 128 to 8x8, forward + backward", "gat", dict(nodes=170_000, heads=8, width=8, train=True)),
     ("GCN 128-256-40, 90 % sparse, training step with Adam", "gcn_step", dict(nodes=170_000, hidden=256)),
 )  # fmt: skip
 

@@ -119,14 +119,21 @@ def measure(op: str, case: dict, rounds: int = 7) -> list[dict]:
     return rows
 
 
-def run(op: str, *, quick: bool = False, rounds: int = 7, write: bool = True, table: bool = True) -> list[dict]:
-    """Measure all cases of an op (``quick``: those marked so), write JSON lines, print a table; return the rows."""
+def run(op: str, *, quick: bool = False, where: dict | None = None, rounds: int = 7, write: bool = True,
+        table: bool = True) -> list[dict]:  # fmt: skip
+    """Measure the cases of an op, write JSON lines, print a table; return the rows.
+
+    ``quick`` takes the cases marked so, in three rounds, and writes nothing; ``where`` those with these values.
+    """
     from tqdm import tqdm
 
     warnings.filterwarnings("ignore", message="Sparse (CSR|invariant)")  # torch's, about the baselines
     cases = load(op).cases()
     if quick:
         cases = [c for c in cases if c.get("quick")] or cases[:2]
+    cases = [c for c in cases if all(str(c.get(k)) == v for k, v in (where or {}).items())]
+    if not cases:
+        raise ValueError(f"{op} has no case with {where}")
     rows = []
     for case in tqdm(cases, desc=f"bench {op}", disable=not sys.stderr.isatty()):
         rows += measure(op, case, 3 if quick else rounds)
@@ -176,8 +183,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("op", choices=names())
     parser.add_argument("--quick", action="store_true", help="marked cases, three rounds, nothing written")
+    parser.add_argument("--where", nargs="*", default=[], metavar="KEY=VALUE", help="only cases with these values")
     parser.add_argument("--threads", type=int, help="torch.set_num_threads")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    run(args.op, quick=args.quick)
+    run(args.op, quick=args.quick, where=dict(pair.split("=", 1) for pair in args.where))
