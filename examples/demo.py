@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="PATH", help="also write one JSON line per row")
     options = parser.parse_args()
     console, start, results = Console(), time.perf_counter(), []
+    console.width = max(console.width, 100)  # narrower, the columns would be cut
     for graph, model, name, config in runs(options.pyg_steps, options.scale):
         results.append((graph.name, model, name, train(config, graph)))
     console.print(table(results))
