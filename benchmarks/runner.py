@@ -105,6 +105,7 @@ def measure(op: str, case: dict, rounds: int = 7) -> list[dict]:
         rows.append(
             dict(
                 op=op,
+                rounds=rounds,
                 case={k: v for k, v in case.items() if k != "quick"},
                 contender=name,
                 ms=1e3 * middle,
@@ -155,7 +156,7 @@ def show(rows: list[dict]) -> None:
     from rich.table import Table
 
     shared = {k: v for k, v in rows[0]["case"].items() if all(row["case"].get(k) == v for row in rows)}
-    title = ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v}" for k, v in shared.items())
+    title = ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v}" for k, v in shared.items()) or "all cases"
     table = Table(title=f"{rows[0]['op']}: {title}; medians, {torch.get_num_threads()} threads", title_justify="left")
     table.add_column("case")
     table.add_column("contender")
@@ -184,8 +185,9 @@ if __name__ == "__main__":
     parser.add_argument("op", choices=names())
     parser.add_argument("--quick", action="store_true", help="marked cases, three rounds, nothing written")
     parser.add_argument("--where", nargs="*", default=[], metavar="KEY=VALUE", help="only cases with these values")
+    parser.add_argument("--rounds", type=int, default=7, help="samples of every contender")
     parser.add_argument("--threads", type=int, help="torch.set_num_threads")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    run(args.op, quick=args.quick, where=dict(pair.split("=", 1) for pair in args.where))
+    run(args.op, quick=args.quick, rounds=args.rounds, where=dict(pair.split("=", 1) for pair in args.where))
