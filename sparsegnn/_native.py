@@ -1,5 +1,6 @@
 """Loads the compiled libraries if they are there, and remembers why not."""
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -37,3 +38,25 @@ def load() -> None:
 def has_kernel(op: str, key: str) -> bool:
     """Whether a compiled kernel of ``sparsegnn::op`` is registered for the dispatch key ``CPU`` or ``CUDA``."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"sparsegnn::{op}", key)
+
+
+def kept_memory() -> tuple[int, int]:
+    """Bytes of large CPU outputs: held by live tensors, and kept for later ones."""
+    live, kept = ctypes.c_uint64(), ctypes.c_uint64()
+    if status.get("cpu") == "":
+        _library().sparsegnn_pool_use(ctypes.byref(live), ctypes.byref(kept))
+    return live.value, kept.value
+
+
+def empty_cache() -> None:
+    """Give the memory that CPU ops keep for their next outputs back to the system.
+
+    Outputs of 4 MiB and more come from a pool (``SPARSEGNN_POOL=0`` switches it off): it keeps freed ones, together
+    with those in use never more than were in use at once lately.
+    """
+    if status.get("cpu") == "":
+        _library().sparsegnn_pool_release()
+
+
+def _library() -> ctypes.CDLL:
+    return ctypes.CDLL(str(FOLDER / "libsparsegnn_cpu.so"))  # the loaded one

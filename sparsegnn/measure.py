@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from sparsegnn import _native
+
 PHASES = ("forward", "backward", "optimizer")
 
 
@@ -81,7 +83,8 @@ class PeakMemory:
 
 
 def _release_free_memory() -> None:
-    """Give freed heap pages back to the system, so that an earlier run does not hide what this one takes."""
+    """Give freed memory back to the system, so that an earlier run does not hide what this one takes."""
+    _native.empty_cache()
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError):  # not glibc

@@ -1,36 +1,83 @@
-// Outputs of CPU ops: allocated by torch, large ones advised to sit on huge pages.
-//
-// The first touch of a fresh 64 MiB output costs about 23 ms in 4 KiB pages and 6 ms in 2 MiB pages (measured on a
-// 2-core Zen 4 machine), more than many of the kernels that fill it.
+// Outputs of CPU ops: small ones from torch, large ones from the pool.
 #pragma once
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+#include <torch/csrc/stable/stableivalue_conversions.h>
 
+#include <array>
+#include <cstdlib>
 #include <initializer_list>
+#include <string_view>
 
 #include "../common/tensor.h"
+#include "pool.h"
+
+// In torch since 2.11; without it, large outputs come from torch too.
+extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
+    void* data, int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t storage_offset, int32_t dtype,
+    int32_t device_type, int32_t device_index, AtenTensorHandle* ret, int32_t layout, const uint8_t* opaque_metadata,
+    int64_t opaque_metadata_size, void (*deleter)(void* data, void* context), void* deleter_context);
 
 namespace sparsegnn {
 
-inline void advise_huge_pages(void* p, size_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t page = uintptr_t{2} << 20;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(p) + page - 1) / page * page;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(p) + bytes) / page * page;
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+// Outputs of at least this size come from the pool: below, malloc reuses its memory by itself.
+constexpr size_t pool_from = size_t{4} << 20;
+
+// SPARSEGNN_POOL=0 switches the pool off; so does the address sanitizer, which finds more in fresh memory.
+inline bool pool_enabled() {
+#if defined(__SANITIZE_ADDRESS__)
+  return false;
 #else
-  (void)p, (void)bytes;
+  static const bool enabled = [] {
+    const char* value = std::getenv("SPARSEGNN_POOL");
+    return torch_from_blob != nullptr && (value == nullptr || std::string_view(value) != "0");
+  }();
+  return enabled;
 #endif
+}
+
+inline size_t element_size(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Double:
+    case ScalarType::Long:
+      return 8;
+    case ScalarType::Float:
+    case ScalarType::Int:
+      return 4;
+    case ScalarType::BFloat16:
+    case ScalarType::Half:
+    case ScalarType::Short:
+      return 2;
+    default:
+      return 1;
+  }
 }
 
 // An uninitialised tensor on the device of `like`, with its dtype unless another is given.
 inline Tensor new_output(const Tensor& like, std::initializer_list<int64_t> shape,
-                         std::optional<ScalarType> dtype = std::nullopt) {
-  Tensor out = torch::stable::new_empty(like, shape, dtype);
-  const size_t bytes = size_t(out.numel()) * out.element_size();
-  if (bytes >= (size_t{4} << 20)) advise_huge_pages(out.mutable_data_ptr(), bytes);
-  return out;
+                         std::optional<ScalarType> dtype_in = std::nullopt) {
+  const ScalarType dtype = dtype_in.value_or(like.scalar_type());
+  size_t bytes = element_size(dtype);
+  for (const int64_t n : shape) bytes *= size_t(n);
+  if (bytes < pool_from || !pool_enabled()) return torch::stable::new_empty(like, shape, dtype);
+  std::array<int64_t, 8> strides{};
+  STD_TORCH_CHECK(shape.size() <= strides.size(), "an output has at most 8 dimensions");
+  int64_t stride = 1;
+  for (size_t i = shape.size(); i-- > 0;) {
+    strides[i] = stride;
+    stride *= shape.begin()[i];
+  }
+  size_t size = 0;
+  void* p = pool_allocate(bytes, &size);
+  STD_TORCH_CHECK(p != nullptr, "out of memory: cannot allocate an output of ", bytes, " bytes");
+  const auto code = [](auto value) { return torch::stable::detail::to<int32_t>(torch::stable::detail::from(value)); };
+  AtenTensorHandle handle = nullptr;
+  const auto error = torch_from_blob(
+      p, int64_t(shape.size()), shape.begin(), strides.data(), 0, code(dtype), code(like.device().type()),
+      like.device().index(), &handle, code(torch::headeronly::Layout::Strided), nullptr, 0,
+      [](void* data, void* context) { pool_free(data, reinterpret_cast<size_t>(context)); },
+      reinterpret_cast<void*>(size));
+  if (error != 0) pool_free(p, size);
+  STABLE_TORCH_ERROR_CODE_CHECK(error);
+  return Tensor(handle);
 }
 
 }  // namespace sparsegnn
