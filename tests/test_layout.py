@@ -21,7 +21,7 @@ CELLS = (
     "tests/ops/test_{}.py",
     "benchmarks/ops/bench_{}.py",
 )
-SHARED = {"csrc/cpu/isa.cpp"}  # sources that belong to no op
+SHARED = {"csrc/cpu/isa.cpp", "csrc/cpu/pool.cpp"}  # sources that belong to no op
 
 needs_checkout = pytest.mark.skipif(not (ROOT / "csrc").is_dir(), reason="not run from a checkout")
 
