@@ -79,9 +79,15 @@ def register_autograd(op, backward: Callable, setup_context: Callable) -> None:
     def first_order(ctx, *grads):
         if torch.is_grad_enabled():  # create_graph=True: refuse rather than return wrong numbers
             raise NotImplementedError(f"{op.name()} has no second derivative")
+        if all(g is None for g in grads):
+            return (None,) * len(op._schema.arguments)
         return backward(ctx, *grads)
 
-    torch.library.register_autograd(op, first_order, setup_context=setup_context, lib=LIBRARY)
+    def setup(ctx, inputs, output):
+        ctx.set_materialize_grads(False)  # or every saved state and index output gets a gradient of zeros
+        setup_context(ctx, inputs, output)
+
+    torch.library.register_autograd(op, first_order, setup_context=setup, lib=LIBRARY)
 
 
 def check(op: str, name: str, value, shape: tuple) -> None:
