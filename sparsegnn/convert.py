@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
-from statistics import median
 
-import torch
 from torch import nn
 
+from sparsegnn import plans
 from sparsegnn.controllers.distributions import allocate
 from sparsegnn.nn import SparseLinear
 from sparsegnn.nn.inner import Linear as InnerLinear
@@ -48,8 +46,10 @@ def sparsify(
         include, exclude: names of layers or of modules that contain them, ``*`` and ``?`` allowed, or a callable
             ``(name, module) -> bool``. ``exclude=["conv2"]`` keeps an output layer dense.
         only_if_faster: measure forward and backward on ``rows`` random inputs, and where the dense kernel wins let
-            the layer multiply by its weight with the zeros filled in. The verdict is saved with the model
-            (``layer.kernel``); the weights that do not exist stay zero either way.
+            the layer multiply by its weight with the zeros filled in; the weights that do not exist stay zero either
+            way. The verdict is saved with the model, ``layer.kernel`` names it, and it is kept for the next model in
+            the user's cache folder (:mod:`sparsegnn.plans`). Without, a static policy takes the dense kernel where
+            few weights are missing.
         inplace: change ``model``; else a deep copy.
 
     Returns:
@@ -76,7 +76,7 @@ def sparsify(
         kept = counts[name] / linear.weight.numel()
         layer = SparseLinear.from_dense(linear, sparsity=1 - kept, pattern=pattern)
         if only_if_faster:
-            _choose_kernel(layer, rows)
+            plans.choose(layer, rows)
         swaps[id(linear)] = layer
     return _swap(model, swaps)
 
@@ -179,25 +179,3 @@ def _dense_like(parent: nn.Module, layer: SparseLinear) -> nn.Module:
         return dense
     other.weight, other.bias = dense.weight, dense.bias
     return other.train(dense.training)
-
-
-def _choose_kernel(layer: SparseLinear, rows: int, repeats: int = 7) -> None:
-    """Time forward and backward with both kernels, in turns, and leave the faster one."""
-    x = torch.randn(rows, layer.in_features, device=layer.values.device, dtype=layer.values.dtype, requires_grad=True)
-    dy = torch.randn(rows, layer.out_features, device=x.device, dtype=x.dtype)
-    inputs = [x, *(p for p in layer.parameters() if p.requires_grad)]
-
-    def seconds(dense_kernel) -> float:
-        layer.dense_kernel = dense_kernel
-        if x.is_cuda:
-            torch.cuda.synchronize(x.device)
-        start = time.perf_counter()
-        torch.autograd.grad(layer(x), inputs, dy)
-        if x.is_cuda:
-            torch.cuda.synchronize(x.device)
-        return time.perf_counter() - start
-
-    verdict = torch.ones((), device=x.device)
-    pairs = [(seconds(None), seconds(verdict)) for _ in range(repeats + 2)][2:]
-    ratio = median(a for a, _ in pairs) / median(b for _, b in pairs)
-    layer.dense_kernel = verdict.mul_(ratio) if ratio > 1 else None  # sparse over dense time

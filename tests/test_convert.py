@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import sparsegnn
-from sparsegnn import convert, densify, sparsify
+from sparsegnn import densify, plans, sparsify
 from sparsegnn.controllers.distributions import allocate
 from sparsegnn.nn import GATConv, GCNConv, SparseLinear
 
@@ -180,21 +180,13 @@ def test_sparse_training_of_a_converted_pyg_model():
 
 
 @pytest.mark.parametrize("sparse_time", [1.0, 3.0])
-def test_only_if_faster_keeps_the_faster_kernel(monkeypatch, sparse_time):
-    elapsed = []
-
-    def fake_forward(self, x):  # a clock in place of two kernels whose times would vary
-        elapsed.append(sparse_time if self.dense_kernel is None else 2.0)
-        return nn.functional.linear(x, self.dense_weight(), self.bias)
-
-    monkeypatch.setattr(SparseLinear, "forward", fake_forward)
-    monkeypatch.setattr(convert.time, "perf_counter", lambda: sum(elapsed))
+def test_only_if_faster_keeps_the_faster_kernel(monkeypatch, tmp_path, sparse_time):
+    monkeypatch.setenv("SPARSEGNN_CACHE", str(tmp_path))
+    monkeypatch.setattr(plans, "measure", fake_measure(sparse_time))
     model = sparsify(mlp(), 0.9, only_if_faster=True, rows=8)
-    monkeypatch.undo()
     layers = [m for m in model.modules() if isinstance(m, SparseLinear)]
     assert {m.kernel for m in layers} == {"dense" if sparse_time > 2 else "sparse"}
-    if sparse_time > 2:
-        assert all(float(m.dense_kernel) == pytest.approx(1.5) for m in layers)
+    assert all(float(m.dense_kernel) == sparse_time / 2 for m in layers)
     assert all(p.grad is None for p in model.parameters())
     sparse = sparsify(mlp(), 0.9)
     x = torch.randn(6, 20)
@@ -204,9 +196,18 @@ def test_only_if_faster_keeps_the_faster_kernel(monkeypatch, sparse_time):
     assert [m.kernel for m in other.modules() if isinstance(m, SparseLinear)] == [m.kernel for m in layers]
 
 
-def test_only_if_faster_measures():
+def fake_measure(sparse_time):
+    def measure(layer, rows):
+        return {"ratio": sparse_time / 2, "sparse_ms": sparse_time, "dense_ms": 2.0}
+
+    return measure
+
+
+def test_only_if_faster_measures(monkeypatch, tmp_path):
+    monkeypatch.setenv("SPARSEGNN_CACHE", str(tmp_path))
     model = sparsify(mlp(), 0.9, only_if_faster=True, rows=16)
     assert {m.kernel for m in model.modules() if isinstance(m, SparseLinear)} <= {"sparse", "dense"}
+    assert len(plans.read(plans.cache_file())) == 3
 
 
 def test_refused():

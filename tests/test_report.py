@@ -50,7 +50,7 @@ def test_summary_names_what_runs(monkeypatch):
     assert sparsegnn.summary(layer, show=False)[0]["kernel"] in (ISA, "reference")
     monkeypatch.setitem(sparsegnn._native.status, "cpu", "not built")
     assert sparsegnn.summary(layer, show=False)[0]["kernel"] == "reference"
-    layer.dense_kernel = torch.tensor(1)
+    layer.choose_kernel_(2.0)
     row = sparsegnn.summary(layer, show=False)[0]
     assert row["kernel"] == "dense" and row["flops_per_row"] == 128  # a sparse layer that runs dense is labelled so
     meta = sparsegnn.summary(SparseLinear(8, 8, device="meta"), show=False)[0]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsegnn import pattern as patterns
+from sparsegnn import plans
 from sparsegnn.nn.sparse_weight import SparseWeight
 
 
@@ -22,7 +23,8 @@ class SparseLinear(SparseWeight):
         sparsity: fraction of weights that do not exist, in [0, 1); at least one weight stays.
         pattern: ``"unstructured"``, or ``"fan_in"`` for the same number of inputs per output.
 
-    The positions are drawn from torch's generator. ``sparsity=0`` is allowed (and slower than ``nn.Linear``).
+    The positions are drawn from torch's generator. Where so few weights are missing that dense kernels are faster, they
+    run, on the weight with its zeros (``kernel``).
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, sparsity: float = 0.9,
@@ -30,7 +32,8 @@ class SparseLinear(SparseWeight):
         super().__init__(in_features, out_features, sparsity=sparsity, pattern=pattern, device=device, dtype=dtype)
         bias_value = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
         self.register_parameter("bias", bias_value)
-        self.register_buffer("dense_kernel", None)  # a tensor once measured that the dense kernel is faster here
+        self.register_buffer("dense_kernel", None)  # sparse over dense time, once measured: goes into checkpoints
+        self._ratio: float | None = None  # its value
         self.probe: Tensor | None = None  # [out, in] requiring grad, while a controller wants the dense gradient
         self.reset_parameters()
 
@@ -63,7 +66,7 @@ class SparseLinear(SparseWeight):
     def to_dense(self) -> nn.Linear:
         """The same layer as ``nn.Linear`` with zeros in its weight; a copy."""
         linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
-        linear.weight = nn.Parameter(self.dense_weight().detach(), requires_grad=self.values.requires_grad)
+        linear.weight = nn.Parameter(self.dense_weight().detach().clone(), requires_grad=self.values.requires_grad)
         if self.bias is not None:
             linear.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)
         return linear.train(self.training)
@@ -76,12 +79,19 @@ class SparseLinear(SparseWeight):
 
     @property
     def kernel(self) -> str:
-        """Which kernel runs: ``"sparse"`` or ``"dense"``."""
-        return "sparse" if self.dense_kernel is None else "dense"
+        """Which kernel runs: ``"sparse"`` or ``"dense"``, as :meth:`choose_kernel_` said or :mod:`sparsegnn.plans`."""
+        if self._ratio is not None:
+            return "dense" if self._ratio > 1 else "sparse"
+        return plans.static_kernel(self._nnz, self.in_features * self.out_features, self.structure)
+
+    def choose_kernel_(self, ratio: float | None) -> None:
+        """Run the dense kernel if ``ratio``, sparse over dense time, is above 1; None: follow the static policy."""
+        self._ratio = ratio
+        self.dense_kernel = None if ratio is None else torch.tensor(float(ratio), device=self.values.device)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = _as_rows(x, self.in_features)
-        if self.dense_kernel is None:
+        if self.kernel == "sparse":
             pattern = (self.crow, self.col, self.ccol, self.row, self.perm)
             y = torch.ops.sparsegnn.sparse_linear(rows, self.values, self.bias, *pattern)
         else:
@@ -94,11 +104,11 @@ class SparseLinear(SparseWeight):
         text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         text += f", nnz={self.values.numel()}, sparsity={self.sparsity:.3f}"
         text += f", pattern={self.structure!r}" if self.structure != "unstructured" else ""
-        return text + (", kernel='dense'" if self.dense_kernel is not None else "")
+        return text + (", kernel='dense'" if self.kernel == "dense" else "")
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         verdict = state_dict.get(prefix + "dense_kernel")
-        self.dense_kernel = None if verdict is None else verdict.to(self.values.device, copy=True)
+        self.choose_kernel_(None if verdict is None or verdict.is_meta else float(verdict))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -22,15 +22,13 @@ class SparseWeight(nn.Module):
         super().__init__()
         op = type(self).__name__
         patterns.check_sparsity(sparsity, op)
-        self.in_features, self.out_features, self.structure = (
-            in_features,
-            out_features,
-            patterns.check_kind(pattern, op),
-        )
+        self.in_features, self.out_features = in_features, out_features
+        self.structure = patterns.check_kind(pattern, op)
         crow, col = patterns.random_pattern(out_features, in_features, sparsity=sparsity, kind=pattern, device=device)
         self.values = nn.Parameter(torch.empty(col.numel(), device=device, dtype=dtype))
         for name in ("crow", "col", *DERIVED):
             self.register_buffer(name, None, persistent=name not in DERIVED)
+        self.register_buffer("flat", None, persistent=False)  # positions, where the dense kernel runs
         self.register_buffer("shape", self._shape(crow.device))  # or a narrower checkpoint would load unnoticed
         self._place(crow, col)
 
@@ -47,9 +45,21 @@ class SparseWeight(nn.Module):
         return self.crow, self.col
 
     def dense_weight(self) -> Tensor:
-        """The weight [out_features, in_features] with its zeros, differentiable in ``values``."""
-        zeros = self.values.new_zeros(self.out_features, self.in_features)
-        return zeros.index_put((patterns.rows_of(self.crow, self.col), self.col.long()), self.values)
+        """The weight [out_features, in_features] with its zeros, differentiable in ``values``; a view if all exist."""
+        size = self.out_features * self.in_features
+        if self.values.numel() == size:  # all there: in CSR order already
+            return self.values.view(self.out_features, self.in_features)
+        zeros = self.values.new_zeros(size)
+        return zeros.index_copy_(0, self._positions(), self.values).view(self.out_features, self.in_features)
+
+    def _positions(self) -> Tensor:
+        """int64 positions [nnz] in the flat weight; kept once made."""
+        if self.flat is not None:
+            return self.flat
+        flat = patterns.rows_of(self.crow, self.col) * self.in_features + self.col
+        if not torch.compiler.is_compiling():
+            self.flat = flat
+        return flat
 
     @torch.no_grad()
     def set_pattern_(self, crow: Tensor, col: Tensor, values: Tensor) -> None:
@@ -83,10 +93,8 @@ class SparseWeight(nn.Module):
 
     def _resize_values(self, shape: torch.Size) -> None:
         """The same Parameter object on new storage, without a gradient."""
-        new, other = (
-            self.values.new_empty(shape),
-            torch.float32 if self.values.dtype == torch.float64 else torch.float64,
-        )
+        new = self.values.new_empty(shape)
+        other = torch.float32 if self.values.dtype == torch.float64 else torch.float64
         # Autograd keeps the node of a parameter, with its old shape, while a loss of an earlier step is alive; only a
         # change of the dtype makes it forget that node.
         self.values.data = new.to(other)
@@ -94,6 +102,7 @@ class SparseWeight(nn.Module):
 
     def _place(self, crow: Tensor, col: Tensor) -> None:
         """Store positions and their transpose, in place where they fit."""
+        self._nnz = col.numel()
         derived = torch.ops.sparsegnn.csr_transpose(crow, col, self.in_features)
         for name, new in zip(("crow", "col", *DERIVED), (crow, col, *derived), strict=True):
             old = getattr(self, name)
@@ -103,6 +112,10 @@ class SparseWeight(nn.Module):
                 old.copy_(new)
             else:
                 setattr(self, name, new)
+        if self.flat is not None:
+            known, self.flat = self.flat, None
+            new = self._positions()
+            self.flat = known.copy_(new) if known.shape == new.shape and known.device == new.device else new
 
     def _apply(self, fn, recurse=True):
         deferred = self.crow.is_meta

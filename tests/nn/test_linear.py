@@ -265,7 +265,7 @@ def test_rewire_moves_values_in_place():
 
 def test_dense_kernel_is_equal_labelled_and_saved():
     layer, dense = masked_pair()
-    layer.dense_kernel = torch.tensor(1.5)
+    layer.choose_kernel_(1.5)
     assert layer.kernel == "dense" and "kernel='dense'" in repr(layer)
     x = torch.randn(4, 13, dtype=torch.float64)
     torch.testing.assert_close(layer(x), dense(x))

@@ -1,0 +1,145 @@
+"""Which kernel a sparse weight runs on: a static policy, and measured verdicts that are kept in a file.
+
+The static policy is deterministic: dense below a sparsity that was measured once. ``sparsify(only_if_faster=True)``
+measures both kernels instead; verdicts are kept in ``plans-<version>.json`` in the user's cache folder, one for every
+shape, number of weights, pattern, dtype, device, number of rows, number of threads and instruction set.
+``SPARSEGNN_PLAN=<file>`` names a copy of such a file and makes the choice deterministic: then nothing is measured or
+written, and what the file does not know follows the static policy.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from sparsegnn import _native
+from sparsegnn._version import __version__
+
+FORMAT = "sparsegnn-plans/1"
+#: Least sparsity at which the sparse kernels win, forward and backward together: benchmarks/layers/bench_dispatch.py,
+#: 2 threads of a Zen 4, AVX-512, where they break even at 0.15 to 0.3 in fp32. Other dtypes, and GPUs, use the same.
+LEAST_SPARSITY = 0.25
+#: blocks of weights have no index per weight to pay for
+LEAST_SPARSITY_OF_BLOCKS = 0.1
+
+
+def static_kernel(nnz: int, size: int, structure: str = "unstructured") -> str:
+    """``"sparse"`` or ``"dense"`` for a weight of ``size`` positions, ``nnz`` of which exist."""
+    least = LEAST_SPARSITY_OF_BLOCKS if structure.startswith("block") else LEAST_SPARSITY
+    return "dense" if nnz > (1 - least) * size else "sparse"
+
+
+def choose(layer, rows: int) -> None:
+    """Give a SparseLinear the verdict for ``rows`` rows: of the named plan, else of the cache, else measured now."""
+    name = key(layer, rows)
+    named = os.environ.get("SPARSEGNN_PLAN")
+    if named:
+        layer.choose_kernel_(read_named(named).get(name, {}).get("ratio"))
+        return
+    path = cache_file()
+    found = read(path).get(name)
+    if found is None:
+        found = measure(layer, rows)
+        write(path, {name: found})
+    layer.choose_kernel_(found["ratio"])
+
+
+def key(layer, rows: int) -> str:
+    """What a verdict depends on, as the name of its entry."""
+    values, device = layer.values, layer.values.device
+    isa = torch.ops.sparsegnn.isa() if not _native.status.get("cpu", "not built") else "reference"
+    where = f"{_processor()}, {torch.get_num_threads()} threads, {isa}"
+    if device.type == "cuda":
+        where = torch.cuda.get_device_name(device)
+    facts = (
+        f"linear {layer.out_features}x{layer.in_features}",
+        f"{values.numel()} {layer.structure}",
+        str(values.dtype).removeprefix("torch."),
+        f"{rows} rows",
+        f"{device.type}: {where}",
+        f"torch {torch.__version__}",
+    )
+    return "; ".join(facts)
+
+
+def measure(layer, rows: int, repeats: int = 7, clock: Callable[[], float] = time.perf_counter) -> dict:
+    """Time forward and backward with both kernels, in turns: medians in ms, and sparse over dense as ``ratio``."""
+    x = torch.randn(rows, layer.in_features, device=layer.values.device, dtype=layer.values.dtype, requires_grad=True)
+    dy = torch.randn(rows, layer.out_features, device=x.device, dtype=x.dtype)
+    inputs = [x, *(p for p in layer.parameters() if p.requires_grad)]
+
+    def ms(ratio: float) -> float:
+        layer.choose_kernel_(ratio)
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+        start = clock()
+        torch.autograd.grad(layer(x), inputs, dy)
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+        return 1e3 * (clock() - start)
+
+    pairs = [(ms(0.0), ms(float("inf"))) for _ in range(repeats + 2)][2:]
+    sparse, dense = (median(column) for column in zip(*pairs, strict=True))
+    return {"ratio": sparse / dense, "sparse_ms": sparse, "dense_ms": dense}
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def cache_file() -> Path:
+    """Where measured verdicts are kept: in SPARSEGNN_CACHE, else in XDG_CACHE_HOME, else in ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("SPARSEGNN_CACHE") or Path(base) / "sparsegnn") / f"plans-{__version__}.json"
+
+
+def read(path: Path) -> dict[str, dict]:
+    """The verdicts of a file; those that make sense, none of a file that is not there or broken."""
+    try:
+        content = json.loads(path.read_text())
+        plans = content["plans"] if content["format"] == FORMAT else {}
+        return {name: plan for name, plan in plans.items() if plan["ratio"] >= 0}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def read_named(path: str) -> dict[str, dict]:
+    """The same of a file that the user has named, which must be a plan file."""
+    try:
+        if json.loads(Path(path).read_text())["format"] == FORMAT:
+            return read(Path(path))
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    raise ValueError(f"sparsify: SPARSEGNN_PLAN must name a plan file ({FORMAT}), got {path!r}")
+
+
+def write(path: Path, plans: dict[str, dict]) -> bool:
+    """Add verdicts to a file, in one move, so that a reader never sees a part; False where it cannot be written."""
+    content = {"format": FORMAT, "plans": read(path) | plans}
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "w") as f:
+            json.dump(content, f, indent=1, sort_keys=True)
+        os.replace(temporary, path)
+    except OSError:  # a read-only home: measured again next time
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+        return False
+    return True
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as f:
+            return next(line.partition(":")[2].strip() for line in f if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

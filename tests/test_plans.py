@@ -1,0 +1,164 @@
+"""Which kernel a sparse weight runs on: the static policy, measured verdicts, and the files that keep them."""
+
+import json
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from sparsegnn import plans, sparsify
+from sparsegnn.nn import SparseLinear
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    monkeypatch.delenv("SPARSEGNN_PLAN", raising=False)
+    monkeypatch.setenv("SPARSEGNN_CACHE", str(tmp_path))
+    return plans.cache_file()
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Layers that were measured; the dense kernel always wins."""
+    seen = []
+
+    def measure(layer, rows):
+        seen.append((layer, rows))
+        return {"ratio": 1.5, "sparse_ms": 3.0, "dense_ms": 2.0}
+
+    monkeypatch.setattr(plans, "measure", measure)
+    return seen
+
+
+def layer(sparsity=0.9, **kwargs):
+    return SparseLinear(20, 10, sparsity=sparsity, **kwargs)
+
+
+def test_static_policy_is_dense_below_a_sparsity():
+    assert plans.static_kernel(100, 100) == "dense" == plans.static_kernel(90, 100)
+    assert plans.static_kernel(50, 100) == "sparse" == plans.static_kernel(1, 100)
+    assert layer(0.0).kernel == layer(0.1).kernel == "dense" and layer(0.5).kernel == "sparse"
+    assert "kernel='dense'" in repr(layer(0.0))
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.1])
+def test_the_dense_kernel_is_equal(sparsity):
+    mine, x = layer(sparsity, dtype=torch.float64), torch.randn(7, 20, dtype=torch.float64)
+    dense = mine.to_dense()
+    assert dense.weight.data_ptr() != mine.values.data_ptr()
+    results = []
+    for ratio in (None, 0.0):
+        mine.choose_kernel_(ratio)
+        y = mine(x)
+        torch.testing.assert_close(y, dense(x))
+        results.append(torch.autograd.grad(y.square().sum(), (mine.values, mine.bias)))
+    torch.testing.assert_close(*results)
+
+
+def test_a_verdict_beats_the_policy_and_can_be_forgotten():
+    mine = layer()
+    for ratio, kernel in ((2.0, "dense"), (0.5, "sparse"), (1.0, "sparse"), (None, "sparse")):
+        mine.choose_kernel_(ratio)
+        assert mine.kernel == kernel
+        other = layer()
+        other.load_state_dict(mine.state_dict())
+        assert other.kernel == kernel and ("dense_kernel" in mine.state_dict()) == (ratio is not None)
+
+
+def test_positions_follow_the_pattern():
+    mine, x = layer(0.1), torch.randn(3, 20)
+    mine(x)
+    where = mine.flat.data_ptr()
+    mine.rewire_(torch.rand(mine.values.numel()), torch.rand(10, 20), 5)
+    assert mine.flat.data_ptr() == where
+    torch.testing.assert_close(mine(x), mine.to_dense()(x))
+    fresh = layer(0.2)
+    mine.set_pattern_(*fresh.pattern(), fresh.values.detach())
+    torch.testing.assert_close(mine(x), mine.to_dense()(x))
+    assert "flat" not in mine.state_dict()
+
+
+def test_measure_alternates_and_takes_medians():
+    mine, now, order = layer(), [0.0], []
+
+    class Clock(SparseLinear):
+        def forward(self, x):
+            order.append(self.kernel)
+            now[0] += {"sparse": 3.0, "dense": 2.0}[self.kernel] * (50 if len(order) in (1, 2, 9) else 1)
+            return super().forward(x)
+
+    mine.__class__ = Clock
+    found = plans.measure(mine, rows=4, repeats=5, clock=lambda: now[0])
+    assert order == ["sparse", "dense"] * 7
+    assert found == {"ratio": 1.5, "sparse_ms": 3000.0, "dense_ms": 2000.0}
+    assert all(p.grad is None for p in mine.parameters())
+
+
+def test_verdicts_are_measured_once(cache, measured):
+    first = sparsify(nn.Linear(20, 10), 0.9, only_if_faster=True, rows=8)
+    assert first.kernel == "dense" and len(measured) == 1
+    assert json.loads(cache.read_text())["format"] == plans.FORMAT
+    assert sparsify(nn.Linear(20, 10), 0.9, only_if_faster=True, rows=8).kernel == "dense" and len(measured) == 1
+    sparsify(nn.Linear(20, 10), 0.9, only_if_faster=True, rows=9)
+    sparsify(nn.Linear(20, 10), 0.8, only_if_faster=True, rows=8)
+    sparsify(nn.Linear(20, 10).double(), 0.9, only_if_faster=True, rows=8)
+    sparsify(nn.Linear(20, 10), 0.9, pattern="fan_in", only_if_faster=True, rows=8)
+    assert len(measured) == 5 == len(plans.read(cache))
+    assert [p.name for p in cache.parent.iterdir()] == [cache.name]  # no temporary file stays
+
+
+def test_the_key_names_threads(monkeypatch):
+    before = plans.key(layer(), 8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 17)
+    assert "17 threads" in plans.key(layer(), 8) != before
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"format": "sparsegnn-plans/1"}', '{"format": "x", "plans": {}}',
+                                  '{"format": "sparsegnn-plans/1", "plans": {"a": {}}}', "\0"])  # fmt: skip
+def test_a_broken_cache_is_replaced(cache, measured, text):
+    cache.write_text(text)
+    assert sparsify(nn.Linear(20, 10), 0.9, only_if_faster=True).kernel == "dense"
+    assert len(plans.read(cache)) == 1
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing(monkeypatch, tmp_path, measured):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("SPARSEGNN_CACHE", str(tmp_path / "file"))
+    assert sparsify(nn.Linear(20, 10), 0.9, only_if_faster=True).kernel == "dense"
+    assert not plans.write(plans.cache_file(), {})
+
+
+def test_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv("SPARSEGNN_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert plans.cache_file().parent == tmp_path / "sparsegnn"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert plans.cache_file().parent == tmp_path / ".cache" / "sparsegnn"
+
+
+def test_a_named_plan_is_only_read(monkeypatch, tmp_path, cache):
+    def measure(layer, rows):
+        raise AssertionError("measured although a plan is named")
+
+    monkeypatch.setattr(plans, "measure", measure)
+    path = tmp_path / "plan.json"
+    plans.write(path, {plans.key(layer(0.9), 8): {"ratio": 2.0}})
+    before = path.read_bytes()
+    monkeypatch.setenv("SPARSEGNN_PLAN", str(path))
+    known = sparsify(nn.Linear(20, 10), 0.9, only_if_faster=True, rows=8)
+    assert known.kernel == "dense" and float(known.dense_kernel) == 2
+    unknown = [sparsify(nn.Linear(20, 10), s, only_if_faster=True, rows=8) for s in (0.0, 0.8)]
+    assert [m.kernel for m in unknown] == ["dense", "sparse"] and all(m.dense_kernel is None for m in unknown)
+    assert path.read_bytes() == before and not cache.exists() and sorted(os.listdir(tmp_path)) == ["plan.json"]
+
+
+@pytest.mark.parametrize("text", [None, "{", "{}", '{"format": "other"}'])
+def test_a_named_plan_must_be_one(monkeypatch, tmp_path, text):
+    path = tmp_path / "plan.json"
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.setenv("SPARSEGNN_PLAN", str(path))
+    with pytest.raises(ValueError, match="sparsify: SPARSEGNN_PLAN must name a plan file"):
+        sparsify(nn.Linear(20, 10), 0.9, only_if_faster=True)
