@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sparsegnn import pattern as patterns
 from sparsegnn import plans
 from sparsegnn.nn.sparse_weight import SparseWeight
+from sparsegnn.ops.sparse_linear import apply as sparse_linear
 
 
 class SparseLinear(SparseWeight):
@@ -92,8 +93,8 @@ class SparseLinear(SparseWeight):
     def forward(self, x: Tensor) -> Tensor:
         rows = _as_rows(x, self.in_features)
         if self.kernel == "sparse":
-            pattern = (self.crow, self.col, self.ccol, self.row, self.perm)
-            y = torch.ops.sparsegnn.sparse_linear(rows, self.values, self.bias, *pattern)
+            b = self._buffers  # an attribute costs 0.6 us
+            y = sparse_linear(rows, self.values, self.bias, b["crow"], b["col"], b["ccol"], b["row"], b["perm"])
         else:
             y = nn.functional.linear(rows, self.dense_weight(), self.bias)
         if self.probe is not None:  # adds zeros; backward leaves the dense gradient dy^T x in probe.grad
@@ -116,7 +117,7 @@ class SparseLinear(SparseWeight):
 def _as_rows(x: Tensor, features: int) -> Tensor:
     if x.dim() == 0 or x.shape[-1] != features:
         raise ValueError(f"SparseLinear: x must have shape [..., {features}], got {list(x.shape)}")
-    return x.reshape(-1, features)
+    return x if x.dim() == 2 else x.reshape(-1, features)
 
 
 @torch.fx.wrap

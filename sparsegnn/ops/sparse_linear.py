@@ -64,7 +64,7 @@ def backward(ctx, dy):
     return (*(g if n else None for g, n in zip(grads, need, strict=True)), *[None] * 5)
 
 
-register_autograd(op, backward, setup_context)
+apply = register_autograd(op, backward, setup_context)
 
 
 @register_flop_formula(torch.ops.sparsegnn.sparse_linear)
@@ -98,7 +98,7 @@ def sparse_linear(x, values, bias, crow, col, ccol, row, perm) -> Tensor:
     if bias is not None:
         check(name, "bias", bias, (m,))
     flat = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), k)
-    return op(flat, values, bias, crow, col, ccol, row, perm).view(*x.shape[:-1], m)
+    return apply(flat, values, bias, crow, col, ccol, row, perm).view(*x.shape[:-1], m)
 
 
 def probe_reference(x, probe):
