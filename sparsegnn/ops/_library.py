@@ -83,7 +83,13 @@ def register_autograd(op, backward: Callable, setup_context: Callable) -> Callab
     def first_order(ctx, *grads):
         if torch.is_grad_enabled():  # create_graph=True: refuse rather than return wrong numbers
             raise NotImplementedError(f"{op.name()} has no second derivative")
+        if all(g is None for g in grads):
+            return (None,) * len(op._schema.arguments)
         return backward(ctx, *grads)
+
+    def setup(ctx, inputs, output):
+        ctx.set_materialize_grads(False)  # or every saved state and index output gets a gradient of zeros
+        setup_context(ctx, inputs, output)
 
     def below(*args):
         with torch._C._AutoDispatchBelowAutograd():
@@ -91,10 +97,10 @@ def register_autograd(op, backward: Callable, setup_context: Callable) -> Callab
 
     def forward(ctx, *args):
         output = below(*args)
-        setup_context(ctx, args, output)
+        setup(ctx, args, output)
         return output
 
-    torch.library.register_autograd(op, first_order, setup_context=setup_context, lib=LIBRARY)
+    torch.library.register_autograd(op, first_order, setup_context=setup, lib=LIBRARY)
     members = dict(forward=staticmethod(forward), backward=staticmethod(first_order))
     function = type(op.name().partition("::")[2], (torch.autograd.Function,), members)
 
