@@ -30,9 +30,20 @@ void check(const Tensor& x, const Tensor& values, const Tensor& crow, const Tens
                   "sparse_linear: values must have one element per entry of col");
 }
 
+// ReLU and dropout, as kernels take them.
+template <typename A>
+SparseLinearEpilogue<A> make_epilogue(bool relu, double dropout, const std::optional<Tensor>& seed) {
+  STD_TORCH_CHECK(dropout >= 0 && dropout <= 1, "sparse_linear: dropout must be in [0, 1], got ", dropout);
+  if (dropout == 0) return {relu, 0, {}, A{1}};
+  STD_TORCH_CHECK(seed && seed->numel() == 1 && seed->scalar_type() == ScalarType::Long,
+                  "sparse_linear: dropout needs a seed of dtype int64 and shape [1]");
+  return {relu, random_threshold(dropout), random_key(*data<int64_t>(*seed)), A(random_scale(dropout))};
+}
+
 template <typename T, typename A>
-void multiply(const SparseLinearWeight<T>& w, const T* x, const A* bias, T* y, int64_t samples) {
-  const SparseLinearArgs<T, A> args{w.packed(), x, bias, y, samples};
+void multiply(const SparseLinearWeight<T>& w, const T* x, const A* bias, T* y, int64_t samples,
+              const SparseLinearEpilogue<A>& epilogue, const SparseLinearMask<T, A>& mask) {
+  const SparseLinearArgs<T, A> args{w.packed(), x, bias, y, samples, epilogue, mask};
   const auto& plan = w.packed().plan;
   const int64_t tiles = (samples + plan.tile - 1) / plan.tile, step = plan.chunk_tiles;
   const int64_t size = int64_t{plan.tile} * (plan.block + plan.panel);
@@ -45,8 +56,10 @@ void multiply(const SparseLinearWeight<T>& w, const T* x, const A* bias, T* y, i
 
 Tensor sparse_linear(const Tensor& x_in, const Tensor& values_in, const std::optional<Tensor>& bias_in,
                      const Tensor& crow, const Tensor& col, const Tensor& ccol, const Tensor& /*row*/,
-                     const Tensor& /*perm*/) {
+                     const Tensor& /*perm*/, const std::string& act, double dropout,
+                     const std::optional<Tensor>& seed) {
   check(x_in, values_in, crow, col, ccol);
+  STD_TORCH_CHECK(act == "none" || act == "relu", "sparse_linear: act must be none or relu, got ", act);
   const int64_t samples = x_in.size(0), outputs = crow.numel() - 1, inputs = x_in.size(1), nnz = col.numel();
   if (bias_in) {
     check_same_dtype(name, "bias", *bias_in, x_in);
@@ -60,6 +73,7 @@ Tensor sparse_linear(const Tensor& x_in, const Tensor& values_in, const std::opt
   dispatch(name, x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate<T>;
+    const auto epilogue = make_epilogue<A>(act == "relu", dropout, seed);
     if (samples <= few_samples || inputs == 0) {
       const SparseLinearDirectArgs<T, A> args{data<int32_t>(crow),
                                               data<int32_t>(col),
@@ -70,7 +84,8 @@ Tensor sparse_linear(const Tensor& x_in, const Tensor& values_in, const std::opt
                                               outputs,
                                               inputs,
                                               samples,
-                                              nnz};
+                                              nnz,
+                                              epilogue};
       const auto bounds = balanced_rows(args.crow, outputs, /*cost=*/8192);
       const auto kernel = SG_PICK(sparse_linear_rows<T, A>);
       std::atomic<bool> good{true};
@@ -82,7 +97,7 @@ Tensor sparse_linear(const Tensor& x_in, const Tensor& values_in, const std::opt
     const auto plan = choose_forward(samples, outputs, inputs, nnz, sizeof(A), sizeof(T));
     const SparseLinearWeight<T> w(plan, outputs, inputs, data<int32_t>(crow), data<int32_t>(col), nullptr,
                                   data<T>(values), nnz);
-    multiply<T, A>(w, data<T>(x), data<A>(bias), mutable_data<T>(y), samples);
+    multiply<T, A>(w, data<T>(x), data<A>(bias), mutable_data<T>(y), samples, epilogue, {});
   });
   return y;
 }
@@ -90,7 +105,7 @@ Tensor sparse_linear(const Tensor& x_in, const Tensor& values_in, const std::opt
 // All three gradients of one pass over dy; see sparse_linear_backward.kernel.cpp.
 template <typename T, typename A>
 void gradients(const SparseLinearWeight<T>& w, const T* dy, const T* x, T* dx, T* dvalues, T* dbias, int64_t samples,
-               int64_t nnz) {
+               int64_t nnz, const SparseLinearMask<T, A>& mask) {
   const auto& plan = w.packed().plan;
   const int64_t outputs = w.packed().cols, stride = (nnz + 15) / 16 * 16;
   const int64_t tiles = (samples + plan.tile - 1) / plan.tile,
@@ -105,7 +120,8 @@ void gradients(const SparseLinearWeight<T>& w, const T* dy, const T* x, T* dx, T
                                             dvalues != nullptr ? value_partial : nullptr,
                                             dbias != nullptr ? bias_partial : nullptr,
                                             stride,
-                                            samples};
+                                            samples,
+                                            mask};
   const int64_t size =
       SG_PICK(sparse_linear_backward_scratch)(sizeof(A)) + int64_t{plan.tile} * (plan.block + 2 * int64_t{plan.panel});
   const auto kernel = SG_PICK(sparse_linear_backward_chunk<T, A>);
@@ -127,7 +143,8 @@ std::tuple<Tensor, Tensor, Tensor> sparse_linear_backward(const Tensor& dy_in, c
                                                           const Tensor& values_in, const Tensor& crow,
                                                           const Tensor& col, const Tensor& ccol, const Tensor& row,
                                                           const Tensor& perm, bool need_dx, bool need_dvalues,
-                                                          bool need_dbias) {
+                                                          bool need_dbias, const std::optional<Tensor>& y_in,
+                                                          double dropout, const std::optional<Tensor>& seed) {
   check(x_in, values_in, crow, col, ccol);
   check_index(name, "row", row);
   check_index(name, "perm", perm);
@@ -137,13 +154,20 @@ std::tuple<Tensor, Tensor, Tensor> sparse_linear_backward(const Tensor& dy_in, c
   STD_TORCH_CHECK(dy_in.dim() == 2 && dy_in.size(0) == samples && dy_in.size(1) == outputs,
                   "sparse_linear: dy must have the shape of y");
   check_same_dtype(name, "dy", dy_in, x_in);
+  if (y_in) {
+    check_same_dtype(name, "y", *y_in, x_in);
+    STD_TORCH_CHECK(y_in->dim() == 2 && y_in->size(0) == samples && y_in->size(1) == outputs,
+                    "sparse_linear: y must have the shape of dy");
+  }
   const Tensor dy = as_contiguous(dy_in), x = as_contiguous(x_in), values = as_contiguous(values_in);
+  const auto y = as_contiguous(y_in);
   Tensor dx = new_output(x, {samples, inputs});
   if (!need_dx) dx = new_output(x, {0});
   Tensor dvalues = new_output(x, {need_dvalues ? nnz : 0}), dbias = new_output(x, {need_dbias ? outputs : 0});
   if (inputs == 0 && need_dbias && samples > 0 && outputs > 0) {  // one input that nothing reads
     const Tensor none = torch::stable::new_zeros(dy, {samples, 1}), offsets = torch::stable::new_zeros(crow, {2});
-    dbias = std::get<2>(sparse_linear_backward(dy, none, values, crow, col, offsets, row, perm, false, false, true));
+    dbias = std::get<2>(
+        sparse_linear_backward(dy, none, values, crow, col, offsets, row, perm, false, false, true, y, dropout, seed));
     return {dx, dvalues, dbias};
   }
   if (samples == 0 || outputs == 0 || inputs == 0) {
@@ -153,18 +177,19 @@ std::tuple<Tensor, Tensor, Tensor> sparse_linear_backward(const Tensor& dy_in, c
   dispatch(name, x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate<T>;
+    const SparseLinearMask<T, A> mask{data<T>(y), make_epilogue<A>(y.has_value(), dropout, seed)};
     const bool with_dvalues = need_dvalues || need_dbias;
     const auto plan = with_dvalues ? choose_backward(samples, inputs, outputs, nnz, sizeof(A), sizeof(T))
                                    : choose_forward(samples, inputs, outputs, nnz, sizeof(A), sizeof(T));
     const SparseLinearWeight<T> w(plan, inputs, outputs, data<int32_t>(ccol), data<int32_t>(row), data<int32_t>(perm),
                                   data<T>(values), nnz);
     if (!with_dvalues) {
-      multiply<T, A>(w, data<T>(dy), nullptr, mutable_data<T>(dx), samples);
+      multiply<T, A>(w, data<T>(dy), nullptr, mutable_data<T>(dx), samples, {}, mask);
       return;
     }
     gradients<T, A>(w, data<T>(dy), data<T>(x), need_dx ? mutable_data<T>(dx) : nullptr,
                     need_dvalues ? mutable_data<T>(dvalues) : nullptr, need_dbias ? mutable_data<T>(dbias) : nullptr,
-                    samples, nnz);
+                    samples, nnz, mask);
   });
   return {dx, dvalues, dbias};
 }

@@ -1,5 +1,6 @@
 // Arguments of the sparse_linear kernels; see sparse_linear.kernel.cpp for the formulas.
 #pragma once
+#include "../common/random.h"
 #include "isa.h"
 
 namespace sparsegnn {
@@ -51,7 +52,24 @@ struct SparseLinearPackArgs {
   int32_t* starts;  // scratch, [(blocks + 1) * rows]
 };
 
-// y[n, :] = bias + sum of value * x[n, col]; with the packed transpose of W: dx from dy.
+// What follows the sum: ReLU, then dropout. scale is 1 without dropout.
+template <typename A>
+struct SparseLinearEpilogue {
+  bool relu = false;
+  uint32_t threshold = 0;  // an output whose random bits are below it is dropped
+  RandomKey key{};
+  A scale = 1;
+};
+
+// What the outputs went through whose gradient comes in.
+template <typename T, typename A>
+struct SparseLinearMask {
+  const T* y = nullptr;  // the outputs, when they went through ReLU
+  SparseLinearEpilogue<A> how;
+};
+
+// y[n, :] = epilogue(bias + sum of value * x[n, col]); with the packed transpose of W: dx from dy, masked on its way
+// in.
 template <typename T, typename A>
 struct SparseLinearArgs {
   SparseLinearPacked<A> w;
@@ -59,6 +77,8 @@ struct SparseLinearArgs {
   const A* bias;  // [w.rows] or null
   T* y;           // [samples, w.rows]
   int64_t samples;
+  SparseLinearEpilogue<A> epilogue;
+  SparseLinearMask<T, A> mask;  // of x
 };
 
 // The same without packing, for a handful of samples.
@@ -69,6 +89,7 @@ struct SparseLinearDirectArgs {
   const A* bias;
   T* y;
   int64_t rows, cols, samples, nnz;
+  SparseLinearEpilogue<A> epilogue;
 };
 
 // w is the packed transpose of W, so its rows are the inputs of the layer and its cols the outputs.
@@ -80,6 +101,7 @@ struct SparseLinearBackwardArgs {
   A* value_partial;  // [chunks, value_stride] in packed order, or null
   A* bias_partial;   // [chunks, w.cols], or null
   int64_t value_stride, samples;
+  SparseLinearMask<T, A> mask;  // of dy
 };
 
 SG_DECLARE(template <typename T, typename A>

@@ -1,6 +1,6 @@
 // sparse_linear / cpu
 //
-//   y[n, m] = bias[m] + sum over entries e of row m of W:  values[e] * x[n, col[e]]
+//   y[n, m] = epilogue(bias[m] + sum over entries e of row m of W:  values[e] * x[n, col[e]])
 //
 // layout     W packed per call (sparse_linear_pack.h): entries panel by panel of outputs, block by block of inputs,
 // with
@@ -89,6 +89,7 @@ void tiles(const SparseLinearArgs<T, A>& a, int64_t begin, int64_t end, A* works
   const int64_t blocks = (w.cols + block - 1) / block, panels = (w.rows + panel - 1) / panel;
   A* in = workspace;
   A* out = workspace + block * B;
+  const int64_t twin = distance(a.x, a.mask.y);
   for (int64_t t = begin; t < end; ++t) {
     const int64_t n = t * B, samples = a.samples - n < B ? a.samples - n : B;
     const int64_t next_samples = t + 1 < end ? (a.samples - n - B < B ? a.samples - n - B : B) : 0;
@@ -96,17 +97,18 @@ void tiles(const SparseLinearArgs<T, A>& a, int64_t begin, int64_t end, A* works
       const int64_t outputs = w.rows - p * panel < panel ? w.rows - p * panel : panel;
       for (int64_t b = 0; b < blocks; ++b) {
         const int64_t part = p * blocks + b, inputs = w.cols - b * block < block ? w.cols - b * block : block;
-        if (p == 0 || blocks > 1) tile_in<Z>(a.x + n * w.cols + b * block, w.cols, samples, inputs, in);
+        if (p == 0 || blocks > 1) tile_in<Z>(a.x, Place{n, b * block, w.cols}, samples, inputs, in, a.mask);
         // The next block of the last panel's sweep is cold; those of other panels come from L2.
         const int64_t steps = w.first_row[part + 1] - w.first_row[part];
         Prefetch ahead;
         if (b + 1 < blocks) {
           if (p == 0) {
             const int64_t width = w.cols - (b + 1) * block < block ? w.cols - (b + 1) * block : block;
-            ahead = prefetch_tile(a.x + n * w.cols + (b + 1) * block, w.cols, samples, width, steps);
+            ahead = prefetch_tile(a.x + n * w.cols + (b + 1) * block, w.cols, samples, width, steps, twin);
           }
         } else if (p + 1 == panels) {
-          ahead = prefetch_tile(a.x + (n + B) * w.cols, w.cols, next_samples, w.cols < block ? w.cols : block, steps);
+          const int64_t width = w.cols < block ? w.cols : block;
+          ahead = prefetch_tile(a.x + (n + B) * w.cols, w.cols, next_samples, width, steps, twin);
         }
         Cursor<A> c{in,
                     a.bias != nullptr ? a.bias + p * panel : nullptr,
@@ -118,7 +120,7 @@ void tiles(const SparseLinearArgs<T, A>& a, int64_t begin, int64_t end, A* works
         for (int32_t r = w.first_run[part]; r < w.first_run[part + 1]; ++r)
           run_any<Z, 0>(w.runs[r].rows, w.runs[r].count, c, ahead);
       }
-      tile_out<Z>(out, a.y + n * w.rows + p * panel, w.rows, samples, outputs, w.plan.stream);
+      tile_out<Z>(out, a.y, Place{n, p * panel, w.rows}, samples, outputs, w.plan.stream, a.epilogue);
     }
   }
   if (w.plan.stream) stores_done();
@@ -139,7 +141,8 @@ SG_INLINE void direct_row(const SparseLinearDirectArgs<T, A>& a, int64_t r, int6
     for (int s = 0; s < S; ++s) sum[0][s] += widen(a.values[e]) * widen(x[s * a.cols + a.col[e]]);
   for (int s = 0; s < S; ++s) {
     for (int u = 1; u < U; ++u) sum[0][s] += sum[u][s];
-    a.y[(n + s) * a.rows + r] = narrow<T>(sum[0][s] + (a.bias != nullptr ? a.bias[r] : A{0}));
+    const A y = sum[0][s] + (a.bias != nullptr ? a.bias[r] : A{0});
+    a.y[(n + s) * a.rows + r] = narrow<T>(way_out(y, a.epilogue, n + s, r));
   }
 }
 

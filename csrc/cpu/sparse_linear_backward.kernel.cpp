@@ -4,6 +4,7 @@
 //   dvalues[e]  = sum over n:  dy[n, row[e]] * x[n, col[e]]
 //   dbias[m]    = sum over n:  dy[n, m]
 //
+// where dy is masked on its way in, when the outputs went through ReLU or dropout
 // layout     the transpose of W packed per call: rows are inputs of the layer, cols its outputs
 // work       4*N*nnz flop; (2*N*K + N*M) * s bytes at memory
 // blocking   as in sparse_linear.kernel.cpp. Both gradients need dy[:, row[e]] against something of row k, so one pass
@@ -148,6 +149,7 @@ void chunk_tiles(const SparseLinearBackwardArgs<T, A>& a, int64_t chunk, A* work
   A* tile = workspace + waiting_size<A>;
   A* x = tile + block * B;
   A* dx = x + panel * B;
+  const int64_t twin = distance(a.dy, a.mask.y);
   int64_t begin = chunk * w.plan.chunk_tiles * B, end = begin + w.plan.chunk_tiles * B;
   if (end > a.samples) end = a.samples;
   for (int64_t n = begin; n < end; n += B) {
@@ -156,15 +158,15 @@ void chunk_tiles(const SparseLinearBackwardArgs<T, A>& a, int64_t chunk, A* work
     Waiting<A> waiting{scratch, scratch, scratch, partial};
     for (int64_t p = 0; p < panels; ++p) {
       const int64_t inputs = w.rows - p * panel < panel ? w.rows - p * panel : panel;
-      if constexpr (with_dvalues) tile_in<Z>(a.x + n * w.rows + p * panel, w.rows, samples, inputs, x);
+      if constexpr (with_dvalues) tile_in<Z>(a.x, Place{n, p * panel, w.rows}, samples, inputs, x);
       for (int64_t b = 0; b < blocks; ++b) {
         const int64_t part = p * blocks + b, outputs = w.cols - b * block < block ? w.cols - b * block : block;
         if (p == 0 || blocks > 1) {
-          const T* dy = a.dy + n * w.cols + b * block;
+          const Place at{n, b * block, w.cols};
           if (bias != nullptr && p == 0) {
-            tile_in<Z, true>(dy, w.cols, samples, outputs, tile, bias + b * block);
+            tile_in<Z, true>(a.dy, at, samples, outputs, tile, a.mask, bias + b * block);
           } else {
-            tile_in<Z>(dy, w.cols, samples, outputs, tile);
+            tile_in<Z>(a.dy, at, samples, outputs, tile, a.mask);
           }
         }
         const int64_t steps = w.first_row[part + 1] - w.first_row[part];
@@ -172,10 +174,11 @@ void chunk_tiles(const SparseLinearBackwardArgs<T, A>& a, int64_t chunk, A* work
         if (b + 1 < blocks) {
           if (p == 0) {
             const int64_t width = w.cols - (b + 1) * block < block ? w.cols - (b + 1) * block : block;
-            py = prefetch_tile(a.dy + n * w.cols + (b + 1) * block, w.cols, samples, width, steps);
+            py = prefetch_tile(a.dy + n * w.cols + (b + 1) * block, w.cols, samples, width, steps, twin);
           }
         } else if (p + 1 == panels) {
-          py = prefetch_tile(a.dy + (n + B) * w.cols, w.cols, next_samples, w.cols < block ? w.cols : block, steps);
+          const int64_t width = w.cols < block ? w.cols : block;
+          py = prefetch_tile(a.dy + (n + B) * w.cols, w.cols, next_samples, width, steps, twin);
         }
         if (with_dvalues) {  // this block's share of the next panel of x
           const int64_t from = samples * b / blocks, to = samples * (b + 1) / blocks;
@@ -194,7 +197,7 @@ void chunk_tiles(const SparseLinearBackwardArgs<T, A>& a, int64_t chunk, A* work
         for (int32_t r = w.first_run[part]; r < w.first_run[part + 1]; ++r)
           run_any<with_dx, with_dvalues, Z, 0>(w.runs[r].rows, w.runs[r].count, c, waiting, py, px);
       }
-      if constexpr (with_dx) tile_out<Z>(dx, a.dx + n * w.rows + p * panel, w.rows, samples, inputs, w.plan.stream);
+      if constexpr (with_dx) tile_out<Z>(dx, a.dx, Place{n, p * panel, w.rows}, samples, inputs, w.plan.stream);
     }
     if constexpr (with_dvalues) waiting.finish();
   }

@@ -4,6 +4,7 @@
 #pragma once
 #include "simd.h"
 #include "sparse_linear.h"
+#include "sparse_linear_epilogue.h"
 
 namespace sparsegnn {
 namespace SG_ISA {
@@ -127,11 +128,19 @@ SG_INLINE vec<A> sums(const A* p) {
 
 // --- tiles of B = Z * lanes samples ---
 
-// tile[k][n] = src[n, k] for n < samples, k < width; samples up to B become 0. column_sum[k] += the sum over n.
+// Where a tile is in its matrix, whose rows are `stride` apart.
+struct Place {
+  int64_t row, column, stride;
+};
+
+// tile[k][n] = src[n, k] for n < samples, k < width, masked; samples up to B become 0. column_sum[k] += the sum over n.
 template <int Z, bool sum_columns = false, typename T, typename A>
-SG_NOINLINE void tile_in(const T* src, int64_t stride, int64_t samples, int64_t width, A* tile,
-                         A* column_sum = nullptr) {
+SG_NOINLINE void tile_in(const T* matrix, Place at, int64_t samples, int64_t width, A* tile,
+                         const SparseLinearMask<T, A>& mask = {}, A* column_sum = nullptr) {
   constexpr int L = lanes<A>, B = Z * L;
+  const bool masked = mask.y != nullptr || mask.how.threshold != 0;
+  const int64_t stride = at.stride, first = at.row * stride + at.column;
+  const T* src = matrix + first;
   for (int64_t n = 0; n < B; n += L) {
     const int64_t rows = samples - n < L ? samples - n : L;
     for (int64_t k = 0; k < width; k += L) {
@@ -144,6 +153,7 @@ SG_NOINLINE void tile_in(const T* src, int64_t stride, int64_t samples, int64_t 
       } else {
         for (int i = 0; i < L; ++i) r[i] = i < rows ? load_n(p + i * stride, int(columns)) : vec<A>{};
       }
+      if (masked) way_in(r, mask, first + n * stride + k, stride, at.row + n, at.column + k, int(rows), int(columns));
       if constexpr (sum_columns) {
         vec<A> s[L];
         for (int i = 0; i < L; ++i) s[i] = r[i];
@@ -187,10 +197,14 @@ SG_INLINE void stores_done() {
 #endif
 }
 
-// dst[n, k] = tile[k][n] for n < samples, k < width.
+// dst[n, k] = epilogue(tile[k][n]) for n < samples, k < width.
 template <int Z, typename T, typename A>
-SG_NOINLINE void tile_out(const A* tile, T* dst, int64_t stride, int64_t samples, int64_t width, bool stream) {
+SG_NOINLINE void tile_out(const A* tile, T* matrix, Place at, int64_t samples, int64_t width, bool stream,
+                          const SparseLinearEpilogue<A>& epilogue = {}) {
   constexpr int L = lanes<A>, B = Z * L;
+  const bool more = epilogue.relu || epilogue.threshold != 0;
+  const int64_t stride = at.stride;
+  T* dst = matrix + at.row * stride + at.column;
   for (int64_t n = 0; n < samples; n += L) {
     const int64_t rows = samples - n < L ? samples - n : L;
     for (int64_t k = 0; k < width; k += L) {
@@ -205,6 +219,7 @@ SG_NOINLINE void tile_out(const A* tile, T* dst, int64_t stride, int64_t samples
         for (int i = 0; i < L; ++i) r[i] = i < columns ? load(p + i * B) : vec<A>{};
       }
       transpose<A>(r);
+      if (more) way_out(r, epilogue, at.row + n, at.column + k);
       if (rows == L && columns == L) {
         if (stream) {
 #pragma GCC unroll 16
@@ -223,12 +238,13 @@ SG_NOINLINE void tile_out(const A* tile, T* dst, int64_t stride, int64_t samples
 // Asks for the rows of a tile to come, a few lines at a time between the rows of the present one.
 struct Prefetch {
   const char* at = nullptr;
-  int64_t stride = 0;
+  int64_t stride = 0, twin = 0;  // distance to a matrix of the same shape whose lines are wanted too, or 0
   int32_t rows = 0, lines = 0, line = 0, per_step = 0;
 
   SG_INLINE void step() {
     for (int i = 0; i < per_step && rows > 0; ++i) {
       __builtin_prefetch(at + line * 64, 0, 2);
+      if (twin != 0) __builtin_prefetch(at + twin + line * 64, 0, 2);
       if (++line == lines) {
         line = 0;
         at += stride;
@@ -238,10 +254,18 @@ struct Prefetch {
   }
 };
 
+// In bytes, or 0 without `to`.
 template <typename T>
-SG_INLINE Prefetch prefetch_tile(const T* p, int64_t stride, int64_t rows, int64_t width, int64_t steps) {
+SG_INLINE int64_t distance(const T* from, const T* to) {
+  return to == nullptr ? 0 : int64_t(reinterpret_cast<uintptr_t>(to) - reinterpret_cast<uintptr_t>(from));
+}
+
+template <typename T>
+SG_INLINE Prefetch prefetch_tile(const T* p, int64_t stride, int64_t rows, int64_t width, int64_t steps,
+                                 int64_t twin = 0) {
   Prefetch f;
   if (rows <= 0 || width <= 0 || steps <= 0) return f;
+  f.twin = twin;
   f.at = reinterpret_cast<const char*>(p);
   f.stride = stride * int64_t(sizeof(T));
   f.rows = int32_t(rows);

@@ -27,21 +27,33 @@ void check(const Tensor& x, const Tensor& values, const Tensor& crow, const Tens
                   col.numel(), " elements");
 }
 
-// y[n, :] = bias + A x[n, :] for the CSR matrix A of which `perm` says where the values are, or null.
+// The seed where there is dropout.
+const int64_t* check_epilogue(double dropout, const std::optional<Tensor>& seed, const Tensor& x) {
+  STD_TORCH_CHECK(dropout >= 0 && dropout <= 1, "sparse_linear: dropout must be in [0, 1], got ", dropout);
+  STD_TORCH_CHECK(dropout == 0 || (seed && seed->numel() == 1 && seed->scalar_type() == ScalarType::Long),
+                  "sparse_linear: dropout needs a seed of dtype int64 and shape [1]");
+  if (dropout > 0) check_device(name, "seed", seed, x);
+  return dropout > 0 ? data<int64_t>(seed) : nullptr;
+}
+
+// y[n, :] = epilogue(bias + A x[n, :]) for the CSR matrix A of which `perm` says where the values are, or null.
 template <typename T>
 void multiply(const Tensor& x, const Tensor& values, const acc_t<T>* bias, const Tensor& crow, const Tensor& col,
-              const int32_t* perm, Tensor& y, cudaStream_t stream) {
-  const SparseLinearArguments<T> a{data<T>(x), data<T>(values),    bias,      data<int32_t>(crow), data<int32_t>(col),
-                                   perm,       mutable_data<T>(y), x.size(0), x.size(1),           crow.numel() - 1,
-                                   col.numel()};
+              const int32_t* perm, Tensor& y, cudaStream_t stream, const LinearEpilogue<acc_t<T>>& epilogue = {}) {
+  const SparseLinearArguments<T> a{
+      data<T>(x),         data<T>(values), bias,      data<int32_t>(crow), data<int32_t>(col), perm,
+      mutable_data<T>(y), x.size(0),       x.size(1), crow.numel() - 1,    col.numel(),        epilogue};
   const LinearPlan plan = linear_plan(a.batch, a.inputs, a.outputs, sizeof(T));
   Tensor packed = workspace(x, sparse_linear_workspace_bytes<T>(plan, a.outputs, a.entries));
   STD_CUDA_CHECK(launch_sparse_linear(a, plan, packed.mutable_data_ptr(), stream));
 }
 
 Tensor sparse_linear(const Tensor& x_in, const Tensor& values_in, const std::optional<Tensor>& bias_in,
-                     const Tensor& crow, const Tensor& col, const Tensor& ccol, const Tensor& row, const Tensor& perm) {
+                     const Tensor& crow, const Tensor& col, const Tensor& ccol, const Tensor& row, const Tensor& perm,
+                     const std::string& act, double dropout, const std::optional<Tensor>& seed_in) {
   const OnDevice device(x_in);
+  STD_TORCH_CHECK(act == "none" || act == "relu", "sparse_linear: act must be none or relu, got ", act);
+  const int64_t* seed = check_epilogue(dropout, seed_in, x_in);
   check(x_in, values_in, crow, col, ccol, row, perm);
   const int64_t outputs = crow.numel() - 1;
   if (bias_in) {
@@ -55,7 +67,8 @@ Tensor sparse_linear(const Tensor& x_in, const Tensor& values_in, const std::opt
   Tensor y = torch::stable::new_empty(x, {x.size(0), outputs});
   dispatch(name, x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    multiply<T>(x, values, data<acc_t<T>>(bias), crow, col, nullptr, y, device.stream);
+    const auto epilogue = linear_epilogue<acc_t<T>>(act == "relu", dropout, seed);
+    multiply<T>(x, values, data<acc_t<T>>(bias), crow, col, nullptr, y, device.stream, epilogue);
   });
   return y;
 }
@@ -64,7 +77,8 @@ std::tuple<Tensor, Tensor, Tensor> sparse_linear_backward(const Tensor& dy_in, c
                                                           const Tensor& values_in, const Tensor& crow,
                                                           const Tensor& col, const Tensor& ccol, const Tensor& row,
                                                           const Tensor& perm, bool need_dx, bool need_dvalues,
-                                                          bool need_dbias) {
+                                                          bool need_dbias, const std::optional<Tensor>& y_in,
+                                                          double dropout, const std::optional<Tensor>& seed_in) {
   const OnDevice device(x_in);
   check(x_in, values_in, crow, col, ccol, row, perm);
   check_device(name, "dy", dy_in, x_in);
@@ -72,12 +86,28 @@ std::tuple<Tensor, Tensor, Tensor> sparse_linear_backward(const Tensor& dy_in, c
   STD_TORCH_CHECK(dy_in.dim() == 2 && dy_in.size(0) == batch && dy_in.size(1) == outputs,
                   "sparse_linear: dy must have the shape of y");
   check_same_dtype(name, "dy", dy_in, x_in);
-  const Tensor dy = as_contiguous(dy_in), x = as_contiguous(x_in), values = as_contiguous(values_in);
+  const int64_t* seed = check_epilogue(dropout, seed_in, x_in);
+  if (y_in) {
+    check_device(name, "y", y_in, x_in);
+    check_same_dtype(name, "y", *y_in, x_in);
+    STD_TORCH_CHECK(y_in->dim() == 2 && y_in->size(0) == batch && y_in->size(1) == outputs,
+                    "sparse_linear: y must have the shape of dy");
+  }
+  const auto y = as_contiguous(y_in);
+  Tensor dy = as_contiguous(dy_in);
+  const Tensor x = as_contiguous(x_in), values = as_contiguous(values_in);
   Tensor dx = need_dx ? torch::stable::new_empty(x, {batch, inputs}) : torch::stable::new_empty(x, {0});
   Tensor dvalues = torch::stable::new_empty(x, {need_dvalues ? entries : 0});
   Tensor dbias = torch::stable::new_empty(x, {need_dbias ? outputs : 0});
   dispatch(name, x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
+    if (y || seed != nullptr) {
+      Tensor masked = torch::stable::new_empty(dy, {batch, outputs});
+      const auto how = linear_epilogue<acc_t<T>>(y.has_value(), dropout, seed);
+      STD_CUDA_CHECK(launch_sparse_linear_mask(data<T>(dy), data<T>(y), batch, outputs, how, mutable_data<T>(masked),
+                                               device.stream));
+      dy = masked;
+    }
     if (need_dx) multiply<T>(dy, values, nullptr, ccol, row, data<int32_t>(perm), dx, device.stream);
     if (need_dvalues) {
       const SparseLinearBackwardArguments<T> a{

@@ -1,6 +1,6 @@
 // sparse_linear / cuda
 //
-//   y[n, m] = bias[m] + sum over the nonzeros e of row m of W:  values[e] * x[n, col[e]]
+//   y[n, m] = epilogue(bias[m] + sum over the nonzeros e of row m of W:  values[e] * x[n, col[e]])
 //
 // layout     W: CSR crow[M+1], col[nnz] int32, values[nnz] in T; x[B, K], y[B, M] row-major; bias[M] in acc_t<T>
 // work       2*B*nnz flop; B*(K + M)*s bytes. One word of shared memory for each multiply-add is the limit in fp32
@@ -10,10 +10,11 @@
 //            shared memory, [inputs][samples]; a lane owns NL samples, a warp 8 consecutive outputs. K that does not
 //            fit is cut into chunks, which are reloaded for every 64 outputs
 // numerics   sums in acc_t<T>, each output by one lane in the order of its nonzeros: the same bits in every run
-// backward   dx: this kernel on the transposed pattern, values through perm; the rest: sparse_linear_backward.cuh
+// backward   dx: this kernel on the transposed pattern, values through perm; the rest: sparse_linear_backward.cuh,
+//            sparse_linear_epilogue.cuh
 // see        sparsegnn/ops/sparse_linear.py, tests/csrc/test_sparse_linear.py, benchmarks/ops/bench_sparse_linear.py
 #pragma once
-#include "../common/gpu.cuh"
+#include "sparse_linear_epilogue.cuh"
 
 namespace sparsegnn::cuda {
 
@@ -31,6 +32,7 @@ struct SparseLinearArguments {
   const int32_t *crow, *col, *perm;
   T* y;
   int64_t batch, inputs, outputs, entries;
+  LinearEpilogue<acc_t<T>> epilogue = {};
 };
 
 // ---- a tile of a row-major matrix in shared memory, transposed: column k of sample n is at k * kStride + n
@@ -204,7 +206,7 @@ __global__ void __launch_bounds__(kLinearThreads, 2)
       T* y = a.y + n * a.outputs + m;
       vec<T, kLinearOutputs> out;
       for (int i = 0; i < kLinearOutputs; ++i)
-        out[i] = from_acc<T>(a.bias && m + i < end ? sum[i][l] + a.bias[m + i] : sum[i][l]);
+        out[i] = from_acc<T>(a.epilogue(a.bias && m + i < end ? sum[i][l] + a.bias[m + i] : sum[i][l], n, m + i));
       if (vector_stores)
         store(y, out);
       else

@@ -84,7 +84,7 @@ def register_autograd(op, backward: Callable, setup_context: Callable) -> Callab
         if torch.is_grad_enabled():  # create_graph=True: refuse rather than return wrong numbers
             raise NotImplementedError(f"{op.name()} has no second derivative")
         if all(g is None for g in grads):
-            return (None,) * len(op._schema.arguments)
+            return (None,) * len(defaults)
         return backward(ctx, *grads)
 
     def setup(ctx, inputs, output):
@@ -100,6 +100,7 @@ def register_autograd(op, backward: Callable, setup_context: Callable) -> Callab
         setup(ctx, args, output)
         return output
 
+    defaults = tuple(a.default_value for a in op._schema.arguments)
     torch.library.register_autograd(op, first_order, setup_context=setup, lib=LIBRARY)
     members = dict(forward=staticmethod(forward), backward=staticmethod(first_order))
     function = type(op.name().partition("::")[2], (torch.autograd.Function,), members)
@@ -108,6 +109,7 @@ def register_autograd(op, backward: Callable, setup_context: Callable) -> Callab
         traced = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
         if traced or torch._C._is_any_autocast_enabled():
             return op(*args)
+        args += defaults[len(args) :]
         return function.apply(*args) if torch.is_grad_enabled() else below(*args)
 
     return apply
@@ -136,6 +138,18 @@ def check_like(op: str, name: str, value: Tensor, like: Tensor, like_name: str =
         raise TypeError(f"{op}: {name} must have the dtype of {like_name} ({like.dtype}), got {value.dtype}")
     if value.device != like.device:
         raise ValueError(f"{op}: {name} must be on the device of {like_name} ({like.device}), got {value.device}")
+
+
+def check_epilogue(op: str, act, dropout, seed, device: torch.device) -> None:
+    """Raise unless ``act``, ``dropout`` and ``seed`` are what an epilogue takes."""
+    if act not in ("none", "relu"):
+        raise ValueError(f"{op}: act must be 'none' or 'relu', got {act!r}")
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"{op}: dropout must be in [0, 1], got {dropout}")
+    if dropout > 0:
+        check(op, "seed", seed, (1,))
+        if seed.dtype != torch.int64 or seed.device != device:
+            raise TypeError(f"{op}: seed must be int64 on {device}, got {seed.dtype} on {seed.device}")
 
 
 def rows_of(crow: Tensor, edges: int) -> Tensor:

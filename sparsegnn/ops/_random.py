@@ -38,3 +38,8 @@ def dropout_factor(seed: Tensor, edge: Tensor, heads: int, p: float, dtype: torc
     """[len(edge), heads]: 0 with probability ``p``, else 1 / (1 - p)."""
     threshold = min(int(p * 2**32), _LOW)
     return (bits(seed, edge, heads) >= threshold).to(dtype) * (1 / (1 - p) if p < 1 else 0.0)
+
+
+def dropout_like(seed: Tensor, like: Tensor, p: float) -> Tensor:
+    """:func:`dropout_factor` of every element of ``like`` [N, M]: rows count as edges, columns as heads."""
+    return dropout_factor(seed, torch.arange(like.size(0), device=like.device), like.size(1), p, like.dtype)

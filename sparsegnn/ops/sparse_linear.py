@@ -6,62 +6,43 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from sparsegnn.ops._library import check, check_like, define, register_autograd, rows_of
+from sparsegnn.ops._library import check, check_epilogue, check_like, define, register_autograd, rows_of
+from sparsegnn.ops._random import dropout_like
 
 
-def reference(x, values, bias, crow, col, ccol, row, perm):
+def reference(x, values, bias, crow, col, ccol, row, perm, act="none", dropout=0.0, seed=None):
     """The same in plain PyTorch: what the tests compare with, and what runs when nothing is compiled."""
     acc = torch.promote_types(x.dtype, torch.float32)
     m, k = crow.numel() - 1, x.size(1)
     slot = rows_of(crow, col.numel()) * k + col
     weight = x.new_zeros(m * k, dtype=acc).index_add(0, slot, values.to(acc)).view(m, k)
-    return torch.nn.functional.linear(x.to(acc), weight, None if bias is None else bias.to(acc)).to(x.dtype)
+    y = torch.nn.functional.linear(x.to(acc), weight, None if bias is None else bias.to(acc))
+    y = y.relu() if act == "relu" else y
+    return (y if dropout == 0 else y * dropout_like(seed, y, dropout)).to(x.dtype)
 
 
-def fake(x, values, bias, crow, col, ccol, row, perm):
+def fake(x, values, bias, crow, col, ccol, row, perm, act="none", dropout=0.0, seed=None):
     return x.new_empty(x.size(0), crow.size(0) - 1)
 
 
 op = define(
     "sparse_linear(Tensor x, Tensor values, Tensor? bias, Tensor crow, Tensor col, Tensor ccol, Tensor row, "
-    "Tensor perm) -> Tensor",
+    "Tensor perm, str act='none', float dropout=0.0, Tensor? seed=None) -> Tensor",
     reference,
     fake,
     cast=("x", "values", "bias"),
 )
 
 
-def backward_reference(dy, x, values, crow, col, ccol, row, perm, need_dx, need_dvalues, need_dbias):
-    acc = torch.promote_types(x.dtype, torch.float32)
-    rows, g = rows_of(crow, col.numel()), dy.to(acc)
-    dx = reference(g, values[perm.long()].to(acc), None, ccol, row, crow, col, perm) if need_dx else x.new_empty(0)
-    dvalues = (g.mT @ x.to(acc))[rows, col.long()] if need_dvalues else x.new_empty(0)
-    dbias = g.sum(0) if need_dbias else x.new_empty(0)
-    return dx.to(x.dtype), dvalues.to(values.dtype), dbias.to(x.dtype)
-
-
-def backward_fake(dy, x, values, crow, col, ccol, row, perm, need_dx, need_dvalues, need_dbias):
-    dx = x.new_empty(x.shape if need_dx else (0,))
-    return dx, values.new_empty(values.shape if need_dvalues else (0,)), x.new_empty(dy.size(1) if need_dbias else 0)
-
-
-define(
-    "sparse_linear_backward(Tensor dy, Tensor x, Tensor values, Tensor crow, Tensor col, Tensor ccol, Tensor row, "
-    "Tensor perm, bool need_dx, bool need_dvalues, bool need_dbias) -> (Tensor, Tensor, Tensor)",
-    backward_reference,
-    backward_fake,
-)
-
-
 def setup_context(ctx, inputs, output):
-    x, values, _, *pattern = inputs
-    ctx.save_for_backward(x, values, *pattern)
+    x, values, _, *pattern, act, ctx.dropout, seed = inputs
+    ctx.save_for_backward(x, values, *pattern, output if act == "relu" else None, seed)
 
 
 def backward(ctx, dy):
-    need = ctx.needs_input_grad[:3]
-    grads = torch.ops.sparsegnn.sparse_linear_backward(dy, *ctx.saved_tensors, *need)
-    return (*(g if n else None for g, n in zip(grads, need, strict=True)), *[None] * 5)
+    need, (*saved, y, seed) = ctx.needs_input_grad[:3], ctx.saved_tensors
+    grads = torch.ops.sparsegnn.sparse_linear_backward(dy, *saved, *need, y, ctx.dropout, seed)
+    return (*(g if n else None for g, n in zip(grads, need, strict=True)), *[None] * 8)
 
 
 apply = register_autograd(op, backward, setup_context)
@@ -72,13 +53,8 @@ def _(x, values, *args, out_shape=None, **kwargs) -> int:
     return 2 * x[0] * values[0]  # arguments are shapes
 
 
-@register_flop_formula(torch.ops.sparsegnn.sparse_linear_backward)
-def _(dy, x, values, crow, col, ccol, row, perm, need_dx, need_dvalues, need_dbias, **kwargs) -> int:
-    return 2 * x[0] * values[0] * (need_dx + need_dvalues)
-
-
-def sparse_linear(x, values, bias, crow, col, ccol, row, perm) -> Tensor:
-    """``x @ W.T + bias`` for a CSR weight ``W`` of shape ``[M, K]``.
+def sparse_linear(x, values, bias, crow, col, ccol, row, perm, act="none", dropout=0.0, seed=None) -> Tensor:
+    """``dropout(act(x @ W.T + bias))`` for a CSR weight ``W`` of shape ``[M, K]``.
 
     Args:
         x: ``[..., K]``, float32, float64, bfloat16 or float16 (fp32 accumulation).
@@ -86,6 +62,9 @@ def sparse_linear(x, values, bias, crow, col, ccol, row, perm) -> Tensor:
         bias: ``[M]`` or None.
         crow, col: int32 ``[M + 1]`` and ``[nnz]``, the pattern; ``ccol, row, perm``: its transpose
             (:func:`sparsegnn.pattern.transpose`), used by the backward.
+        act: ``"none"`` or ``"relu"``, applied as results are stored; its gradient as ``dy`` is loaded.
+        dropout: probability that a result becomes 0 (the others are scaled by ``1 / (1 - dropout)``); needs ``seed``,
+            int64 ``[1]`` on the device of ``x``. The same seed drops the same results.
 
     Returns:
         ``[..., M]``. Deterministic: the same bits for any number of threads, gradients included.
@@ -97,8 +76,9 @@ def sparse_linear(x, values, bias, crow, col, ccol, row, perm) -> Tensor:
         check_like(name, "values", values, x)
     if bias is not None:
         check(name, "bias", bias, (m,))
+    check_epilogue(name, act, dropout, seed, x.device)
     flat = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), k)
-    return apply(flat, values, bias, crow, col, ccol, row, perm).view(*x.shape[:-1], m)
+    return apply(flat, values, bias, crow, col, ccol, row, perm, act, dropout, seed).view(*x.shape[:-1], m)
 
 
 def probe_reference(x, probe):

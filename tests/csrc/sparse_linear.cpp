@@ -18,7 +18,8 @@ cuda::LinearBackwardPlan backward_plan(std::tuple<int, int, int, int> given, int
 }
 
 py::object sparse_linear(const py::array& x, const py::array& values, const py::object& bias, const py::array& crow,
-                         const py::array& col, const py::object& perm, const py::object& given) {
+                         const py::array& col, const py::object& perm, const py::object& given, bool relu,
+                         double dropout, int64_t seed) {
   return by_dtype(x, [&](auto scalar) -> py::object {
     using T = decltype(scalar);
     const int64_t batch = x.shape(0), inputs = x.shape(1), outputs = crow.size() - 1;
@@ -29,8 +30,9 @@ py::object sparse_linear(const py::array& x, const py::array& values, const py::
     cuda::LinearPlan plan = cuda::linear_plan(batch, inputs, outputs, sizeof(T));
     if (!given.is_none()) plan = forward_plan(given.cast<std::tuple<int, int, int>>(), inputs);
     Array<char> workspace({cuda::sparse_linear_workspace_bytes<T>(plan, outputs, c.size())});
-    const cuda::SparseLinearArguments<T> arguments = {a.data(), v.data(), b.data(), p.data(), c.data(), t.data(),
-                                                      y.data(), batch,    inputs,   outputs,  c.size()};
+    const cuda::SparseLinearArguments<T> arguments = {
+        a.data(), v.data(), b.data(), p.data(), c.data(), t.data(),
+        y.data(), batch,    inputs,   outputs,  c.size(), cuda::linear_epilogue<acc_t<T>>(relu, dropout, &seed)};
     check(cuda::launch_sparse_linear(arguments, plan, workspace.data() - misalignment(), nullptr));
     return y.numpy();
   });
@@ -65,6 +67,18 @@ py::object sparse_linear_dbias(const py::array& dy) {
   });
 }
 
+py::object sparse_linear_mask(const py::array& dy, const py::object& y, double dropout, int64_t seed) {
+  return by_dtype(dy, [&](auto scalar) -> py::object {
+    using T = decltype(scalar);
+    const int64_t batch = dy.shape(0), outputs = dy.shape(1);
+    Array<T> g(dy), out({batch, outputs});
+    Optional<T> result(y);
+    const auto how = cuda::linear_epilogue<acc_t<T>>(!y.is_none(), dropout, &seed);
+    check(cuda::launch_sparse_linear_mask<T>(g.data(), result.data(), batch, outputs, how, out.data(), nullptr));
+    return out.numpy();
+  });
+}
+
 // The plans of a shape: (samples of a lane, inputs of a chunk, outputs of a panel), and the same and tiles of a span.
 py::object sparse_linear_plans(int64_t batch, int64_t inputs, int64_t outputs, int64_t element_size) {
   const cuda::LinearPlan f = cuda::linear_plan(batch, inputs, outputs, element_size);
@@ -77,7 +91,10 @@ py::object sparse_linear_plans(int64_t batch, int64_t inputs, int64_t outputs, i
 
 SG_BINDINGS(m) {
   m.def("sparse_linear", &sparse_linear, py::arg("x"), py::arg("values"), py::arg("bias"), py::arg("crow"),
-        py::arg("col"), py::arg("perm") = py::none(), py::arg("plan") = py::none());
+        py::arg("col"), py::arg("perm") = py::none(), py::arg("plan") = py::none(), py::arg("relu") = false,
+        py::arg("dropout") = 0.0, py::arg("seed") = 0);
+  m.def("sparse_linear_mask", &sparse_linear_mask, py::arg("dy"), py::arg("y"), py::arg("dropout") = 0.0,
+        py::arg("seed") = 0);
   m.def("sparse_linear_dvalues", &sparse_linear_dvalues, py::arg("dy"), py::arg("x"), py::arg("crow"), py::arg("col"),
         py::arg("plan") = py::none());
   m.def("sparse_linear_dbias", &sparse_linear_dbias);

@@ -79,6 +79,29 @@ def test_dvalues_plans(emulated, dtype, plan):
     dtype.close(dvalues, (dtype.unpack(dy).T @ dtype.unpack(x))[w.rows, w.col])
 
 
+@pytest.mark.parametrize("relu, dropout", [(True, 0.0), (False, 0.4), (True, 0.4)])
+def test_epilogue_and_its_mask(emulated, dtype, relu, dropout):
+    w = Weight(19, 24, full_row=3)
+    x, values, dy = dtype.pack(w.normal(40, 24)), dtype.pack(w.normal(w.nnz)), dtype.pack(w.normal(40, 19))
+    args = (values, None, w.crow, w.col)
+    y = emulated.sparse_linear(x, *args, relu=relu, dropout=dropout, seed=-7)
+    ones = np.ones(19, dtype.accumulator)
+    zero = dtype.pack(np.zeros((40, 24)))
+    factor = emulated.sparse_linear(zero, values, ones, w.crow, w.col, dropout=dropout, seed=-7)
+    kept = dtype.unpack(factor) != 0
+    assert kept.all() == (dropout == 0) and abs(kept.mean() - (1 - dropout)) < 0.07
+    scale, plain = 1 / (1 - dropout), dtype.unpack(emulated.sparse_linear(x, *args))
+    wanted = np.maximum(plain, 0) if relu else plain
+    dtype.close(y, wanted * kept * scale)
+    g = emulated.sparse_linear_mask(dy, y if relu else None, dropout, -7)
+    dtype.close(g, dtype.unpack(dy) * kept * scale * ((plain > 0) | (not relu)))
+
+
+def test_mask_lets_nan_pass(emulated):
+    y = np.array([[np.nan, -1.0, 0.0, 1.0, np.inf]], np.float32)
+    np.testing.assert_array_equal(emulated.sparse_linear_mask(np.ones_like(y), y), [[1, 0, 0, 1, 1]])
+
+
 def test_misaligned_rows_take_the_scalar_path(emulated, dtype):
     w = Weight(16, 24)
     x, values, dy = dtype.pack(w.normal(40, 24)), dtype.pack(w.normal(w.nnz)), dtype.pack(w.normal(40, 16))

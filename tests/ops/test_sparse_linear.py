@@ -17,8 +17,27 @@ def dense(values, crow, col, inputs):
     return values.new_zeros(crow.numel() - 1, inputs).index_put((rows, col.long()), values, accumulate=True)
 
 
-def oracle(x, values, bias, crow, col, ccol, row, perm):
-    return torch.nn.functional.linear(x, dense(values, crow, col, x.size(1)), bias)
+def oracle(x, values, bias, crow, col, ccol, row, perm, act="none", dropout=0.0, seed=None):
+    y = torch.nn.functional.linear(x, dense(values, crow, col, x.size(1)), bias)
+    y = y.relu() if act == "relu" else y
+    return y * dropout_factor(x.size(0), crow, dropout, seed) if dropout else y
+
+
+def dropout_factor(samples, crow, dropout, seed):
+    """What the op multiplies by: seen where all sums are 1."""
+    m = crow.numel() - 1
+    none = dict(crow=torch.zeros_like(crow), col=crow[:0], ccol=torch.zeros(2, dtype=torch.int32), row=crow[:0])
+    ones = torch.ones(m, dtype=torch.float64)
+    return sparse_linear(ones.new_zeros(samples, 1), ones[:0], ones, **none, perm=crow[:0], dropout=dropout, seed=seed)
+
+
+VARIANTS = {
+    "bias": {},
+    "no bias": {},
+    "relu": dict(act="relu"),
+    "dropout": dict(dropout=0.4, seed=torch.tensor([17])),
+    "relu dropout": dict(act="relu", dropout=0.6, seed=torch.tensor([-3])),
+}
 
 
 def inputs(case: Case) -> dict:
@@ -26,7 +45,8 @@ def inputs(case: Case) -> dict:
     *pattern, (m, k) = case.csr()
     values = case.tensor(pattern[1].numel())
     bias = None if case.variant == "no bias" else case.tensor(m)
-    return dict(x=case.tensor(case.width, k), values=values, bias=bias, **dict(zip(PATTERN, pattern, strict=True)))
+    given = dict(x=case.tensor(case.width, k), values=values, bias=bias, **dict(zip(PATTERN, pattern, strict=True)))
+    return given | VARIANTS[case.variant]
 
 
 OP = Op(
@@ -39,13 +59,14 @@ OP = Op(
 )
 
 
-@pytest.mark.parametrize("case", cases(variants=("bias", "no bias")))
+@pytest.mark.parametrize("case", cases(variants=tuple(VARIANTS)))
 def test_values(case):
     check_op(OP, case)
 
 
-def test_contract():
-    check_contract(OP, Case(width=5, variant="bias"))
+@pytest.mark.parametrize("variant", ["bias", "relu dropout"])
+def test_contract(variant):
+    check_contract(OP, Case(width=5, variant=variant))
 
 
 def weight(m, k, sparsity, dtype, seed=0):
@@ -66,19 +87,21 @@ SHAPES = (
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_shapes(shape, dtype):
     check_shape(shape, dtype)
+    check_shape(shape, dtype, "relu dropout")
 
 
-def check_shape(shape, dtype):
+def check_shape(shape, dtype, variant="bias"):
     n, k, m, sparsity = shape
+    epilogue = VARIANTS[variant]
     values, *pattern = weight(m, k, sparsity, dtype)
     g = torch.Generator().manual_seed(1)
     x, bias, dy = (torch.randn(s, generator=g, dtype=torch.float64).to(dtype) for s in ((n, k), (m,), (n, m)))
     wide = [t.double().clone().requires_grad_() for t in (x, values, bias)]
-    wanted = oracle(*wide, *pattern)
+    wanted = oracle(*wide, *pattern, **epilogue)
     want = torch.autograd.grad(wanted, wide, dy.double())
     for need in ((True, True, True), (True, False, False), (False, True, False), (False, False, True)):
         leaves = [t.clone().requires_grad_(f) for t, f in zip((x, values, bias), need, strict=True)]
-        y = sparse_linear(*leaves, *pattern)
+        y = sparse_linear(*leaves, *pattern, **epilogue)
         assert relative_error(y, wanted) <= TOLERANCE[dtype]
         asked = [i for i, f in enumerate(need) if f]
         for i, got in zip(asked, torch.autograd.grad(y, [leaves[i] for i in asked], dy), strict=True):
@@ -141,9 +164,48 @@ def test_nonfinite_inputs_pass_through():
     torch.testing.assert_close(got[~touched], hit[~touched])
 
 
+def test_dropout_is_fair_and_follows_the_seed():
+    values, *pattern = weight(50, 30, 0.5, torch.float32)
+    x, ones = torch.randn(2000, 30), torch.ones(50)
+    factor = sparse_linear(x * 0, values, ones, *pattern, dropout=0.3, seed=torch.tensor([5]))
+    assert set(factor.unique().tolist()) == {0.0, ones[0].div(0.7).item()}
+    assert abs((factor == 0).float().mean() - 0.3) < 0.01  # 6 standard deviations
+    assert ((factor == 0).float().mean(0) - 0.3).abs().max() < 0.06
+    assert ((factor == 0).float().mean(1) - 0.3).abs().max() < 0.4
+    y = sparse_linear(x, values, ones, *pattern, dropout=0.3, seed=torch.tensor([5]))
+    assert torch.equal(y, sparse_linear(x, values, ones, *pattern) * factor)
+    few = sparse_linear(x[:3], values, ones, *pattern, dropout=0.3, seed=torch.tensor([5]))
+    torch.testing.assert_close(few, y[:3])
+    assert not torch.equal(y, sparse_linear(x, values, ones, *pattern, dropout=0.3, seed=torch.tensor([6])))
+    assert not sparse_linear(x, values, ones, *pattern, dropout=1.0, seed=torch.tensor([5])).any()
+
+
+@pytest.mark.parametrize("samples", [3, 40])
+def test_relu_treats_nan_as_torch_does(samples):
+    values, *pattern = weight(7, 5, 0.0, torch.float32)
+    x, bias, dy = torch.randn(samples, 5), torch.randn(7), torch.randn(samples, 7)
+    x[1, 2], x[2, 0] = float("nan"), float("inf")
+    results = []
+    for fused in (True, False):
+        leaves = [t.clone().requires_grad_() for t in (x, values, bias)]
+        y = sparse_linear(*leaves, *pattern, act="relu") if fused else sparse_linear(*leaves, *pattern).relu()
+        results.append([y, *torch.autograd.grad(y, leaves, dy)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, equal_nan=True)
+    assert results[0][0][1].isnan().all()
+
+
 def test_errors():
     values, crow, col, ccol, row, perm = weight(7, 5, 0.5, torch.float32)
     x, pattern = torch.randn(3, 5), (crow, col, ccol, row, perm)
+    for bad, error, text in (
+        (dict(act="gelu"), ValueError, "sparse_linear: act must be 'none' or 'relu', got 'gelu'"),
+        (dict(dropout=1.5), ValueError, r"sparse_linear: dropout must be in \[0, 1\], got 1.5"),
+        (dict(dropout=0.5), TypeError, r"sparse_linear: seed must be a Tensor of shape \[1\], got NoneType"),
+        (dict(dropout=0.5, seed=torch.zeros(1)), TypeError, "sparse_linear: seed must be int64 on cpu"),
+    ):
+        with pytest.raises(error, match=text):
+            sparse_linear(x, values, None, *pattern, **bad)
     with pytest.raises(ValueError, match=r"sparse_linear: x must have shape \[..., 5\], got \[3, 4\]"):
         sparse_linear(x[:, :4], values, None, *pattern)
     with pytest.raises(TypeError, match="sparse_linear: values must have the dtype of x"):
