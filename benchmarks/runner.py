@@ -12,13 +12,14 @@ A file ``ops/bench_<op>.py`` (or ``layers/bench_<layer>.py``) describes its subj
 """
 
 import argparse
-import functools
 import importlib
 import json
+import math
 import os
 import platform
 import statistics
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,9 @@ from torch.utils.benchmark import Timer
 
 FOLDER = Path(__file__).resolve().parent
 sys.path[:0] = [str(FOLDER)] if str(FOLDER) not in sys.path else []
+
+import machine  # noqa: E402
+
 KINDS = ("ops", "layers")
 ROUND_SECONDS = 0.05  # least time of one sample; short runs are repeated within it
 
@@ -68,35 +72,66 @@ def environment(device: str = "cpu") -> dict:
     )
 
 
-def interleave(contenders: dict[str, Callable], rounds: int = 7) -> dict[str, list[float]]:
-    """Seconds per run of every contender: ``rounds`` samples each, taken in turns, after one warm-up run."""
-    timers, runs = {}, {}
+def interleave(contenders: dict[str, Callable], rounds: int = 7, *, budget: float | None = None,
+               least: int = 3, sample: float = ROUND_SECONDS) -> dict[str, list[float]]:  # fmt: skip
+    """Seconds per run of every contender: ``rounds`` samples each, taken in turns, after one warm-up run.
+
+    A sample during which other processes took more than 3 % of the time of our threads is taken once more, and the
+    better one counts. With a ``budget`` in seconds, ``rounds`` is the most: after ``least`` of them it stops when the
+    medians are steady to 1 % or the budget is spent, and a contender that alone takes a fifth of it rests.
+    """
+    timers, runs, once = {}, {}, {}
+    start = time.perf_counter()
     for name, function in contenders.items():
         function()
         timers[name] = Timer("f()", globals=dict(f=function), num_threads=torch.get_num_threads())
-        once = timers[name].timeit(1).median
-        runs[name] = max(1, min(1000, int(ROUND_SECONDS / max(once, 1e-7))))
+        once[name] = timers[name].timeit(1).median
+        runs[name] = max(1, min(1000, int(sample / max(once[name], 1e-7))))
     samples = {name: [] for name in contenders}
-    for _ in range(rounds):
+    for done in range(rounds):
         for name, timer in timers.items():
-            samples[name].append(timer.timeit(runs[name]).median)
+            if budget is not None and done >= least and once[name] * runs[name] > budget / 5:
+                continue
+            seconds, disturbed = _sample(timer, runs[name])
+            if disturbed and (budget is None or time.perf_counter() - start < budget):
+                seconds = min(seconds, _sample(timer, runs[name])[0])
+            samples[name].append(seconds)
+        if budget is not None and done + 1 >= least:
+            if time.perf_counter() - start > budget or (done >= 4 and all(map(_steady, samples.values()))):
+                break
     return samples
 
 
-@functools.cache
-def machine() -> dict[str, float]:
-    """Measured limits of this machine: FLOP/s of a large fp32 ``torch.mm``, bytes/s of a large copy (read + write)."""
-    a, b, c = (torch.randn(2048, 2048) for _ in range(3))
-    x, y = torch.randn(1 << 26), torch.randn(1 << 26)
-    seconds = interleave(dict(mm=lambda: torch.mm(a, b, out=c), copy=lambda: y.copy_(x)), rounds=3)
-    return dict(flops=2 * 2048**3 / min(seconds["mm"]), bandwidth=2 * x.nbytes / min(seconds["copy"]))
+def _sample(timer: Timer, runs: int) -> tuple[float, bool]:
+    """Seconds per run, and whether others used our cores meanwhile."""
+    waited, start = run_queue_wait(), time.perf_counter()
+    seconds = timer.timeit(runs).median
+    return seconds, run_queue_wait() - waited > 0.03 * (time.perf_counter() - start)
+
+
+def run_queue_wait() -> float:
+    """Seconds that threads of this process have waited for a core so far; 0 where the kernel does not say."""
+    total = 0
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        try:
+            total += int(path.read_text().split()[1])
+        except (OSError, ValueError, IndexError):
+            continue
+    return total / 1e9
+
+
+def _steady(seconds: list[float]) -> bool:
+    """Whether the median is known to about 1 %."""
+    middle = statistics.median(seconds)
+    spread = statistics.median(abs(s - middle) for s in seconds)
+    return spread < 0.01 * middle * math.sqrt(len(seconds))
 
 
 def measure(op: str, case: dict, rounds: int = 7) -> list[dict]:
     """Rows of one case: ours first, then every baseline; ``speedup`` is how many times faster ours is."""
     bench = load(op)
     contenders = {"sparsegnn": bench.ours(case), **bench.baselines(case)}
-    samples, work, limit = interleave(contenders, rounds), bench.work(case), machine()
+    samples, work, limit = interleave(contenders, rounds), bench.work(case), machine.limits(torch.get_num_threads())
     floor = max(work["flop"] / limit["flops"], work["bytes"] / limit["bandwidth"])
     own = statistics.median(samples["sparsegnn"])
     rows = []

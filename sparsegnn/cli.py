@@ -158,20 +158,53 @@ def train(
         _print_run(result)
 
 
-def bench(op: str, quick: bool = False, as_json: bool = False) -> None:
-    """Time an op against its baselines (runs benchmarks/ops/bench_OP.py of a checkout)."""
-    folder = next((f for f in _checkouts() if (f / "runner.py").is_file()), None)
+def bench(
+    op: str = "",
+    suite: str = "",
+    quick: bool = False,
+    check: bool = False,
+    only: str = "",
+    as_json: bool = False,
+) -> None:
+    """Time an op against its baselines, or print a whole table of bars: `bench spmm`, `bench --suite cpu`.
+
+    Needs a checkout: it runs benchmarks/ there.
+    """
+    if bool(op) == bool(suite):
+        raise ValueError("bench needs the name of an op or --suite, one of them, got " + ("both" if op else "none"))
+    if op and (check or only):
+        raise ValueError("check and only must be used with --suite, got op " + repr(op))
+    script = "suite.py" if suite else "runner.py"
+    folder = next((f for f in _checkouts() if (f / script).is_file()), None)
     if folder is None:
-        raise ValueError("bench needs a checkout: no benchmarks/runner.py here or beside the package")
-    known = sorted(p.stem.removeprefix("bench_") for p in (folder / "ops").glob("bench_*.py"))
+        raise ValueError(f"bench needs a checkout: no benchmarks/{script} here or beside the package")
+    sys.path.insert(0, str(folder))
+    if suite:
+        _bench_suite(suite, quick, check, only, as_json)
+        return
+    known = sorted(
+        p.stem.removeprefix("bench_") for kind in ("ops", "layers") for p in folder.glob(f"{kind}/bench_*.py")
+    )
     if op not in known:
         raise ValueError(f"op must be one of {', '.join(known)}, got {op!r}")
-    sys.path.insert(0, str(folder))
     import runner
 
     rows = runner.run(op, quick=quick, table=not as_json)
     if as_json:
         print(json.dumps(rows))
+
+
+def _bench_suite(name: str, quick: bool, check: bool, only: str, as_json: bool) -> None:
+    import suite
+
+    from sparsegnn.train import CheckFailed
+
+    rows = suite.run(name, quick=quick, only=only, table=not as_json)
+    if as_json:
+        print(json.dumps(rows))
+    below = suite.missed(rows)
+    if check and below:
+        raise CheckFailed(f"{len(below)} bars missed: " + "; ".join(f"{r['suite_row']} ({r['regime']})" for r in below))
 
 
 # --- helpers ---------------------------------------------------------------------------------------------------------
@@ -242,13 +275,16 @@ def _with_options(command):
         "threads": "CPU threads; default torch's",
         "as_json": "print one JSON object",
         "quick": "fewer and smaller cases",
-        "op": "an op with a file benchmarks/ops/bench_OP.py",
+        "op": "an op or layer with a file bench_OP.py in benchmarks/ops or benchmarks/layers",
+        "suite": "a table of bars: benchmarks/suites/SUITE.py; cpu takes under ten minutes on two cores",
+        "check": "exit with 1 when a bar of the suite is missed",
+        "only": "groups of the suite whose name contains this; nothing is written",
     }
     signature = inspect.signature(command, eval_str=True)
     parameters = []
     for name, p in signature.parameters.items():
-        if p.default is inspect.Parameter.empty:
-            default = typer.Argument(help=docs[name])
+        if name == "op":
+            default = typer.Argument(p.default, help=docs[name])
         elif name == "as_json":
             default = typer.Option(False, "--json", help=docs[name])
         else:

@@ -155,8 +155,9 @@ def test_debug_shows_the_traceback(tmp_path):
 
 def test_bench_names_what_is_missing(run, monkeypatch, tmp_path):
     monkeypatch.setattr(cli, "_checkouts", lambda: [tmp_path])
-    code, _, err = run("bench", "spmm")
-    assert code == 2 and "bench needs a checkout" in err
+    for args in (["spmm"], ["--suite", "cpu"]):
+        code, _, err = run("bench", *args)
+        assert code == 2 and "bench needs a checkout" in err
     (tmp_path / "ops").mkdir()
     (tmp_path / "ops" / "bench_spmm.py").touch()
     (tmp_path / "runner.py").write_text("def run(op, quick, table):\n    return [{'op': op, 'quick': quick}]\n")
@@ -167,3 +168,25 @@ def test_bench_names_what_is_missing(run, monkeypatch, tmp_path):
     code, out, _ = run("bench", "spmm", "--quick", "--json")
     assert code == 0 and json.loads(out) == [{"op": "spmm", "quick": True}]
     monkeypatch.delitem(sys.modules, "runner")
+
+
+@pytest.mark.parametrize("args", [[], ["spmm", "--suite", "cpu"], ["spmm", "--check"], ["spmm", "--only", "x"]])
+def test_bench_refuses_what_does_not_fit(run, args):
+    code, out, err = run("bench", *args)
+    assert code == 2 and out == "" and err.startswith("sparsegnn: ") and "must be" in err or "needs" in err
+
+
+@pytest.mark.parametrize("passed, check, want", [(False, True, 1), (False, False, 0), (True, True, 0), (None, True, 0)])
+def test_bench_suite_fails_only_when_asked_to_check(run, monkeypatch, tmp_path, passed, check, want):
+    monkeypatch.setattr(cli, "_checkouts", lambda: [tmp_path])
+    row = {"suite_row": "spmm", "regime": "kept", "passed": passed}
+    source = f"def run(name, quick, only, table):\n    return [{row!r}]\n"
+    (tmp_path / "suite.py").write_text(
+        source + "def missed(rows):\n    return [r for r in rows if r['passed'] is False]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "suite", raising=False)
+    code, out, err = run("bench", "--suite", "any", "--json", *["--check"] * check)
+    monkeypatch.delitem(sys.modules, "suite")
+    assert code == want and json.loads(out) == [row]
+    assert err == ("sparsegnn: 1 bars missed: spmm (kept)\n" if want else "")

@@ -1,0 +1,274 @@
+"""The bars of the CPU kernels, as data. Ours goes through the public API, with fresh outputs, in every row."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import runner
+import torch
+from suite import FOLDER, Group, Row
+from suites import oracles, peers
+
+#: (rows, in, out): (bar, stretch) of forward + dx + dW at the nonzeros, by sparsity
+WEIGHTS = {
+    (4096, 256, 256): {0.5: (1.5, 1.75), 0.7: (2.4, 2.9), 0.9: (5.5, 6.8), 0.95: (8.5, 11), 0.98: (13, 17)},
+    (16384, 512, 512): {0.5: (1.6, 1.8), 0.7: (2.5, 2.9), 0.9: (5.8, 7.0), 0.95: (9, 12), 0.98: (15, 19)},
+    (65536, 256, 256): {0.5: (1.6, 1.85), 0.7: (2.5, 3.0), 0.9: (5.5, 6.8), 0.95: (7.5, 9.5), 0.98: (11, 14)},
+    (8192, 1024, 1024): {0.5: (1.7, 1.85), 0.7: (2.6, 3.0), 0.9: (6.5, 7.8), 0.95: (10, 13), 0.98: (17, 21)},
+}
+#: SparseLinear with autograd at 90 %: bars against nn.Linear and against SparseProp
+LAYERS = {
+    (4096, 256, 256): (None, 4.0),
+    (16384, 512, 512): (5.0, 7.0),
+    (65536, 256, 256): (5.0, 7.0),
+    (8192, 1024, 1024): (5.0, 7.0),
+}
+STRUCTURES = ("fan_in", "grouped:8", "block:16x16")
+#: (reduce, width): bars with default malloc, with kept memory
+AGGREGATION = {
+    ("sum", 16): ((3.8, 4.5), (2.9, 3.6)),
+    ("sum", 64): ((4.0, 5.0), (3.2, 4.0)),
+    ("sum", 128): ((3.2, 4.0), (2.3, 3.0)),
+    ("sum", 256): ((2.7, 3.5), (1.8, 2.5)),
+    ("mean", 64): ((4.0, None), (2.5, None)),
+    ("max", 64): ((3.5, None), (2.2, None)),
+}
+GAT = {True: ((9.0, 14.0), (4.4, 5.5)), False: ((9.0, 14.0), (3.9, 5.5))}  # training step, inference
+SPMM_PEERS = ("torch.sparse.mm", "torch.sparse.mm reduce", "torch_sparse", "gather+scatter")
+BOTH = ("default", "kept")
+USER = ("default",)
+
+
+def groups(quick: bool) -> list[Group]:
+    """Every group of the suite; tiny ones when ``quick``."""
+    shapes = {(256, 64, 64): {0.5: (1, 2), 0.9: (1, 2)}} if quick else WEIGHTS
+    found = [weights(shape, bars) for shape, bars in shapes.items()]
+    found += [layer(shape, *bars) for shape, bars in ({(256, 64, 64): (1.0, 1.0)} if quick else LAYERS).items()]
+    found += [structured(shape) for shape in ([(256, 64, 64)] if quick else [(16384, 512, 512), (8192, 1024, 1024)])]
+    found += [scaling(shape) for shape in ([(256, 64, 64)] if quick else [(16384, 512, 512), (8192, 1024, 1024)])]
+    found += [overhead()]
+    size = dict(nodes=2000, edges=20_000) if quick else dict(nodes=170_000, edges=2_300_000)
+    wanted = [("sum", 64), ("max", 64)] if quick else list(AGGREGATION)
+    found += [spmm("lognormal", reduce, width, size, AGGREGATION[reduce, width]) for reduce, width in wanted]
+    found += [] if quick else [spmm("rmat", reduce, 64, size, None) for reduce in ("sum", "max")]
+    found += [gat(train, size, quick) for train in (True, False)]
+    found += [gcn(size, quick)]
+    if not quick:
+        found += [memory("GAT", 8.0), memory("GCN", None)]
+    return [group for group in found if group is not None]
+
+
+def both(bars: tuple | None) -> dict:
+    return {} if bars is None else dict(zip(BOTH, bars, strict=True))
+
+
+def named(shape: tuple[int, int, int]) -> str:
+    return ",".join(map(str, shape))
+
+
+def percent(sparsity: float) -> str:
+    return f"{100 * sparsity:g} %"
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+def weights(shape: tuple[int, int, int], bars: dict) -> Group:
+    """Forward, dx and the gradient at the nonzeros, against three dense ``torch.mm(out=)``: they need no new memory."""
+    bench = runner.load("sparse_linear")
+    cases = {s: dict(zip("nkm", shape, strict=True)) | dict(sparsity=s, step="all") for s in bars}
+
+    def make() -> dict[str, Callable]:
+        dense = bench.baselines(next(iter(cases.values())))["torch.mm(out=)"]  # takes the same time for any weights
+        return {"torch.mm(out=)": dense} | {percent(s): bench.ours(case) for s, case in cases.items()}
+
+    rows = [
+        Row(f"weights {named(shape)}, {percent(s)} sparse", percent(s), ("torch.mm(out=)",), {"default": bars[s]},
+            work=bench.work(case)) for s, case in cases.items()
+    ]  # fmt: skip
+    errors = functools.partial(oracles.linear, bench, cases, percent)
+    return Group(f"weights {named(shape)}", dict(shape=shape), tuple(rows), make, errors, regimes=USER, seconds=14)
+
+
+def layer(shape: tuple[int, int, int], bar: float | None, bar_sparseprop: float) -> Group:
+    """SparseLinear as users call it, through autograd, all outputs fresh."""
+    from sparsegnn.nn import SparseLinear
+
+    n, k, m = shape
+    step = functools.partial(peers.linear_step, n, k, m)
+
+    def make() -> dict[str, Callable]:
+        found = {"SparseLinear": step(SparseLinear(k, m, sparsity=0.9)), "nn.Linear": step(torch.nn.Linear(k, m))}
+        return found | peers.sparseprop(step, k, m, 0.9)
+
+    text, work = f"SparseLinear, autograd {named(shape)}, 90 %", layer_work(shape, 0.9)
+    rows = (
+        Row(text, "SparseLinear", ("nn.Linear",), {} if bar is None else {r: (bar, None) for r in BOTH}, work=work),
+        Row(f"{text}: SparseProp", "SparseLinear", ("SparseProp",), {"default": (bar_sparseprop, None)},
+            work=work),
+    )  # fmt: skip
+    return Group(f"layer {named(shape)}", dict(shape=shape, sparsity=0.9), rows, make, seconds=8)
+
+
+def layer_work(shape: tuple[int, int, int], sparsity: float) -> dict:
+    n, k, m = shape
+    nnz = round(k * m * (1 - sparsity))
+    return dict(flop=6 * n * nnz, bytes=4 * n * (3 * k + 2 * m) + 20 * nnz)
+
+
+def structured(shape: tuple[int, int, int]) -> Group | None:
+    """Structured weights against unstructured ones of the same sparsity; blocks by their share of the FMA peak."""
+    from sparsegnn.nn import SparseLinear
+
+    n, k, m = shape
+    known = [p for p in STRUCTURES if peers.accepts(SparseLinear, p)]
+
+    def make() -> dict[str, Callable]:
+        step = functools.partial(peers.linear_step, n, k, m)
+        return {p: step(SparseLinear(k, m, sparsity=0.9, pattern=p)) for p in ("unstructured", *known)}
+
+    work = layer_work(shape, 0.9)
+    rows = [Row(f"{p} {named(shape)}, 90 %", p, ("unstructured",), {"default": (1.0, None)}, work=work) for p in known]
+    if "block:16x16" in known:
+        rows.append(Row(f"block:16x16 {named(shape)}, 90 %, of FMA peak", "block:16x16", (), {"default": (75, None)},
+                        "share of peak", work, "through SparseLinear and autograd"))  # fmt: skip
+    return Group(f"structured {named(shape)}", dict(shape=shape, sparsity=0.9), tuple(rows), make, regimes=USER,
+                 seconds=6) if rows else None  # fmt: skip
+
+
+def scaling(shape: tuple[int, int, int]) -> Group:
+    """One thread against two, where arithmetic is the limit."""
+    bench, threads = runner.load("sparse_linear"), max(2, torch.get_num_threads())
+    cases = {s: dict(zip("nkm", shape, strict=True)) | dict(sparsity=s, step="all") for s in (0.5, 0.9)}
+
+    def alone(function: Callable) -> Callable:
+        def run():
+            torch.set_num_threads(1)
+            function()
+            torch.set_num_threads(threads)
+
+        return run
+
+    def make() -> dict[str, Callable]:
+        found = {}
+        for s, case in cases.items():
+            found[percent(s)] = bench.ours(case)
+            found[f"{percent(s)}, one thread"] = alone(found[percent(s)])
+        return found
+
+    rows = [
+        Row(f"two threads for one, {named(shape)}, {percent(s)}", percent(s), (f"{percent(s)}, one thread",),
+            {"default": (1.85, None)}, "scaling", bench.work(case)) for s, case in cases.items()
+    ]  # fmt: skip
+    return Group(f"scaling {named(shape)}", dict(shape=shape), tuple(rows), make, regimes=USER, seconds=8)
+
+
+def overhead() -> Group:
+    """What a call costs: Cora's first layer, and one row, where only the call is left."""
+    from sparsegnn.nn import SparseLinear
+
+    def make() -> dict[str, Callable]:
+        ours, theirs = SparseLinear(1433, 16), torch.nn.Linear(1433, 16)
+        found = {}
+        for rows in (2708, 1):
+            x = torch.randn(rows, 1433)
+            for name, module in (("SparseLinear", ours), ("nn.Linear", theirs)):
+                found[f"{name}, {rows}"] = functools.partial(module, x)
+        return found
+
+    rows = tuple(
+        Row(f"SparseLinear(1433, 16), {n:,} row{'s' * (n > 1)}, call, beyond nn.Linear", f"SparseLinear, {n}",
+            (f"nn.Linear, {n}",), {"default": (15, None)}, "extra time") for n in (2708, 1)
+    )  # fmt: skip
+    return Group("overhead", {}, rows, make, regimes=USER, seconds=3)
+
+
+# --- graphs ----------------------------------------------------------------------------------------------------------
+
+
+def spmm(graph: str, reduce: str, width: int, size: dict, bars: tuple | None) -> Group:
+    bench = runner.load("spmm")
+    case = dict(graph=graph, **size, width=width, reduce=reduce)
+    text = f"spmm {reduce}, {width} features" + (", R-MAT graph" if graph == "rmat" else "")
+
+    def make() -> dict[str, Callable]:
+        return {"sparsegnn": bench.ours(case), **bench.baselines(case)}
+
+    row = Row(text, "sparsegnn", SPMM_PEERS if reduce == "sum" else SPMM_PEERS[1:], both(bars), work=bench.work(case))
+    errors = functools.partial(oracles.spmm, bench, case)
+    return Group(text, case, (row,), make, errors, seconds=8 if width < 128 else 11)
+
+
+def gat(train: bool, size: dict, quick: bool) -> Group:
+    bench = runner.load("gat")
+    case = dict(**size, inputs=128, heads=8, width=8, train=train)
+    text = "GATConv 128 to 8x8, " + ("training step" if train else "inference")
+
+    def make() -> dict[str, Callable]:
+        return {"sparsegnn": bench.ours(case), **bench.baselines(case)}
+
+    row = Row(text, "sparsegnn", ("PyG edge_index", "PyG SparseTensor"), both(GAT[train]), work=bench.work(case))
+    errors = None if quick or not train else functools.partial(oracles.gat, bench)
+    return Group(text, case, (row,), make, errors, seconds=14 if train else 8)
+
+
+def gcn(size: dict, quick: bool) -> Group:
+    """A step as a user writes it; against PyG, and against dense weights on the best dense path there is."""
+    bench = runner.load("gcn_step")
+    case = dict(**size, hidden=256, sparsity=0.9)
+
+    def make() -> dict[str, Callable]:
+        return {"sparsegnn": bench.ours(case), **bench.baselines(case)}
+
+    text, work = "GCN 128-256-40, 90 %, step", bench.work(case)
+    dense = ("sparsegnn dense", "sparsegnn dense act", "PyG torch_sparse", "PyG edge_index")
+    rows = [
+        Row(f"{text}: PyG torch_sparse", "sparsegnn", ("PyG torch_sparse",),
+            {"default": (4, None), "kept": (3.5, None)}, work=work),
+        Row(f"{text}: PyG edge_index", "sparsegnn", ("PyG edge_index",), {"default": (25, None)}, work=work),
+    ]  # fmt: skip
+    if getattr(bench, "FUSED", False):
+        rows += [
+            Row(f"{text}, act='relu': PyG torch_sparse", "sparsegnn act", ("PyG torch_sparse",),
+                {"default": (6, 10), "kept": (5, 7)}, work=work),
+            Row(f"{text}, act='relu': PyG edge_index", "sparsegnn act", ("PyG edge_index",),
+                {"default": (30, 40)}, work=work),
+        ]  # fmt: skip
+    best = "sparsegnn act" if getattr(bench, "FUSED", False) else "sparsegnn"
+    rows.append(Row(f"{text}: dense weights", best, dense, {r: (1.9, 3) for r in BOTH}, work=work))
+    errors = None if quick else functools.partial(oracles.gcn, bench)
+    return Group("GCN step", case, tuple(rows), make, errors, seconds=24)
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def memory(layer: str, bar: float | None) -> Group:
+    """Peak memory of one training step above its inputs, every contender in a process of its own."""
+    contenders = ("sparsegnn", "PyG edge_index", "PyG SparseTensor")
+    bars = {} if bar is None else {"default": (bar, None)}
+    row = Row(f"{layer} training step, peak memory above inputs", "sparsegnn", contenders[1:], bars, "memory")
+
+    def measure() -> dict[str, float]:
+        return {name: value for name in contenders if (value := peak(layer, name)) is not None}
+
+    return Group(f"{layer} memory", dict(nodes=170_000, edges=2_300_000), (row,), measure=measure, regimes=USER)
+
+
+def peak(layer: str, contender: str) -> int | None:
+    """Bytes, measured by ``suites/memory.py``; None where the contender is not installed."""
+    if contender != "sparsegnn" and importlib.util.find_spec("torch_geometric") is None:
+        return None
+    if contender == "PyG SparseTensor" and importlib.util.find_spec("torch_sparse") is None:
+        return None
+    command = [sys.executable, str(FOLDER / "suites" / "memory.py"), layer, contender]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(FOLDER), *sys.path])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{layer}, {contender}: {done.stderr.strip().splitlines()[-1:]}")
+    return int(done.stdout)

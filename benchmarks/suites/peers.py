@@ -1,0 +1,41 @@
+"""Contenders that several groups share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+
+def linear_step(n: int, k: int, m: int, layer: torch.nn.Module) -> Callable:
+    """Forward and backward of a layer on [n, k] through autograd, the gradient of its input included."""
+    g = torch.Generator().manual_seed(4)
+    x = torch.randn(n, k, generator=g).requires_grad_()
+    dy = torch.randn(n, m, generator=g)
+
+    def run():
+        x.grad = None
+        layer.zero_grad()
+        layer(x).backward(dy)
+
+    return run
+
+
+def sparseprop(step: Callable, k: int, m: int, sparsity: float) -> dict[str, Callable]:
+    """SparseProp's linear layer, if it is installed (``SPARSEGNN_PEERS=build scripts/install_peers.sh``)."""
+    try:
+        from sparseprop.modules.linear import SparseLinear
+    except ImportError:
+        return {}
+    g = torch.Generator().manual_seed(0)
+    weight = torch.randn(m, k, generator=g) * (torch.rand(m, k, generator=g) >= sparsity)
+    return {"SparseProp": step(SparseLinear(weight, torch.nn.Parameter(torch.zeros(m))))}
+
+
+def accepts(layer: type, pattern: str) -> bool:
+    """Whether this version of the layer knows the pattern."""
+    try:
+        layer(64, 64, sparsity=0.5, pattern=pattern)
+    except ValueError:
+        return False
+    return True

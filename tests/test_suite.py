@@ -1,0 +1,146 @@
+"""The table of bars: what its rows say, that every bar of the suite is there, and a run of tiny sizes from end to end.
+
+No test asserts a time.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+if not (ROOT / "benchmarks" / "suite.py").is_file():
+    pytest.skip("not run from a checkout", allow_module_level=True)
+sys.path[:0] = [str(ROOT / "benchmarks")]
+
+import machine  # noqa: E402
+import runner  # noqa: E402
+import suite  # noqa: E402
+from suites import cpu  # noqa: E402
+
+LIMIT = {"flops": 1e9, "bandwidth": 1e9, "by": "test"}
+KEYS = set(
+    "suite_row group case regime kind unit value bar stretch passed contender baseline ours theirs baselines missing "
+    "rounds roofline error error_baseline note".split()
+)
+
+
+def judge(row, middle, regime="default", quick=False):
+    samples = {name: [value] * 3 for name, value in middle.items()}
+    return suite.result(row, suite.Group("g", {}, (row,)), regime, samples, middle, {"a": 1e-7}, LIMIT, quick)
+
+
+def test_a_row_is_judged_against_the_best_baseline():
+    row = suite.Row("t", "a", ("b", "c", "gone"), {"default": (2.0, 3.0)}, work=dict(flop=1e6, bytes=5e5))
+    got = judge(row, {"a": 0.002, "b": 0.005, "c": 0.0042})
+    assert set(got) >= KEYS and got["baseline"] == "c" and got["missing"] == ["gone"]
+    assert got["value"] == pytest.approx(2.1) and got["passed"] is True and (got["bar"], got["stretch"]) == (2.0, 3.0)
+    assert got["ours"] == pytest.approx(2.0) and got["theirs"] == pytest.approx(4.2) and got["unit"] == "x"
+    assert got["roofline"] == pytest.approx(0.5) and got["error"] == 1e-7 and got["error_baseline"] is None
+    assert judge(row, {"a": 0.002, "b": 0.005, "c": 0.0038})["passed"] is False
+    assert judge(row, {"a": 0.002, "b": 0.005}, regime="kept")["passed"] is None
+    assert judge(row, {"a": 0.002, "b": 0.001}, quick=True)["passed"] is None
+    json.dumps(got)
+
+
+def test_a_missing_baseline_is_said_not_guessed():
+    got = judge(suite.Row("t", "a", ("b",), {"default": (2.0, None)}), {"a": 1.0})
+    assert got["value"] is None and got["passed"] is None and got["missing"] == ["b"]
+
+
+@pytest.mark.parametrize("kind, middle, bar, value, passed", [
+    ("extra time", {"a": 30e-6, "b": 20e-6}, 15, 10, True),
+    ("extra time", {"a": 40e-6, "b": 20e-6}, 15, 20, False),
+    ("memory", {"a": 1e6, "b": 8e6}, 8, 8, True),
+    ("scaling", {"a": 1.0, "b": 1.8}, 1.85, 1.8, False),
+])  # fmt: skip
+def test_kinds(kind, middle, bar, value, passed):
+    got = judge(suite.Row("t", "a", ("b",), {"default": (bar, None)}, kind), middle)
+    assert got["value"] == pytest.approx(value) and got["passed"] is passed
+
+
+def test_share_of_peak_needs_no_baseline():
+    got = judge(suite.Row("t", "a", (), {"default": (75, None)}, "share of peak", dict(flop=8e5, bytes=0)), {"a": 1e-3})
+    assert got["value"] == pytest.approx(80) and got["passed"] is True
+
+
+def test_every_bar_of_the_suite_is_a_row():
+    rows = [(group, row) for group in cpu.groups(quick=False) for row in group.rows]
+    assert len({(g.name, r.text) for g, r in rows}) == len(rows)
+    judged = {regime: sum(regime in r.bars and regime in g.regimes for g, r in rows) for regime in suite.REGIMES}
+    assert judged["default"] >= 20 + 7 + 4 + 2 + 6 + 2 + 4 and judged["kept"] >= 3 + 6 + 2 + 2
+    for _, row in rows:
+        assert set(row.bars) <= set(suite.REGIMES) and row.kind in suite.KINDS
+        assert all(stretch is None or stretch >= bar for bar, stretch in row.bars.values())
+        assert not row.work or (row.work["flop"] >= 0 and row.work["bytes"] > 0)
+    products = [(g, r) for g, r in rows if g.name.startswith("weights")]
+    weights = {(g.case["shape"], r.text.split(", ")[1]): r.bars["default"] for g, r in products}
+    assert len(weights) == 20 and weights[(8192, 1024, 1024), "98 % sparse"] == (17, 21)
+
+
+def test_a_failing_group_fails_its_rows_and_no_other(monkeypatch, capsys):
+    def broken():
+        raise RuntimeError("no such luck")
+
+    share = suite.Row("three", "a", (), {}, "share of peak", dict(flop=1.0, bytes=1.0))
+    bad = suite.Group("bad", {}, (suite.Row("one", "a"), suite.Row("two", "a")), broken)
+    found = [bad, suite.Group("good", {}, (share,), lambda: {"a": int})]
+    monkeypatch.setattr(suite, "load", lambda name, quick: found)
+    threads = torch.get_num_threads()
+    suite.child("any", "default", True, threads, "")
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["start"] for line in lines if "start" in line] == ["bad", "good"]
+    got = [line["row"] for line in lines if "row" in line]
+    assert [r["suite_row"] for r in got] == ["one", "two", "three"]
+    assert [r["passed"] for r in got] == [False, False, None] and "no such luck" in got[0]["note"]
+    assert [r["suite_row"] for r in suite.missed(got)] == ["one", "two"]
+    suite.show("any", got, 1.0)
+    assert "no such luck" in capsys.readouterr().out
+
+
+def test_quick_runs_every_kind_of_group_in_its_regime():
+    command = [sys.executable, str(ROOT / "benchmarks" / "suite.py"), "cpu", "--child", "kept", "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT / "tests")
+    assert done.returncode == 0, done.stderr
+    rows = [event["row"] for event in map(json.loads, done.stdout.splitlines()) if "row" in event]
+    assert {row["group"].split()[0] for row in rows} == {"layer", "spmm", "GATConv", "GCN"}
+    for row in rows:
+        assert set(row) >= KEYS and row["malloc"] == row["regime"] == "kept" and row["limits"]["flops"] > 0
+        assert "failed" not in row["note"] and (row["value"] is None) == (row["baseline"] is None)
+        assert row["error"] is None or row["error"] < 1e-5
+
+
+def test_bad_names(monkeypatch):
+    with pytest.raises(ValueError, match="suite must be one of .*cpu.*, got 'gpu'"):
+        suite.run("gpu")
+    with pytest.raises(ValueError, match="only must be part of a group's name"):
+        suite.run("cpu", only="nothing", quick=True)
+
+
+def test_interleave_takes_turns_and_rests_slow_ones(monkeypatch):
+    order = []
+
+    class Fake:
+        def __init__(self, text, globals, num_threads):
+            self.f = globals["f"]
+
+        def timeit(self, runs):
+            return type("Measurement", (), {"median": self.f()})
+
+    def contender(name, seconds):
+        return lambda: order.append(name) or seconds
+
+    monkeypatch.setattr(runner, "Timer", Fake)
+    monkeypatch.setattr(runner, "run_queue_wait", lambda: 0.0)
+    samples = runner.interleave({"a": contender("a", 0.1), "b": contender("b", 4.0)}, 6, budget=10, least=2)
+    assert order[:4] == ["a", "a", "b", "b"] and order[4:8] == ["a", "b"] * 2
+    assert len(samples["b"]) == 2 and len(samples["a"]) == 5  # steady: stops before the sixth
+    assert len(runner.interleave({"a": contender("a", 0.1)}, 3)["a"]) == 3
+
+
+def test_limits_of_the_machine():
+    found = machine.limits(1)
+    assert found["by"] in ("C", "torch") and found["flops"] > 1e8 and found["bandwidth"] > 1e7
