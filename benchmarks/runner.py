@@ -33,7 +33,7 @@ sys.path[:0] = [str(FOLDER)] if str(FOLDER) not in sys.path else []
 import machine  # noqa: E402
 
 KINDS = ("ops", "layers")
-ROUND_SECONDS = 0.05  # least time of one sample; short runs are repeated within it
+ROUND_SECONDS = 0.02  # least time of one sample; short runs are repeated within it
 
 
 def names() -> list[str]:
@@ -76,9 +76,10 @@ def interleave(contenders: dict[str, Callable], rounds: int = 7, *, budget: floa
                least: int = 3, sample: float = ROUND_SECONDS) -> dict[str, list[float]]:  # fmt: skip
     """Seconds per run of every contender: ``rounds`` samples each, taken in turns, after one warm-up run.
 
-    A sample during which other processes took more than 3 % of the time of our threads is taken once more, and the
-    better one counts. With a ``budget`` in seconds, ``rounds`` is the most: after ``least`` of them it stops when the
-    medians are steady to 1 % or the budget is spent, and a contender that alone takes a fifth of it rests.
+    A sample during which threads of ours waited for a core, because other processes had it, for more than 3 % of the
+    time is taken again, up to three times; where three undisturbed samples exist, only those are returned. With a
+    ``budget`` in seconds, ``rounds`` is the most: after ``least`` of them it stops when the medians are steady to 1 %
+    or the budget is spent, and a contender that alone takes a fifth of it rests.
     """
     timers, runs, once = {}, {}, {}
     start = time.perf_counter()
@@ -87,26 +88,33 @@ def interleave(contenders: dict[str, Callable], rounds: int = 7, *, budget: floa
         timers[name] = Timer("f()", globals=dict(f=function), num_threads=torch.get_num_threads())
         once[name] = timers[name].timeit(1).median
         runs[name] = max(1, min(1000, int(sample / max(once[name], 1e-7))))
-    samples = {name: [] for name in contenders}
+    samples: dict[str, list[tuple[bool, float]]] = {name: [] for name in contenders}
     for done in range(rounds):
         for name, timer in timers.items():
             if budget is not None and done >= least and once[name] * runs[name] > budget / 5:
                 continue
-            seconds, disturbed = _sample(timer, runs[name])
-            if disturbed and (budget is None or time.perf_counter() - start < budget):
-                seconds = min(seconds, _sample(timer, runs[name])[0])
-            samples[name].append(seconds)
+            tries = [_sample(timer, runs[name])]
+            while tries[-1][0] and len(tries) < 4 and (budget is None or time.perf_counter() - start < budget):
+                tries.append(_sample(timer, runs[name]))
+            samples[name].append(min(tries))
         if budget is not None and done + 1 >= least:
-            if time.perf_counter() - start > budget or (done >= 4 and all(map(_steady, samples.values()))):
+            steady = done >= 6 and all(_steady(quiet(taken)) for taken in samples.values())
+            if steady or time.perf_counter() - start > budget:
                 break
-    return samples
+    return {name: quiet(taken) for name, taken in samples.items()}
 
 
-def _sample(timer: Timer, runs: int) -> tuple[float, bool]:
-    """Seconds per run, and whether others used our cores meanwhile."""
+def quiet(samples: list[tuple[bool, float]]) -> list[float]:
+    """The undisturbed samples if there are three, else all."""
+    undisturbed = [seconds for disturbed, seconds in samples if not disturbed]
+    return undisturbed if len(undisturbed) >= 3 else [seconds for _, seconds in samples]
+
+
+def _sample(timer: Timer, runs: int) -> tuple[bool, float]:
+    """Whether others used our cores meanwhile, and seconds per run."""
     waited, start = run_queue_wait(), time.perf_counter()
     seconds = timer.timeit(runs).median
-    return seconds, run_queue_wait() - waited > 0.03 * (time.perf_counter() - start)
+    return run_queue_wait() - waited > 0.03 * (time.perf_counter() - start), seconds
 
 
 def run_queue_wait() -> float:

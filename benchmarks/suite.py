@@ -99,7 +99,7 @@ def measure_group(group: Group, regime: str, quick: bool) -> Iterator[dict]:
     if group.measure is not None:
         samples = {name: [value] for name, value in group.measure().items()}
     else:
-        brief, long = dict(rounds=1, budget=0, least=1, sample=0.001), dict(rounds=11, budget=group.seconds)
+        brief, long = dict(rounds=1, budget=0, least=1, sample=0.001), dict(rounds=25, budget=group.seconds)
         samples = runner.interleave(group.make(), **(brief if quick else long))
     middle = {name: statistics.median(values) for name, values in samples.items()}
     for row in group.rows:

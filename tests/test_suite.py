@@ -135,10 +135,28 @@ def test_interleave_takes_turns_and_rests_slow_ones(monkeypatch):
 
     monkeypatch.setattr(runner, "Timer", Fake)
     monkeypatch.setattr(runner, "run_queue_wait", lambda: 0.0)
-    samples = runner.interleave({"a": contender("a", 0.1), "b": contender("b", 4.0)}, 6, budget=10, least=2)
+    samples = runner.interleave({"a": contender("a", 0.1), "b": contender("b", 4.0)}, 9, budget=10, least=2)
     assert order[:4] == ["a", "a", "b", "b"] and order[4:8] == ["a", "b"] * 2
-    assert len(samples["b"]) == 2 and len(samples["a"]) == 5  # steady: stops before the sixth
+    assert len(samples["b"]) == 2 and len(samples["a"]) == 7  # steady: stops before the eighth
     assert len(runner.interleave({"a": contender("a", 0.1)}, 3)["a"]) == 3
+
+
+def test_disturbed_samples_are_taken_again_and_left_out(monkeypatch):
+    times, waits = iter([1.0, 1.0] + [9.0, 2.0] * 4), iter([0.0, 1.0, 1.0, 1.0] * 4)
+
+    class Fake:
+        def __init__(self, text, globals, num_threads):
+            pass
+
+        def timeit(self, runs):
+            return type("Measurement", (), {"median": next(times)})
+
+    monkeypatch.setattr(runner, "Timer", Fake)
+    monkeypatch.setattr(runner, "run_queue_wait", lambda: next(waits))
+    next(times)
+    assert runner.interleave({"a": lambda: None}, 4)["a"] == [2.0] * 4
+    assert runner.quiet([(True, 9.0), (False, 1.0), (False, 1.0), (False, 2.0)]) == [1.0, 1.0, 2.0]
+    assert runner.quiet([(True, 9.0), (False, 1.0)]) == [9.0, 1.0]
 
 
 def test_limits_of_the_machine():
