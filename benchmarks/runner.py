@@ -79,7 +79,7 @@ def interleave(contenders: dict[str, Callable], rounds: int = 7, *, budget: floa
     A sample during which threads of ours waited for a core, because other processes had it, for more than 3 % of the
     time is taken again, up to three times; where three undisturbed samples exist, only those are returned. With a
     ``budget`` in seconds, ``rounds`` is the most: after ``least`` of them it stops when the medians are steady to 1 %
-    or the budget is spent, and a contender that alone takes a fifth of it rests.
+    or the budget is spent; a contender of which a sample takes a fifth of it rests from then on, and is never repeated.
     """
     timers, runs, once = {}, {}, {}
     start = time.perf_counter()
@@ -91,11 +91,14 @@ def interleave(contenders: dict[str, Callable], rounds: int = 7, *, budget: floa
     samples: dict[str, list[tuple[bool, float]]] = {name: [] for name in contenders}
     for done in range(rounds):
         for name, timer in timers.items():
-            if budget is not None and done >= least and once[name] * runs[name] > budget / 5:
+            spent = time.perf_counter() - start
+            slow = budget is not None and once[name] * runs[name] > budget / 5
+            if slow and (done >= least or (samples[name] and spent > 2 * budget)):
                 continue
             tries = [_sample(timer, runs[name])]
-            while tries[-1][0] and len(tries) < 4 and (budget is None or time.perf_counter() - start < budget):
+            while tries[-1][0] and len(tries) < 4 and not slow and (budget is None or spent < budget):
                 tries.append(_sample(timer, runs[name]))
+                spent = time.perf_counter() - start
             samples[name].append(min(tries))
         if budget is not None and done + 1 >= least:
             steady = done >= 6 and all(_steady(quiet(taken)) for taken in samples.values())
