@@ -1,27 +1,8 @@
 // gat / cpu: checks, outputs, dtype, threads. The arithmetic is in gat.kernel.cpp and gat_backward.kernel.cpp.
-#include "gat.h"
-
-#include "../common/parallel.h"
-#include "../common/tensor.h"
-#include "dispatch.h"
-#include "output.h"
+#include "gat_entry.h"
 
 namespace sparsegnn {
 namespace {
-
-// Edges and rows of one chunk: small enough to balance hubs, large enough to make the queue free.
-constexpr int64_t chunk_cost = 4096;
-
-std::vector<GatTile> choose_tiles(int64_t heads, int64_t width, int most) {
-  std::vector<GatTile> tiles;
-  const int64_t step = width == 0 ? most : std::clamp<int64_t>(gat_tile_columns / width, 1, most);
-  for (int64_t h = 0; h < heads; h += step) {
-    const int64_t n = std::min(step, heads - h);
-    for (int64_t c = 0; c == 0 || c < n * width; c += gat_tile_columns)
-      tiles.push_back({h, h * width + c, int(n), int(std::min<int64_t>(n * width - c, gat_tile_columns)), c == 0});
-  }
-  return tiles;
-}
 
 struct Scores {  // checked, contiguous, in the accumulator type
   Tensor a_src, a_dst;
@@ -44,22 +25,8 @@ template <typename T, typename A>
 GatScores<T, A> make_scores(const char* op, const Scores& s, const Tensor& x, const Tensor& offsets,
                             const Tensor& index, const int32_t* slot, double negative_slope, double dropout,
                             const std::optional<Tensor>& seed) {
-  STD_TORCH_CHECK(dropout >= 0 && dropout <= 1, op, ": dropout must be in [0, 1], got ", dropout);
-  STD_TORCH_CHECK(dropout == 0 || (seed && seed->numel() == 1 && seed->scalar_type() == ScalarType::Long), op,
-                  ": dropout needs a seed of dtype int64 and shape [1]");
-  return {data<int32_t>(offsets),
-          data<int32_t>(index),
-          s.a_edge || dropout > 0 ? slot : nullptr,
-          data<A>(s.a_src),
-          data<A>(s.a_dst),
-          data<A>(s.a_edge),
-          x.size(1),
-          x.size(2),
-          A(negative_slope),
-          dropout > 0,
-          random_key(dropout > 0 ? *data<int64_t>(*seed) : 0),
-          random_threshold(dropout),
-          A(random_scale(dropout))};
+  return {gat_edges<A>(op, x, offsets, index, s.a_edge || dropout > 0 ? slot : nullptr, negative_slope, dropout, seed),
+          data<A>(s.a_src), data<A>(s.a_dst), data<A>(s.a_edge)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> gat(const Tensor& x_in, const Tensor& a_src, const Tensor& a_dst,
@@ -76,14 +43,14 @@ std::tuple<Tensor, Tensor, Tensor> gat(const Tensor& x_in, const Tensor& a_src, 
   Tensor y = new_output(x, {m, h, d});
   Tensor lse = new_output(x, {save ? m : 0, save ? h : 0}, accumulator(x.scalar_type()));
   Tensor tilt = new_output(x, {save ? m : 0, save ? h : 0, save ? d : 0});
-  const auto bounds = balanced_rows(data<int32_t>(crow), m, chunk_cost);
+  const auto bounds = balanced_rows(data<int32_t>(crow), m, gat_chunk_cost);
   dispatch("gat", x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate<T>;
     const GatArgs<T, A> args{make_scores<T, A>("gat", scores, x, crow, col, nullptr, negative_slope, dropout, seed),
                              data<T>(x), mutable_data<T>(y), save ? mutable_data<A>(lse) : nullptr,
                              mutable_data<T>(tilt)};
-    const auto tiles = choose_tiles(h, d, SG_PICK(gat_tile_heads<A>()));
+    const auto tiles = gat_tiles(h, d, SG_PICK(gat_tile_heads<A>()));
     const auto kernel = SG_PICK(gat_rows<T, A>);
     for_each_chunk(int64_t(bounds.size()) - 1,
                    [&](int64_t c) { kernel(args, tiles.data(), tiles.size(), bounds[c], bounds[c + 1]); });
@@ -121,7 +88,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gat_backward(const Tensor& dy_in, con
   Tensor dx = new_output(x, {n, h, d}), da_src = new_output(x, {n, h}, wide), da_dst = new_output(x, {m, h}, wide);
   Tensor da_edge = new_output(x, {need_edge ? row.numel() : 0, need_edge ? h : 0}, wide);
   Tensor node = new_output(x, {m, 3, h}, wide);
-  const auto bounds = balanced_rows(data<int32_t>(ccol), n, chunk_cost);
+  const auto bounds = balanced_rows(data<int32_t>(ccol), n, gat_chunk_cost);
   dispatch(op, x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate<T>;
@@ -138,7 +105,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gat_backward(const Tensor& dy_in, con
         mutable_data<A>(da_dst),
         need_edge ? mutable_data<A>(da_edge) : nullptr};
     if (need_edge) args.slot = data<int32_t>(perm);
-    const auto tiles = choose_tiles(h, d, SG_PICK(gat_tile_heads<A>()));
+    const auto tiles = gat_tiles(h, d, SG_PICK(gat_tile_heads<A>()));
     const auto nodes = SG_PICK(gat_backward_nodes<T, A>);
     const auto rows = SG_PICK(gat_backward_rows<T, A>);
     for_each_chunk((m + 1023) / 1024, [&](int64_t c) { nodes(args, c * 1024, std::min(m, c * 1024 + 1024)); });

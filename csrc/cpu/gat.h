@@ -14,19 +14,24 @@ struct GatTile {
 };
 constexpr int gat_tile_columns = 512;
 
-// T is the type of features, A the accumulator's; row and column belong to A in forward, to its transpose in backward.
-template <typename T, typename A>
-struct GatScores {
+// The edges, by rows of A or of its transpose, and what is the same for all of them.
+template <typename A>
+struct GatEdges {
   const int32_t *offsets, *index;
-  const int32_t* slot;     // backward: edge slot of a transposed entry, or null where it does not matter
-  const A *a_src, *a_dst;  // [N, H], [M, H]
-  const A* a_edge;         // [E, H] or null
-  int64_t heads, width;    // H and D
-  A slope;                 // of leaky, below 0
+  const int32_t* slot;   // transpose: edge slot of an entry, or null where it does not matter
+  int64_t heads, width;  // H and D
+  A slope;               // of leaky, below 0
   bool dropout;
   RandomKey key;
   uint32_t threshold;
   A scale;  // of what dropout keeps
+};
+
+// T is the type of features, A the accumulator's; the edges are those of A in forward, of its transpose in backward.
+template <typename T, typename A>
+struct GatScores : GatEdges<A> {
+  const A *a_src, *a_dst;  // [N, H], [M, H]
+  const A* a_edge;         // [E, H] or null
 };
 
 template <typename T, typename A>

@@ -17,33 +17,6 @@ namespace sparsegnn {
 namespace SG_ISA {
 namespace {
 
-// sum over n columns of a * b
-template <typename S, typename T, typename A = acc<T>>
-SG_INLINE A dot(const S* a, const T* b, int n) {
-  constexpr int L = lanes<A>;
-  vec<A> total{};
-  int c = 0;
-  for (; c + L <= n; c += L) total = load(a + c) * load(b + c) + total;
-  if (c < n) total = load_n(a + c, n - c) * load_n(b + c, n - c) + total;
-  return sum<A>(total);
-}
-
-// f(h, <a, b>) for every head h of `width` columns.
-template <typename S, typename T, typename F>
-SG_INLINE void head_dots(const S* a, const T* b, int heads, int width, const F& f) {
-  using A = acc<T>;
-  constexpr int L = lanes<A>;
-  int h = 0;
-  if (width > 0 && width < L && (width & (width - 1)) == 0) {  // several heads per vector: fold within each
-    for (const int per = L / width; h + per <= heads; h += per) {
-      vec<A> v = load(a + h * width) * load(b + h * width);
-      for (int s = width / 2; s > 0; s /= 2) v += permute<A>(v, lane_index<A>() ^ s);
-      for (int i = 0; i < per; ++i) f(h + i, v[i * width]);
-    }
-  }
-  for (; h < heads; ++h) f(h, dot(a + h * width, b + h * width, width));
-}
-
 template <int P, typename T, typename A>
 SG_INLINE void row_tile(const GatBackwardArgs<T, A>& a, const GatTile& t, Scratch<A>& s, int64_t j,
                         const int32_t* last) {

@@ -89,9 +89,36 @@ SG_INLINE void gather_scores(A* out, const GatScores<T, A>& a, const GatTile& t,
   }
 }
 
+// sum over n columns of a * b
+template <typename S, typename T, typename A = acc<T>>
+SG_INLINE A dot(const S* a, const T* b, int n) {
+  constexpr int L = lanes<A>;
+  vec<A> total{};
+  int c = 0;
+  for (; c + L <= n; c += L) total = load(a + c) * load(b + c) + total;
+  if (c < n) total = load_n(a + c, n - c) * load_n(b + c, n - c) + total;
+  return sum<A>(total);
+}
+
+// f(h, <a, b>) for every head h of `width` columns.
+template <typename S, typename T, typename F>
+SG_INLINE void head_dots(const S* a, const T* b, int heads, int width, const F& f) {
+  using A = acc<T>;
+  constexpr int L = lanes<A>;
+  int h = 0;
+  if (width > 0 && width < L && (width & (width - 1)) == 0) {  // several heads per vector: fold within each
+    for (const int per = L / width; h + per <= heads; h += per) {
+      vec<A> v = load(a + h * width) * load(b + h * width);
+      for (int s = width / 2; s > 0; s /= 2) v += permute<A>(v, lane_index<A>() ^ s);
+      for (int i = 0; i < per; ++i) f(h + i, v[i * width]);
+    }
+  }
+  for (; h < heads; ++h) f(h, dot(a + h * width, b + h * width, width));
+}
+
 // Dropout factors: 0 or the scale.
-template <int P, typename T, typename A>
-SG_INLINE void fill_factors(Scratch<A>& s, const GatScores<T, A>& a, const GatTile& t, int64_t e, int n) {
+template <int P, typename A>
+SG_INLINE void fill_factors(Scratch<A>& s, const GatEdges<A>& a, const GatTile& t, int64_t e, int n) {
   typedef uint32_t bits __attribute__((vector_size(vector_bytes), aligned(4), may_alias));
   constexpr int L = vector_bytes / 4;
   alignas(64) uint32_t edge[chunk_edges], stream[L], spread[(chunk_edges + 1) * L];
@@ -112,8 +139,15 @@ SG_INLINE void fill_factors(Scratch<A>& s, const GatScores<T, A>& a, const GatTi
   }
 }
 
+// C columns of the row of an edge, or of the last one.
+template <int C, typename T>
+SG_INLINE void prefetch(const T* table, int64_t stride, const int32_t* edge, const int32_t* last) {
+  const char* p = reinterpret_cast<const char*>(table + *(edge < last ? edge : last) * stride);
+  for (int b = 0; b < C * int(sizeof(T)); b += 64) __builtin_prefetch(p + b);
+}
+
 // V vectors of columns, or one of `tail` columns, of both sums over n edges.
-template <int V, bool two, typename T, typename A>
+template <int V, bool two, bool fetch, typename T, typename A>
 SG_INLINE void sum_columns(Scratch<A>& s, const T* table, int64_t stride, const int32_t* index, const int32_t* last,
                            int n, int P, int c, int tail, bool fresh) {
   constexpr int L = lanes<A>, U = V >= 4 ? 1 : 2;
@@ -137,9 +171,7 @@ SG_INLINE void sum_columns(Scratch<A>& s, const T* table, int64_t stride, const 
   int q = 0;
   for (; q + U <= n; q += U) {
     for (int u = 0; u < U; ++u) {
-      const int32_t* ahead = index + q + u + prefetch_distance;
-      const char* p = reinterpret_cast<const char*>(table + *(ahead < last ? ahead : last) * stride + c);
-      for (int b = 0; b < V * L * int(sizeof(T)); b += 64) __builtin_prefetch(p + b);
+      if (fetch) prefetch<V * L>(table + c, stride, index + q + u + prefetch_distance, last);
       add(q + u, u);
     }
   }
@@ -152,19 +184,21 @@ SG_INLINE void sum_columns(Scratch<A>& s, const T* table, int64_t stride, const 
 }
 
 // All columns of the tile over the n edges at `index`; `fresh` starts the sums. `last` bounds what is prefetched.
-template <bool two, typename T, typename A>
+template <bool two, bool fetch = true, typename T, typename A>
 __attribute__((noinline)) void sum_edges(Scratch<A>& s, const T* table, int64_t stride, const int32_t* index,
                                          const int32_t* last, int n, int P, int columns, bool fresh) {
   constexpr int L = lanes<A>, wide = vector_bytes == 64 ? 8 : 2;
   int c = 0;
   for (; c + wide * L <= columns; c += wide * L)
-    sum_columns<wide, two>(s, table, stride, index, last, n, P, c, 0, fresh);
+    sum_columns<wide, two, fetch>(s, table, stride, index, last, n, P, c, 0, fresh);
   if constexpr (wide > 4)
-    for (; c + 4 * L <= columns; c += 4 * L) sum_columns<4, two>(s, table, stride, index, last, n, P, c, 0, fresh);
+    for (; c + 4 * L <= columns; c += 4 * L)
+      sum_columns<4, two, fetch>(s, table, stride, index, last, n, P, c, 0, fresh);
   if constexpr (wide > 2)
-    for (; c + 2 * L <= columns; c += 2 * L) sum_columns<2, two>(s, table, stride, index, last, n, P, c, 0, fresh);
-  for (; c + L <= columns; c += L) sum_columns<1, two>(s, table, stride, index, last, n, P, c, 0, fresh);
-  if (c < columns) sum_columns<1, two>(s, table, stride, index, last, n, P, c, columns - c, fresh);
+    for (; c + 2 * L <= columns; c += 2 * L)
+      sum_columns<2, two, fetch>(s, table, stride, index, last, n, P, c, 0, fresh);
+  for (; c + L <= columns; c += L) sum_columns<1, two, fetch>(s, table, stride, index, last, n, P, c, 0, fresh);
+  if (c < columns) sum_columns<1, two, fetch>(s, table, stride, index, last, n, P, c, columns - c, fresh);
 }
 
 // Runs f.template operator()<P>() for the power of two P >= heads.

@@ -1,0 +1,110 @@
+"""Graph attention with dynamic scores (GATv2), fused over the edges: the sum under leaky exists in registers only.
+
+z = x_src[j] + x_dst[i] + edge[e];  e = sum_c att[h, c] leaky(z)[h, c];  alpha = softmax of e over the edges of row i;
+y[i, h] = sum_e dropout(alpha)[e, h] * x_src[j, h].   Brody, Alon, Yahav 2022, https://arxiv.org/abs/2105.14491
+Backward, with m the dropout factor, l' the slope of leaky at z and D_i = <dy_i, y_i>: de = alpha (m <dy_i, x_j> - D_i);
+dx_dst[i] = att sum_row de l';  dx_src[j] = sum m alpha dy_i + att sum_source de l';  datt = sum de leaky(z): a pass over
+the rows and one over the transpose, both making alpha again from lse[i], the log of the sum of exp(e).
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import leaky_relu
+from torch.utils.flop_counter import register_flop_formula
+
+from sparsegnn.ops._library import check, check_like, define, register_autograd, rows_of
+from sparsegnn.ops._random import dropout_factor
+
+
+def reference(x_src, x_dst, att, edge, crow, col, ccol, row, perm, negative_slope, dropout, seed, save):
+    """The same in plain PyTorch: what the tests compare with, and what runs when nothing is compiled."""
+    acc, edges = torch.promote_types(x_src.dtype, torch.float32), col.numel()
+    rows, source = rows_of(crow, edges), col.long()
+    z = x_src.to(acc)[source] + x_dst.to(acc)[rows]
+    z = z if edge is None else z + edge.to(acc)
+    logit = (leaky_relu(z, negative_slope) * att.to(acc)).sum(-1)
+    empty = logit.new_zeros(x_dst.shape[:2])
+    top = (empty - torch.inf).scatter_reduce(0, rows[:, None].expand_as(logit), logit, "amax", include_self=False)
+    alpha = (logit - top[rows]).exp()
+    total = empty.index_add(0, rows, alpha)
+    kept = alpha / total[rows]
+    if dropout > 0:
+        kept = kept * dropout_factor(seed, torch.arange(edges, device=col.device), logit.size(1), dropout, acc)
+    y = x_dst.new_zeros(x_dst.shape, dtype=acc).index_add(0, rows, kept[:, :, None] * x_src.to(acc)[source])
+    return y.to(x_src.dtype), top + total.log() if save else empty.new_empty(0, 0)
+
+
+def fake(x_src, x_dst, att, edge, crow, col, ccol, row, perm, negative_slope, dropout, seed, save):
+    size = x_dst.shape[:2] if save else (0, 0)
+    return x_dst.new_empty(x_dst.shape), x_dst.new_empty(size, dtype=torch.promote_types(x_dst.dtype, torch.float32))
+
+
+op = define(
+    "gatv2(Tensor x_src, Tensor x_dst, Tensor att, Tensor? edge, Tensor crow, Tensor col, Tensor? ccol, Tensor? row, "
+    "Tensor? perm, float negative_slope, float dropout, Tensor? seed, bool save) -> (Tensor, Tensor)",
+    reference,
+    fake,
+    cast=("x_src", "x_dst", "edge"),  # att stays as it is: it costs little and decides much
+)
+
+
+def setup_context(ctx, inputs, output):
+    *tensors, ctx.negative_slope, ctx.dropout, seed, ctx.saved = inputs
+    ctx.save_for_backward(*tensors, seed, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def backward(ctx, dy, _):
+    x_src, x_dst, att, edge, *pattern, seed, y, lse = ctx.saved_tensors
+    if not ctx.saved or pattern[2] is None:
+        raise RuntimeError("gatv2: backward needs save=True and the transpose (ccol, row, perm) in forward")
+    need_edge = ctx.needs_input_grad[3]
+    dx_src, dx_dst, datt, dedge = torch.ops.sparsegnn.gatv2_backward(
+        dy, x_src, x_dst, att, edge, y, lse, *pattern, ctx.negative_slope, ctx.dropout, seed, need_edge
+    )
+    return dx_src, dx_dst, datt.to(att.dtype), dedge if need_edge else None, *[None] * 9
+
+
+register_autograd(op, backward, setup_context)
+
+
+@register_flop_formula(torch.ops.sparsegnn.gatv2)
+def _(x_src, x_dst, att, edge, crow, col, *args, out_shape=None, **kwargs) -> int:
+    return 5 * col[0] * x_src[1] * x_src[2]  # arguments are shapes; two sums, leaky counted as none
+
+
+def gatv2(graph, x_src: Tensor, x_dst: Tensor, att: Tensor, edge: Tensor | None = None, *,
+          negative_slope: float = 0.2, dropout: float = 0.0, seed: Tensor | None = None) -> Tensor:  # fmt: skip
+    """Attend over the in-neighbours of every node, with scores of the sum of both ends.
+
+    Args:
+        graph: a :class:`sparsegnn.CSRGraph` of shape ``(M, N)``; its ``val`` is not used.
+        x_src, x_dst: ``[N, H, D]`` and ``[M, H, D]``, float32, float64, bfloat16 or float16 (fp32 accumulation).
+        att: ``[H, D]`` weights of the scores, the dtype of ``x_src`` or float32.
+        edge: ``[E, H, D]`` added to the sum, in the order of the graph's ``col``.
+        dropout: probability that an attention weight is dropped; needs ``seed``, int64 ``[1]`` on the same device.
+
+    Returns:
+        ``[M, H, D]``, 0 for rows without edges. Deterministic: the same bits for any number of threads.
+    """
+    check("gatv2", "x_src", x_src, (graph.num_cols, "H", "D"))
+    sizes = x_src.shape[1:]
+    check("gatv2", "x_dst", x_dst, (graph.num_rows, *sizes))
+    check("gatv2", "att", att, tuple(sizes))
+    check_like("gatv2", "x_dst", x_dst, x_src, "x_src")
+    if edge is not None:
+        check("gatv2", "edge", edge, (graph.num_edges, *sizes))
+        check_like("gatv2", "edge", edge, x_src, "x_src")
+    if att.device != x_src.device or att.dtype not in (x_src.dtype, torch.promote_types(x_src.dtype, torch.float32)):
+        check_like("gatv2", "att", att, x_src, "x_src")
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"gatv2: dropout must be in [0, 1], got {dropout}")
+    if dropout > 0:
+        check("gatv2", "seed", seed, (1,))
+        if seed.dtype != torch.int64 or seed.device != x_src.device:
+            raise TypeError(f"gatv2: seed must be int64 on {x_src.device}, got {seed.dtype} on {seed.device}")
+    leaves = (x_src, x_dst, att, edge)
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves)
+    pattern = (graph.crow, graph.col, *(graph.transpose() if save else (None, None, None)))
+    seed = seed if dropout > 0 else None
+    return op(*leaves, *pattern, float(negative_slope), float(dropout), seed, save)[0]
