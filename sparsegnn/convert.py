@@ -15,8 +15,8 @@ from sparsegnn.nn import SparseLinear
 from sparsegnn.nn.inner import Linear as InnerLinear
 from sparsegnn.pattern import check_kind, check_sparsity
 
-#: attributes of PyG's GCNConv and GATConv that hold the weight of the nodes
-INNER = ("lin", "lin_src", "lin_dst")
+#: attributes of PyG's GCNConv, GATConv and GATv2Conv that hold the weight of the nodes
+INNER = ("lin", "lin_src", "lin_dst", "lin_l", "lin_r")
 Selector = Iterable[str] | Callable[[str, nn.Module], bool] | None
 
 
@@ -32,7 +32,7 @@ def sparsify(
     rows: int = 4096,
     inplace: bool = True,
 ) -> nn.Module:
-    """Swap every ``nn.Linear``, and the weight of every GCNConv and GATConv (ours or PyG's), for a sparse layer.
+    """Swap every ``nn.Linear``, and the weights of GCNConv, GATConv and GATv2Conv (ours or PyG's), for sparse ones.
 
     The weights of largest magnitude stay, with their values. PyG's convolutions stay what they are and call a
     :class:`~sparsegnn.nn.SparseLinear` in place of their own ``lin``. Call it before the optimizer is made: the
@@ -105,7 +105,7 @@ def _pyg():
     if "torch_geometric.nn" not in sys.modules:
         return (), None
     pyg = sys.modules["torch_geometric.nn"]
-    return (pyg.GCNConv, pyg.GATConv), pyg.Linear
+    return (pyg.GCNConv, pyg.GATConv, pyg.GATv2Conv), pyg.Linear
 
 
 def _linears(model: nn.Module) -> dict[str, nn.Module]:

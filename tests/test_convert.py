@@ -134,7 +134,7 @@ def test_our_convolutions(make):
     assert type(made_sparse.lin) is type(dense.lin)
 
 
-@pytest.mark.parametrize("kind", ["gcn", "gat", "bipartite"])
+@pytest.mark.parametrize("kind", ["gcn", "gat", "bipartite", "gatv2"])
 def test_pyg_convolutions(kind):
     pyg = pytest.importorskip("torch_geometric.nn")
     torch.manual_seed(0)
@@ -142,12 +142,13 @@ def test_pyg_convolutions(kind):
         "gcn": lambda: pyg.GCNConv(12, 8),
         "gat": lambda: pyg.GATConv(12, 4, heads=2, edge_dim=3, residual=True),
         "bipartite": lambda: pyg.GATConv((12, 12), 4, heads=2, add_self_loops=False),
+        "gatv2": lambda: pyg.GATv2Conv(12, 4, heads=2),
     }[kind]
     conv, x = make(), torch.randn(30, 12)
     x = (x, x) if kind == "bipartite" else x
     dense = copy.deepcopy(conv)
     sparsify(conv, 0.75, distribution="uniform")
-    names = ["lin_src", "lin_dst"] if kind == "bipartite" else ["lin"]
+    names = {"bipartite": ["lin_src", "lin_dst"], "gatv2": ["lin_l", "lin_r"]}.get(kind, ["lin"])
     assert list(counts(conv)) == names
     for name in names:
         weight = getattr(dense, name).weight

@@ -47,22 +47,28 @@ def ours(case: dict):
     return step(GATConv(*arguments(case), add_self_loops=False), x, graph, case["train"])
 
 
+def forms(graph) -> dict:
+    """The graph as PyG takes it, with all that a SparseTensor caches."""
+    found = {"PyG edge_index": torch.stack([graph.col.long(), graph.rows()])}
+    try:
+        from torch_sparse import SparseTensor
+    except ImportError:
+        return found
+    form = SparseTensor(rowptr=graph.crow.long(), col=graph.col.long(), sparse_sizes=graph.shape)
+    form.storage.csr2csc(), form.storage.colptr(), form.storage.row()
+    return found | {"PyG SparseTensor": form}
+
+
 def baselines(case: dict) -> dict:
     try:
         from torch_geometric.nn import GATConv as Theirs
     except ImportError:
         return {}
     graph, x = inputs(case)
-    edge_index = torch.stack([graph.col.long(), graph.rows()])
-    found = {"PyG edge_index": step(Theirs(*arguments(case), add_self_loops=False), x, edge_index, case["train"])}
-    try:
-        from torch_sparse import SparseTensor
-    except ImportError:
-        return found
-    form = SparseTensor(rowptr=graph.crow.long(), col=graph.col.long(), sparse_sizes=graph.shape)
-    form.storage.csr2csc(), form.storage.colptr(), form.storage.row()  # what it caches
-    found["PyG SparseTensor"] = step(Theirs(*arguments(case), add_self_loops=False), x, form, case["train"])
-    return found
+    return {
+        name: step(Theirs(*arguments(case), add_self_loops=False), x, form, case["train"])
+        for name, form in forms(graph).items()
+    }
 
 
 def work(case: dict) -> dict:

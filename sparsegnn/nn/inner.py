@@ -20,9 +20,11 @@ def glorot_(linear: nn.Module) -> None:
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` with Glorot's initialisation."""
+    """``nn.Linear`` with Glorot's initialisation of the weight."""
 
     def reset_parameters(self) -> None:
+        if self.bias is not None:
+            super().reset_parameters()
         glorot_(self)
 
 
@@ -33,11 +35,15 @@ class LazyLinear(nn.LazyLinear):
 
     def reset_parameters(self) -> None:
         if not self.has_uninitialized_params() and self.in_features != 0:
+            if self.bias is not None:
+                super().reset_parameters()
             glorot_(self)
 
 
-def inner_linear(layer: str, in_channels: int, out_channels: int, sparsity: float, pattern: str) -> nn.Module:
-    """``lin`` of the graph layer named ``layer``, without bias; dense when ``sparsity`` is 0."""
+def inner_linear(
+    layer: str, in_channels: int, out_channels: int, sparsity: float, pattern: str, bias: bool = False
+) -> nn.Module:
+    """``lin`` of the graph layer named ``layer``; dense when ``sparsity`` is 0."""
     for name, value, least in (("in_channels", in_channels, -1), ("out_channels", out_channels, 1)):
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{layer}: {name} must be an int, got {type(value).__name__}")
@@ -46,10 +52,10 @@ def inner_linear(layer: str, in_channels: int, out_channels: int, sparsity: floa
     if sparsity == 0 and not isinstance(sparsity, bool) and pattern == "unstructured":
         make = LazyLinear if in_channels == -1 else Linear
         args = (out_channels,) if in_channels == -1 else (in_channels, out_channels)
-        return make(*args, bias=False)
+        return make(*args, bias=bias)
     if in_channels == -1:
         raise ValueError(f"{layer}: in_channels must be given when sparsity is, got -1")
-    linear = SparseLinear(in_channels, out_channels, bias=False, sparsity=sparsity, pattern=pattern)
+    linear = SparseLinear(in_channels, out_channels, bias=bias, sparsity=sparsity, pattern=pattern)
     glorot_(linear)
     return linear
 

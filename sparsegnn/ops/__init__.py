@@ -1,7 +1,12 @@
 """Differentiable sparse ops. The raw ops, on plain tensors, are ``torch.ops.sparsegnn.*``."""
 
-from sparsegnn.ops import csr, gat_backward, sparse_linear_backward, spmm_arg  # noqa: F401  (they register their ops)
-from sparsegnn.ops import csr, gat_backward, gatv2_backward, spmm_arg  # noqa: F401  (they register their ops)
+from sparsegnn.ops import (  # noqa: F401  (they register their ops)
+    csr,
+    gat_backward,
+    gatv2_backward,  # noqa: F401  (they register their ops)
+    sparse_linear_backward,
+    spmm_arg,
+)
 from sparsegnn.ops.gat import gat as gat
 from sparsegnn.ops.gatv2 import gatv2 as gatv2
 from sparsegnn.ops.sddmm import sddmm as sddmm

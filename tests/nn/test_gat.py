@@ -6,13 +6,14 @@ import itertools
 
 import pytest
 import torch
+from nn.twins import assert_close, twins
 from ops.harness import pairwise
 
 from sparsegnn import CSRGraph
 from sparsegnn.data import load
 from sparsegnn.nn import GATConv, SparseLinear
 
-pyg = pytest.importorskip("torch_geometric.nn")
+pytest.importorskip("torch_geometric.nn")
 
 
 def random_graph(m=40, n=40, e=160, seed=0):
@@ -20,18 +21,6 @@ def random_graph(m=40, n=40, e=160, seed=0):
     g = torch.Generator().manual_seed(seed)
     edge_index = torch.stack([torch.randint(n - 4, (e,), generator=g), torch.randint(m - 4, (e,), generator=g)])
     return torch.cat([edge_index, torch.tensor([[1, 1, 5], [1, 1, 5]])], 1)
-
-
-def twins(*sizes, dtype=torch.float64, **options):
-    """Ours and PyG's with the same parameters, through the checkpoint."""
-    theirs = pyg.GATConv(*sizes, **options).to(dtype)
-    ours = GATConv(*sizes, **options).to(dtype)
-    ours.load_state_dict(theirs.state_dict())
-    assert ours.state_dict().keys() == theirs.state_dict().keys()
-    if ours.bias is not None:
-        torch.nn.init.normal_(ours.bias)
-        theirs.load_state_dict(ours.state_dict())
-    return ours, theirs
 
 
 def run(conv, x, edge_index, attr=None, **kwargs):
@@ -44,12 +33,6 @@ def run(conv, x, edge_index, attr=None, **kwargs):
     leaves += [p for _, p in sorted(conv.named_parameters())]
     grads = torch.autograd.grad(y, leaves, flow, allow_unused=True)
     return [y.detach(), *(torch.zeros(()) if g is None else g for g in grads)]
-
-
-def assert_close(got, wanted, tolerance=1e-10):
-    for g, w in zip(got, wanted, strict=True):
-        assert g.shape == w.shape and g.dtype == w.dtype
-        assert (g - w).norm() <= tolerance * w.norm().clamp(min=1e-2), f"{(g - w).norm()} of {w.norm()}"
 
 
 AXES = dict(
@@ -76,7 +59,7 @@ def test_agrees_with_pyg_over_all_options(full):
         x = torch.randn(40, 6, dtype=torch.float64)
         x = (x, torch.randn(25, 7, dtype=torch.float64)) if bipartite else x
         attr = torch.randn(edge_index.size(1), given["edge_dim"], dtype=torch.float64) if given["edge_dim"] else None
-        ours, theirs = twins((6, 7) if bipartite else 6, out_channels, **given)
+        ours, theirs = twins("GATConv", (6, 7) if bipartite else 6, out_channels, **given)
         assert_close(run(ours, x, edge_index, attr), run(theirs, x, edge_index, attr))
 
 
@@ -84,19 +67,19 @@ def test_other_bipartite_inputs():
     x, edge_index = torch.randn(40, 6, dtype=torch.float64), random_graph()
     y = torch.randn(40, 6, dtype=torch.float64)
     for sizes, value, size in [(6, (x, y), None), (6, (x, None), None), ((6, 6), x, None), ((6, 6), (x, None), None)]:
-        ours, theirs = twins(sizes, 4, heads=2)
+        ours, theirs = twins("GATConv", sizes, 4, heads=2)
         assert_close(run(ours, value, edge_index, size=size), run(theirs, value, edge_index, size=size))
-    ours, theirs = twins((6, 6), 4, add_self_loops=False)
+    ours, theirs = twins("GATConv", (6, 6), 4, add_self_loops=False)
     edge_index = random_graph(25)
     assert_close(run(ours, (x, None), edge_index, size=(40, 25)), run(theirs, (x, None), edge_index, size=(40, 25)))
 
 
 def test_tensor_fill_value_and_flat_edge_attr():
     edge_index, x = random_graph(), torch.randn(40, 6, dtype=torch.float64)
-    ours, theirs = twins(6, 4, edge_dim=3, fill_value=torch.tensor([0.5, 0.0, 2.0], dtype=torch.float64))
+    ours, theirs = twins("GATConv", 6, 4, edge_dim=3, fill_value=torch.tensor([0.5, 0.0, 2.0], dtype=torch.float64))
     attr = torch.randn(edge_index.size(1), 3, dtype=torch.float64)
     assert_close(run(ours, x, edge_index, attr), run(theirs, x, edge_index, attr))
-    ours, theirs = twins(6, 4, edge_dim=1)
+    ours, theirs = twins("GATConv", 6, 4, edge_dim=1)
     assert_close(run(ours, x, edge_index, attr[:, 0]), run(theirs, x, edge_index, attr[:, 0]))
 
 
@@ -112,7 +95,7 @@ def test_agrees_with_pyg_on_cora(graph_data_dir, dtype):
     data = load(str(graph_data_dir / "cora.npz"))
     edge_index, x = data.edge_index, data.x.to(dtype)
     for given in (dict(heads=8), dict(heads=8, concat=False, residual=True, add_self_loops=False)):
-        ours, theirs = twins(x.size(1), 8, dtype=dtype, **given)
+        ours, theirs = twins("GATConv", x.size(1), 8, dtype=dtype, **given)
         assert_close(run(ours, x, edge_index), run(theirs, x, edge_index), 1e-10 if dtype == torch.float64 else 2e-5)
 
 

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from nn.twins import assert_close, twins
 from ops.harness import pairwise
 
 from sparsegnn import CSRGraph
@@ -25,30 +26,12 @@ def random_graph(n=40, e=160, seed=0):
     return edge_index, torch.rand(edge_index.size(1), generator=g, dtype=torch.float64) + 0.1
 
 
-def twins(*sizes, dtype=torch.float64, **options):
-    """Ours and PyG's with the same parameters, through the checkpoint."""
-    theirs = pyg.GCNConv(*sizes, **options).to(dtype)
-    ours = GCNConv(*sizes, **options).to(dtype)
-    ours.load_state_dict(theirs.state_dict())
-    assert ours.state_dict().keys() == theirs.state_dict().keys()
-    if ours.bias is not None:
-        torch.nn.init.normal_(ours.bias)
-        theirs.load_state_dict(ours.state_dict())
-    return ours, theirs
-
-
 def run(conv, x, edge_index, weight):
     """The output, and the gradients of its product with a fixed random tensor."""
     leaves = [t.detach().clone().requires_grad_() for t in (x, weight) if t is not None]
     y = conv(leaves[0], edge_index, *leaves[1:])
     flow = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y.dtype)
     return [y.detach(), *torch.autograd.grad(y, [*leaves, *(p for _, p in sorted(conv.named_parameters()))], flow)]
-
-
-def assert_close(got, wanted, tolerance=1e-11):
-    for g, w in zip(got, wanted, strict=True):
-        assert g.shape == w.shape and g.dtype == w.dtype
-        assert (g - w).norm() <= tolerance * w.norm().clamp(min=1e-6), f"{(g - w).norm()} of {w.norm()}"
 
 
 AXES = dict(
@@ -74,7 +57,7 @@ def test_agrees_with_pyg_over_all_options(full, sizes, weighted):
     for seed, given in enumerate(options(full)):
         edge_index, weight = random_graph(seed=seed)
         x = torch.randn(40, sizes[0], dtype=torch.float64)
-        ours, theirs = twins(*sizes, **given)
+        ours, theirs = twins("GCNConv", *sizes, **given)
         weight = weight if weighted else None
         assert_close(run(ours, x, edge_index, weight), run(theirs, x, edge_index, weight))
 
@@ -83,7 +66,7 @@ def test_agrees_with_pyg_over_all_options(full, sizes, weighted):
 def test_constant_weights_agree_with_pyg(seed):
     edge_index, weight = random_graph(seed=seed)
     for improved, loops in itertools.product((False, True), (False, True)):
-        ours, theirs = twins(6, 11, improved=improved, add_self_loops=loops)
+        ours, theirs = twins("GCNConv", 6, 11, improved=improved, add_self_loops=loops)
         x = torch.randn(40, 6, dtype=torch.float64)
         assert_close([ours(x, edge_index, weight)], [theirs(x, edge_index, weight)])
 
@@ -91,7 +74,7 @@ def test_constant_weights_agree_with_pyg(seed):
 def test_several_loops_of_a_node_count_once_and_only_the_last_has_a_gradient():
     edge_index = torch.tensor([[0, 1, 1, 2, 2, 1], [1, 0, 1, 2, 2, 1]])
     weight = torch.rand(6, dtype=torch.float64) + 0.5
-    ours, theirs = twins(3, 5, improved=True)
+    ours, theirs = twins("GCNConv", 3, 5, improved=True)
     x = torch.randn(3, 3, dtype=torch.float64)
     y, _, dweight, *_ = run(ours, x, edge_index, weight)
     assert_close([y, ours(x, edge_index, weight)], [theirs(x, edge_index, weight)] * 2)
@@ -256,7 +239,7 @@ def test_hooks_see_the_output_of_lin_as_it_was():
 
 @pytest.mark.parametrize("n", [0, 1, 5])
 def test_no_edges(n):
-    conv, theirs = twins(3, 4)
+    conv, theirs = twins("GCNConv", 3, 4)
     x, none = torch.randn(n, 3, dtype=torch.float64), torch.empty(2, 0, dtype=torch.int64)
     assert_close([conv(x, none)], [theirs(x, none)])
 
@@ -266,7 +249,7 @@ def test_cora(graph_data_dir):
 
     data = load(graph_data_dir / "cora.npz")
     graph = CSRGraph.from_edge_index(data.edge_index, data.num_nodes)
-    ours, theirs = twins(data.num_features, 64, dtype=torch.float32)
+    ours, theirs = twins("GCNConv", data.num_features, 64, dtype=torch.float32)
     weight = torch.rand(data.num_edges) + 0.1
     for w in (None, weight):
         wanted = run(theirs.double(), data.x.double(), data.edge_index, None if w is None else w.double())

@@ -1,0 +1,26 @@
+"""A layer of ours and PyG's with the same parameters, and how their results are compared."""
+
+import pytest
+import torch
+
+from sparsegnn import nn
+
+
+def twins(layer: str, *sizes, dtype=torch.float64, **options):
+    """Ours and PyG's layer of this name, through the checkpoint."""
+    pyg = pytest.importorskip("torch_geometric.nn")
+    theirs = getattr(pyg, layer)(*sizes, **options).to(dtype)
+    ours = getattr(nn, layer)(*sizes, **options).to(dtype)
+    ours.load_state_dict(theirs.state_dict())
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    if ours.bias is not None:
+        torch.nn.init.normal_(ours.bias)
+        theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+def assert_close(got, wanted, tolerance=1e-10, least=1e-2):
+    """Outputs and gradients, each held against its norm or ``least``."""
+    for g, w in zip(got, wanted, strict=True):
+        assert g.shape == w.shape and g.dtype == w.dtype
+        assert (g - w).norm() <= tolerance * w.norm().clamp(min=least), f"{(g - w).norm()} of {w.norm()}"
