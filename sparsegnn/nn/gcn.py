@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sparsegnn.graph import CSRGraph, extend
-from sparsegnn.nn.inner import check_features, glorot_, inner_linear
-
-REDUCTIONS = {"add": "sum", "sum": "sum", "mean": "mean", "max": "max", "min": "min"}
+from sparsegnn.graph import CSRGraph
+from sparsegnn.nn.aggregate import REDUCTIONS, KeptAggregate, aggregate, needs_grad
+from sparsegnn.nn.inner import check_activation, check_features, finish, glorot_, inner_linear, new_seed, transform
 
 
 class GCNConv(nn.Module):
@@ -17,7 +16,9 @@ class GCNConv(nn.Module):
     Args:
         in_channels, out_channels: width of ``x`` (-1: that of the first input) and of the result.
         improved: weigh self-loops 2 instead of 1; as in PyG, of graphs with edge weights only.
-        cached: convert and normalise the graph of the first call, and use it for all later ones.
+        cached: convert and normalise the graph of the first call, and use it for all later ones. The aggregate of an
+            input without gradient is kept too, once the same tensor has come twice unchanged: a training step of a
+            first layer then only multiplies. Changes in place are noticed, those through ``x.data`` or numpy are not.
         add_self_loops: None: when ``normalize``.
         normalize: the symmetric GCN norm; kept as one number per node, never one per edge.
         bias: learn an additive bias.
@@ -25,6 +26,8 @@ class GCNConv(nn.Module):
         flow: ``"source_to_target"``, or ``"target_to_source"`` for raw edge lists.
         sparsity: fraction of the weights that do not exist; above 0, ``lin`` is a :class:`SparseLinear`.
         pattern: where the weights of a sparse ``lin`` may be, see :class:`SparseLinear`.
+        act: ``"relu"`` or None, applied to the result in the same pass that writes it where the kernels can.
+        dropout: probability that, in training, an entry of the result becomes 0, after ``act``.
 
     Where PyG's input formats differ from each other, all formats here follow its edge lists: a node keeps the weight of
     its last self-loop.
@@ -32,8 +35,8 @@ class GCNConv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, improved: bool = False, cached: bool = False,
                  add_self_loops: bool | None = None, normalize: bool = True, bias: bool = True, aggr: str = "add",
-                 flow: str = "source_to_target", *, sparsity: float = 0.0,
-                 pattern: str = "unstructured"):  # fmt: skip
+                 flow: str = "source_to_target", *, sparsity: float = 0.0, pattern: str = "unstructured",
+                 act: str | None = None, dropout: float = 0.0):  # fmt: skip
         super().__init__()
         add_self_loops = normalize if add_self_loops is None else add_self_loops
         if add_self_loops and not normalize:
@@ -44,19 +47,22 @@ class GCNConv(nn.Module):
             raise ValueError(f"GCNConv: flow must be source_to_target or target_to_source, got {flow!r}")
         self.in_channels, self.out_channels = in_channels, out_channels
         self.improved, self.cached, self.normalize, self.add_self_loops = improved, cached, normalize, add_self_loops
-        self.aggr, self.flow = aggr, flow
+        check_activation("GCNConv", act, dropout)
+        self.aggr, self.flow, self.act, self.dropout = aggr, flow, act, dropout
         self.lin = inner_linear("GCNConv", in_channels, out_channels, sparsity, pattern)
         self.register_parameter("bias", nn.Parameter(torch.zeros(out_channels)) if bias else None)
         self._cached_graph: CSRGraph | None = None
+        self._kept = KeptAggregate()
 
     def reset_parameters(self) -> None:
-        """New weights, at the same places when sparse; forget the cached graph."""
+        """New weights, at the same places when sparse; forget what is cached."""
         self.lin.reset_parameters()
         if not isinstance(self.lin, nn.LazyLinear):
             glorot_(self.lin)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
         self._cached_graph = None
+        self._kept.clear()
 
     def forward(self, x: Tensor, edge_index: object, edge_weight: Tensor | None = None) -> Tensor:
         """Features of the nodes after one step of message passing.
@@ -74,11 +80,15 @@ class GCNConv(nn.Module):
         graph = self._graph(x, edge_index, edge_weight)
         if graph.shape != (x.size(0), x.size(0)):
             raise ValueError(f"GCNConv: x must have one row per node of the graph {graph.shape}, got {list(x.shape)}")
-        if aggregate_first(x, self.out_channels, self.aggr):
-            y = self.lin(self._aggregate(graph, x))
-            return y if self.bias is None else y + self.bias.to(y.dtype)  # in the dtype of autocast
-        y = self._aggregate(graph, self.lin(x))
-        return y if self.bias is None else y.add_(self.bias.to(y.dtype))  # y is nobody else's
+        dropout = self.dropout if self.training else 0.0
+        epilogue = (self.bias, self.act, dropout, new_seed(dropout, x.device))
+        if commutes(self.aggr):
+            ax = self._kept(x, graph, lambda: self._aggregate(graph, x)) if self.cached else None
+            if ax is None and aggregate_first(x, self.out_channels, self.aggr):
+                ax = self._aggregate(graph, x)
+            if ax is not None:
+                return transform(self.lin, ax, *epilogue)
+        return finish(self._aggregate(graph, self.lin(x)), *epilogue)
 
     def _graph(self, x: Tensor, edge_index: object, edge_weight: Tensor | None) -> CSRGraph:
         if self._cached_graph is not None:
@@ -99,47 +109,24 @@ class GCNConv(nn.Module):
         return graph
 
     def _aggregate(self, graph: CSRGraph, x: Tensor) -> Tensor:
-        scale = diag = None
-        reduce, val = REDUCTIONS[self.aggr], graph.val
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        if self.normalize and reduce == "sum" and (val is None or not val.requires_grad):
-            scale, diag = graph.gcn_norm(self.improved, self.add_self_loops, dtype)
-        elif self.normalize:
-            graph, val = normalized(graph, self.improved, self.add_self_loops, dtype)
-        transpose = graph.transpose() if needs_grad(x) else (None, None, None)
-        val = None if val is None else val.to(x.dtype)
-        return torch.ops.sparsegnn.spmm(x, graph.crow, graph.col, val, scale, scale, diag, *transpose, reduce)[0]
+        return aggregate(graph, x, self.aggr, self.normalize, self.improved, self.add_self_loops)
 
     def extra_repr(self) -> str:
-        return f"{self.in_channels}, {self.out_channels}"
+        text = f"{self.in_channels}, {self.out_channels}"
+        text += "" if self.act is None else f", act={self.act!r}"
+        return text + (f", dropout={self.dropout}" if self.dropout else "")
+
+
+def commutes(aggr: str) -> bool:
+    """Whether A (x W) = (A x) W."""
+    return aggr not in ("max", "min")
 
 
 def aggregate_first(x: Tensor, out_channels: int, aggr: str) -> bool:
-    """A (x W) = (A x) W: aggregate at the narrower of the two widths.
+    """Aggregate at the narrower of the two widths.
 
     The backward pass aggregates again, at the same width; except when aggregation comes first and x needs no gradient,
     as in a first layer. So it counts as two passes over the edges against one.
     """
-    if aggr in ("max", "min"):  # do not commute with W
-        return False
     passes = 2 if needs_grad(x) else 1
-    return passes * x.size(1) <= 2 * out_channels
-
-
-def needs_grad(x: Tensor) -> bool:
-    return x.requires_grad and torch.is_grad_enabled()
-
-
-def normalized(graph: CSRGraph, improved: bool, add_self_loops: bool, dtype: torch.dtype) -> tuple[CSRGraph, Tensor]:
-    """The graph with its self-loops, and the GCN norm as edge weights, differentiable in the graph's weights."""
-    structure, val = graph, graph.val
-    if add_self_loops:
-        structure, slot = graph.looped()
-        val = extend(val, slot, 2.0 if improved else 1.0)
-    val = torch.ones(structure.num_edges, dtype=dtype, device=graph.device) if val is None else val.to(dtype)
-    deg = torch.ops.sparsegnn.csr_degrees(structure.crow, val)
-    present = deg != 0
-    scale = torch.where(present, torch.where(present, deg, 1).pow(-0.5), 0)[:, None]
-    with torch.autocast(graph.device.type, enabled=False):
-        norm = torch.ops.sparsegnn.sddmm(scale, scale, structure.crow, structure.col, *structure.transpose())
-    return structure, val * norm
+    return commutes(aggr) and passes * x.size(1) <= 2 * out_channels

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from sparsegnn.nn.linear import SparseLinear
+from sparsegnn.ops.sparse_linear import apply as sparse_linear
 
 
 def glorot_(linear: nn.Module) -> None:
@@ -58,6 +60,41 @@ def inner_linear(
     linear = SparseLinear(in_channels, out_channels, bias=bias, sparsity=sparsity, pattern=pattern)
     glorot_(linear)
     return linear
+
+
+def check_activation(layer: str, act: str | None, dropout: float) -> None:
+    if act not in (None, "relu"):
+        raise ValueError(f"{layer}: act must be None or 'relu', got {act!r}")
+    if isinstance(dropout, bool) or not isinstance(dropout, (int, float)):
+        raise TypeError(f"{layer}: dropout must be a float, got {type(dropout).__name__}")
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"{layer}: dropout must be in [0, 1], got {dropout}")
+
+
+def new_seed(dropout: float, device: torch.device) -> Tensor | None:
+    """A seed for one call, from torch's generator."""
+    return torch.randint(0, 2**63 - 1, (1,), device=device) if dropout > 0 else None
+
+
+def transform(linear: nn.Module, x: Tensor, bias: Tensor | None, act: str | None, dropout: float,
+              seed: Tensor | None) -> Tensor:  # fmt: skip
+    """``dropout(act(linear(x) + bias))``, without a pass over the result where the kernel of ``linear`` can."""
+    if linear._forward_hooks or linear._forward_pre_hooks:  # which may keep what they see
+        return finish(linear(x).clone(), bias, act, dropout, seed)
+    if type(linear) in (Linear, nn.Linear) and linear.bias is None:
+        return finish(nn.functional.linear(x, linear.weight, bias), None, act, dropout, seed)
+    if not isinstance(linear, SparseLinear) or not linear.fusible:
+        return finish(linear(x), bias, act, dropout, seed)
+    pattern = (linear.crow, linear.col, linear.ccol, linear.row, linear.perm)
+    return sparse_linear(x, linear.values, bias, *pattern, act or "none", float(dropout), seed)
+
+
+def finish(y: Tensor, bias: Tensor | None, act: str | None, dropout: float, seed: Tensor | None) -> Tensor:
+    """``dropout(act(y + bias))``; overwrites ``y``, which must be nobody else's."""
+    if bias is not None:
+        y = y.add_(bias.to(y.dtype))  # in the dtype of autocast
+    y = y.relu_() if act == "relu" else y
+    return y if seed is None else nn.functional.dropout(y, dropout)
 
 
 def check_features(layer: str, x, channels: int) -> None:

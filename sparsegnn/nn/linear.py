@@ -85,6 +85,12 @@ class SparseLinear(SparseWeight):
             return "dense" if self._ratio > 1 else "sparse"
         return plans.static_kernel(self._nnz, self.in_features * self.out_features, self.structure)
 
+    @property
+    def fusible(self) -> bool:
+        """Whether a call is one call of ``sparse_linear``, whose epilogue a layer around this one may use."""
+        plain = self.structure in ("unstructured", "fan_in") and self.bias is None and self.probe is None
+        return plain and self.kernel == "sparse"
+
     def choose_kernel_(self, ratio: float | None) -> None:
         """Run the dense kernel if ``ratio``, sparse over dense time, is above 1; None: follow the static policy."""
         self._ratio = ratio

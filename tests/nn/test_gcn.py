@@ -1,6 +1,8 @@
 """GCNConv against PyG's: values and every gradient, over the constructor's options."""
 
+import copy
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -300,3 +302,143 @@ edges = torch.tensor([[0, 1], [1, 0]])
 def test_bad_inputs(args, error, message):
     with pytest.raises(error, match=message):
         GCNConv(3, 4)(*args)
+
+
+# --- epilogue ---
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.7])
+@pytest.mark.parametrize("sizes", [(6, 11), (11, 6)], ids=["aggregate_first", "transform_first"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_activation_equals_relu_after_the_layer(sizes, sparsity, bias):
+    edge_index, _ = random_graph()
+    fused = GCNConv(*sizes, sparsity=sparsity, bias=bias, act="relu").double()
+    assert "act='relu'" in repr(fused)
+    plain = GCNConv(*sizes, sparsity=sparsity, bias=bias).double()
+    plain.load_state_dict(fused.state_dict())
+    x = torch.randn(40, sizes[0], dtype=torch.float64)
+    assert_close(run(fused, x, edge_index, None), run(Then(plain, torch.relu), x, edge_index, None))
+    theirs = pyg.GCNConv(*sizes, bias=bias).double()
+    with torch.no_grad():
+        theirs.lin.weight.copy_(plain.lin.dense_weight() if sparsity else plain.lin.weight)
+        if bias:
+            theirs.bias.copy_(plain.bias)
+    assert_close([fused(x, edge_index)], [theirs(x, edge_index).relu()])
+
+
+class Then(torch.nn.Module):
+    """A layer and a function after it, with the parameters' names of the layer."""
+
+    def __init__(self, conv, function):
+        super().__init__()
+        self.conv, self.function = conv, function
+
+    def forward(self, *args):
+        return self.function(self.conv(*args))
+
+
+@pytest.mark.parametrize("act", [None, "relu"])
+@pytest.mark.parametrize("sparsity", [0.0, 0.7])
+@pytest.mark.parametrize("sizes", [(6, 30), (30, 6)], ids=["aggregate_first", "transform_first"])
+def test_dropout_is_drawn_from_torchs_generator_and_its_gradient_follows(sizes, sparsity, act):
+    edge_index, _ = random_graph()
+    conv = GCNConv(*sizes, sparsity=sparsity, act=act, dropout=0.4).double()
+    assert "dropout=0.4" in repr(conv)
+    torch.nn.init.normal_(conv.bias)
+    x = torch.randn(40, sizes[0], dtype=torch.float64, requires_grad=True)
+    plain = conv.eval()(x, edge_index)
+    conv.train()
+    torch.manual_seed(3)
+    y = conv(x, edge_index)
+    torch.manual_seed(3)
+    assert torch.equal(y, conv(x, edge_index)) and not torch.equal(y, conv(x, edge_index))
+    kept = (y != 0) | (plain == 0)
+    assert abs(kept[plain != 0].double().mean() - 0.6) < 0.2
+    assert_close([y], [plain * kept / 0.6])
+    flow = torch.randn(y.shape, dtype=torch.float64)
+    names = [x, *conv.parameters()]
+    assert_close(torch.autograd.grad(y, names, flow), torch.autograd.grad(plain, names, flow * kept / 0.6))
+
+
+def test_hooks_and_probes_of_the_inner_weight_still_see_everything():
+    edge_index, _ = random_graph()
+    conv, seen = GCNConv(6, 11, sparsity=0.7, act="relu"), []
+    x = torch.randn(40, 6)
+    wanted = conv(x, edge_index)
+    handle = conv.lin.register_forward_hook(lambda module, args, y: seen.append(y))
+    torch.testing.assert_close(conv(x, edge_index), wanted)
+    assert seen[0].min() < 0 and seen[0].shape == (40, 11)
+    handle.remove()
+    conv.lin.probe = torch.zeros(11, 6, requires_grad=True)
+    y = conv(x, edge_index)
+    torch.testing.assert_close(y, wanted)
+    y.sum().backward()
+    dense = GCNConv(6, 11, act="relu")
+    with torch.no_grad():
+        dense.lin.weight.copy_(conv.lin.dense_weight())
+    dense(x, edge_index).sum().backward()
+    torch.testing.assert_close(conv.lin.probe.grad, dense.lin.weight.grad)
+
+
+def test_errors_of_the_epilogue():
+    with pytest.raises(ValueError, match="GCNConv: act must be None or 'relu', got 'gelu'"):
+        GCNConv(2, 3, act="gelu")
+    with pytest.raises(ValueError, match=r"GCNConv: dropout must be in \[0, 1\], got 2"):
+        GCNConv(2, 3, dropout=2)
+    with pytest.raises(TypeError, match="GCNConv: dropout must be a float, got str"):
+        GCNConv(2, 3, dropout="0.5")
+
+
+# --- A x of a constant input ---
+
+
+@pytest.mark.parametrize("sizes", [(6, 11), (11, 6)], ids=["aggregate_first", "transform_first"])
+@pytest.mark.parametrize("sparsity", [0.0, 0.7])
+def test_cached_aggregate_of_a_constant_input(sizes, sparsity):
+    edge_index, weight = random_graph()
+    conv, plain = (GCNConv(*sizes, cached=cached, sparsity=sparsity).double() for cached in (True, False))
+    plain.load_state_dict(conv.state_dict())
+    x = torch.randn(40, sizes[0], dtype=torch.float64)
+    for _ in range(4):
+        got, wanted = (run_parameters(c, x, edge_index, weight) for c in (conv, plain))
+        assert_close(got, wanted)
+    assert conv._kept._ax is not None and conv._kept._ax.shape == x.shape
+    x[3] += 1  # in place
+    for _ in range(3):
+        assert_close([conv(x, edge_index)], [plain(x, edge_index, weight)])
+    x.data = torch.randn(40, sizes[0], dtype=torch.float64)
+    for _ in range(3):
+        assert_close([conv(x, edge_index)], [plain(x, edge_index, weight)])
+    leaf = x.clone().requires_grad_()  # the gradient of x still flows
+    for _ in range(3):
+        grads = [torch.autograd.grad(c(leaf, edge_index, weight).square().sum(), leaf)[0] for c in (conv, plain)]
+        assert_close(grads[:1], grads[1:])
+
+
+def run_parameters(conv, x, edge_index, weight):
+    y = conv(x, edge_index, weight)
+    return [y.detach(), *torch.autograd.grad(y.square().sum(), [p for _, p in sorted(conv.named_parameters())])]
+
+
+def test_kept_aggregate_is_freed_and_goes_nowhere():
+    edge_index, _ = random_graph()
+    conv, x = GCNConv(6, 11, cached=True), torch.randn(40, 6)
+    for _ in range(3):
+        conv(x, edge_index)
+    assert conv._kept._ax is not None and not any("kept" in key for key in conv.state_dict())
+    assert copy.deepcopy(conv)._kept._ax is None and pickle.loads(pickle.dumps(conv))._kept._ax is None
+    conv.reset_parameters()
+    assert conv._kept._ax is None
+    for _ in range(3):
+        conv(x, edge_index)
+    del x
+    assert conv._kept._ax is None and conv._kept._state is None
+    x = torch.randn(40, 6)
+    for _ in range(3):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            low = conv(x, edge_index)
+    assert low.dtype == torch.bfloat16 and conv(x, edge_index).dtype == torch.float32
+    with torch.inference_mode():
+        y = torch.randn(40, 6)
+        for _ in range(3):
+            torch.testing.assert_close(conv(y, edge_index), conv(y.clone(), edge_index))

@@ -1,0 +1,84 @@
+"""A x for a graph layer: the GCN norm or none, as scales or edge weights; and A x kept where x comes again."""
+
+from __future__ import annotations
+
+import weakref
+
+import torch
+from torch import Tensor
+
+from sparsegnn.graph import CSRGraph, extend
+
+REDUCTIONS = {"add": "sum", "sum": "sum", "mean": "mean", "max": "max", "min": "min"}
+
+
+def aggregate(graph: CSRGraph, x: Tensor, aggr: str = "add", normalize: bool = True, improved: bool = False,
+              add_self_loops: bool = True) -> Tensor:  # fmt: skip
+    """A x, reduced over the edges of every row; A has the symmetric GCN norm when ``normalize``."""
+    scale = diag = None
+    reduce, val = REDUCTIONS[aggr], graph.val
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if normalize and reduce == "sum" and (val is None or not val.requires_grad):
+        scale, diag = graph.gcn_norm(improved, add_self_loops, dtype)
+    elif normalize:
+        graph, val = normalized(graph, improved, add_self_loops, dtype)
+    transpose = graph.transpose() if needs_grad(x) else (None, None, None)
+    val = None if val is None else val.to(x.dtype)
+    return torch.ops.sparsegnn.spmm(x, graph.crow, graph.col, val, scale, scale, diag, *transpose, reduce)[0]
+
+
+def normalized(graph: CSRGraph, improved: bool, add_self_loops: bool, dtype: torch.dtype) -> tuple[CSRGraph, Tensor]:
+    """The graph with its self-loops, and the GCN norm as edge weights, differentiable in the graph's weights."""
+    structure, val = graph, graph.val
+    if add_self_loops:
+        structure, slot = graph.looped()
+        val = extend(val, slot, 2.0 if improved else 1.0)
+    val = torch.ones(structure.num_edges, dtype=dtype, device=graph.device) if val is None else val.to(dtype)
+    deg = torch.ops.sparsegnn.csr_degrees(structure.crow, val)
+    present = deg != 0
+    scale = torch.where(present, torch.where(present, deg, 1).pow(-0.5), 0)[:, None]
+    with torch.autocast(graph.device.type, enabled=False):
+        norm = torch.ops.sparsegnn.sddmm(scale, scale, structure.crow, structure.col, *structure.transpose())
+    return structure, val * norm
+
+
+def needs_grad(x: Tensor) -> bool:
+    return x.requires_grad and torch.is_grad_enabled()
+
+
+class KeptAggregate:
+    """A x of a constant input, from the second time on that the same tensor comes.
+
+    The same: the same object, unchanged since (its version counter and address tell; writes through ``.data`` or numpy
+    do not). Freed with the tensor. Not saved, and copies begin empty.
+    """
+
+    def __init__(self):
+        self.clear()
+
+    def clear(self) -> None:
+        self._x = self._state = self._ax = None
+
+    def __call__(self, x: Tensor, graph: CSRGraph, make) -> Tensor | None:
+        """``make()`` or what it returned before; None where ``x`` is new or is no constant."""
+        val = graph.val
+        if torch.compiler.is_compiling() or needs_grad(x) or x.is_inference() or x.layout != torch.strided:
+            return None
+        if val is not None and val.requires_grad:
+            return None
+        device = x.device.type
+        low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        state = (x._version, x.data_ptr(), id(graph), low)
+        if self._x is None or self._x() is not x or self._state != state:
+            self._x, self._state, self._ax = weakref.ref(x, self._forget), state, None
+            return None
+        if self._ax is None:
+            self._ax = make()
+        return self._ax
+
+    def _forget(self, gone) -> None:
+        if gone is self._x:
+            self.clear()
+
+    def __reduce__(self):
+        return KeptAggregate, ()
