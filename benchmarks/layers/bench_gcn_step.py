@@ -2,8 +2,8 @@
 
 ``sparsegnn`` is ours with 90 % sparse weights as a user writes it: ``GCNConv``, ``relu``, ``GCNConv``. ``fused`` has
 the activation in the layer (``act="relu"``), ``fused cached`` also keeps the aggregate of the constant input
-(``cached=True``). ``dense fused`` is the same with dense weights: the best dense path there is, and so the honest measure
-of what weight sparsity itself brings. PyG's layers have ``cached=True``.
+(``cached=True``). ``dense fused`` is the same with dense weights, the best dense path there is: the honest measure of
+what weight sparsity itself brings. PyG's layers have ``cached=True``.
 """
 
 import copy
