@@ -197,6 +197,13 @@ SG_INLINE void store(T* p, vec<acc<T>> v) {
   }
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// All ones in the first n of 8 lanes.
+SG_INLINE __m256i first_lanes(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+#endif
+
 // The first n lanes (0 <= n <= lanes); memory behind them is neither read nor written.
 template <typename T>
 SG_INLINE vec<acc<T>> load_n(const T* p, int n) {
@@ -204,6 +211,8 @@ SG_INLINE vec<acc<T>> load_n(const T* p, int n) {
 #if defined(__AVX512F__)
   if constexpr (__is_same(T, float)) return _mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
   if constexpr (__is_same(T, double)) return _mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p);
+#elif defined(__AVX2__)
+  if constexpr (__is_same(T, float)) return _mm256_maskload_ps(p, first_lanes(n));
 #endif
   T part[width] = {};
   memcpy(part, p, size_t(n) * sizeof(T));

@@ -2,7 +2,7 @@
 // meets a whole vector of samples. Blocks of lanes x lanes elements are transposed in registers on the way in and out.
 // Kernel files only.
 #pragma once
-#include "simd.h"
+#include "simd_stream.h"
 #include "sparse_linear.h"
 #include "sparse_linear_epilogue.h"
 
@@ -177,24 +177,6 @@ SG_NOINLINE void tile_in(const T* matrix, Place at, int64_t samples, int64_t wid
       }
     }
   }
-}
-
-template <typename T>
-SG_INLINE void store_past_caches(T* p, vec<acc<T>> v) {
-#if defined(__AVX512F__)
-  if constexpr (__is_same(T, float)) return _mm512_stream_ps(p, v);
-  if constexpr (__is_same(T, double)) return _mm512_stream_pd(p, v);
-#elif defined(__AVX2__)
-  if constexpr (__is_same(T, float)) return _mm256_stream_ps(p, v);
-  if constexpr (__is_same(T, double)) return _mm256_stream_pd(p, v);
-#endif
-  store(p, v);
-}
-
-SG_INLINE void stores_done() {
-#if defined(__AVX2__)
-  _mm_sfence();
-#endif
 }
 
 // dst[n, k] = epilogue(tile[k][n]) for n < samples, k < width.

@@ -11,76 +11,211 @@ namespace {
 
 // Edges and rows of one chunk: small enough to balance hubs, large enough to make the queue free (about 20 us of work).
 constexpr int64_t chunk_cost = 4096;
+// Rows of more edges than this are cut into pieces, so that one of them does not hold up all threads.
+constexpr int64_t hub_edges = 1 << 15, piece_edges = 1 << 13;
+// Outputs of this size are written past the caches, which keep more of x then.
+constexpr size_t stream_bytes = 12 << 20;
 
-std::tuple<Tensor, Tensor> spmm(const Tensor& x_in, const Tensor& crow, const Tensor& col,
-                                const std::optional<Tensor>& val_in, const std::optional<Tensor>& row_scale_in,
-                                const std::optional<Tensor>& col_scale_in, const std::optional<Tensor>& diag_in,
-                                const std::optional<Tensor>& /*ccol*/, const std::optional<Tensor>& /*row*/,
-                                const std::optional<Tensor>& /*perm*/, const std::string& reduce) {
+struct Range {
+  int64_t begin, end;
+};
+
+// The rows of a matrix as chunks of about equal cost, and the rows that are cut: `crow` holds the edges of their
+// pieces, one row of partial results for each; between those of two hubs one is left out.
+struct Work {
+  std::vector<Range> chunks;
+  std::vector<SpmmHub> hubs;
+  std::vector<int32_t> crow;
+  std::vector<int64_t> pieces;
+
+  Work(const int32_t* rows, int64_t n) {
+    const auto bounds = balanced_rows(rows, n, chunk_cost);
+    for (size_t c = 0; c + 1 < bounds.size(); ++c) {
+      int64_t begin = bounds[c];
+      const int64_t end = bounds[c + 1];
+      if (rows[end] - rows[begin] > hub_edges)
+        for (int64_t r = begin; r < end; ++r)
+          if (rows[r + 1] - rows[r] > hub_edges) {
+            chunks.push_back({begin, r});
+            cut(r, rows[r], rows[r + 1]);
+            begin = r + 1;
+          }
+      chunks.push_back({begin, end});
+    }
+  }
+
+  void cut(int64_t row, int64_t begin, int64_t end) {
+    const int64_t first = int64_t(crow.size());
+    for (int64_t e = begin; e < end; e += piece_edges) {
+      pieces.push_back(int64_t(crow.size()));
+      crow.push_back(int32_t(e));
+    }
+    hubs.push_back({row, first, int64_t(crow.size())});
+    crow.push_back(int32_t(end));
+  }
+
+  // rows(begin, end) for all chunks, piece(p) for all pieces, then join(hub).
+  template <typename Rows, typename Piece, typename Join>
+  void run(const Rows& rows, const Piece& piece, const Join& join) const {
+    const int64_t n = int64_t(chunks.size());
+    for_each_chunk(n + int64_t(pieces.size()), [&](int64_t c) {
+      if (c < n) return rows(chunks[size_t(c)].begin, chunks[size_t(c)].end);
+      piece(pieces[size_t(c - n)]);
+    });
+    for_each_chunk(int64_t(hubs.size()), [&](int64_t h) { join(hubs[size_t(h)]); });
+  }
+};
+
+bool streams(const Tensor& y, size_t bytes) {
+  return bytes > stream_bytes && y.size(1) * int64_t(bytes / size_t(y.numel())) % 64 == 0 &&
+         reinterpret_cast<uintptr_t>(y.const_data_ptr()) % 64 == 0;
+}
+
+using Optional = std::optional<Tensor>;
+
+bool is_extremum(const std::string& reduce) { return reduce == "max" || reduce == "min"; }
+
+void check(const Tensor& x, const Tensor& crow, const Tensor& col, const Optional& val, const Optional& row_scale,
+           const Optional& col_scale, const Optional& diag, const std::string& reduce) {
   check_index("spmm", "crow", crow);
   check_index("spmm", "col", col);
-  STD_TORCH_CHECK(x_in.dim() == 2, "spmm: x must have shape [N, K], got ", x_in.dim(), " dimension(s)");
+  STD_TORCH_CHECK(x.dim() == 2, "spmm: x must have shape [N, K], got ", x.dim(), " dimension(s)");
   STD_TORCH_CHECK(crow.numel() >= 1, "spmm: crow must have at least one element");
-  const bool extremum = reduce == "max" || reduce == "min";
+  const bool extremum = is_extremum(reduce);
   STD_TORCH_CHECK(extremum || reduce == "sum" || reduce == "mean", "spmm: reduce must be sum, mean, max or min, got ",
                   reduce);
-  const int64_t rows = crow.numel() - 1, width = x_in.size(1);
-  const Tensor x = as_contiguous(x_in);
-  const auto val = as_contiguous(val_in);
+  const int64_t rows = crow.numel() - 1;
   if (val) {
     check_same_dtype("spmm", "val", *val, x);
     STD_TORCH_CHECK(val->numel() == col.numel(), "spmm: val must have one element per edge");
   }
-  const auto row_scale = as_scale(row_scale_in, x), col_scale = as_scale(col_scale_in, x), diag = as_scale(diag_in, x);
   STD_TORCH_CHECK(!extremum || (!row_scale && !col_scale && !diag), "spmm: scales and diag need reduce sum or mean");
   STD_TORCH_CHECK(!row_scale || row_scale->numel() == rows, "spmm: row_scale must have one element per row");
   STD_TORCH_CHECK(!col_scale || col_scale->numel() == x.size(0), "spmm: col_scale must have one element per row of x");
   STD_TORCH_CHECK(!diag || (diag->numel() == rows && rows == x.size(0)), "spmm: diag needs a square matrix");
+}
 
-  Tensor y = new_output(x, {rows, width});
-  Tensor arg = new_output(x, {extremum ? rows : 0, extremum ? width : 0}, ScalarType::Int);
-  const auto bounds = balanced_rows(data<int32_t>(crow), rows, chunk_cost);
+// Writes y, and arg where it has elements; both contiguous.
+void reduce_into(Tensor& y, Tensor& arg, const Tensor& x_in, const Tensor& crow, const Tensor& col,
+                 const Optional& val_in, const Optional& row_scale_in, const Optional& col_scale_in,
+                 const Optional& diag_in, const std::string& reduce) {
+  const Tensor x = as_contiguous(x_in);
+  const auto val = as_contiguous(val_in);
+  const auto row_scale = as_scale(row_scale_in, x), col_scale = as_scale(col_scale_in, x), diag = as_scale(diag_in, x);
+  const int64_t rows = crow.numel() - 1, width = x.size(1);
+  const bool extremum = is_extremum(reduce);
+  const Work work(data<int32_t>(crow), rows);
+  const int64_t partial_rows = int64_t(work.crow.size());
+  Tensor partial = new_output(x, {partial_rows, width}, accumulator(x.scalar_type()));
+  Tensor partial_arg = new_output(x, {arg.numel() > 0 ? partial_rows : 0, width}, ScalarType::Int);
   dispatch("spmm", x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate<T>;
-    const SpmmArgs<T, A> args{
-        data<int32_t>(crow), data<int32_t>(col), data<T>(val),       data<A>(row_scale),         data<A>(col_scale),
-        data<A>(diag),       data<T>(x),         mutable_data<T>(y), mutable_data<int32_t>(arg), width,
-        reduce == "mean",    reduce == "max"};
+    SpmmArgs<T, A> args{};
+    args.crow = data<int32_t>(crow), args.col = data<int32_t>(col), args.edges = col.numel();
+    args.val = data<T>(val);
+    args.row_scale = data<A>(row_scale), args.col_scale = data<A>(col_scale), args.diag = data<A>(diag);
+    args.x = data<T>(x), args.y = mutable_data<T>(y);
+    args.arg = arg.numel() > 0 ? mutable_data<int32_t>(arg) : nullptr;
+    args.width = args.x_stride = args.y_stride = width;
+    args.mean = reduce == "mean", args.largest = reduce == "max";
+    args.stream = streams(y, sizeof(T));
+    SpmmArgs<T, A> pieces = args;
+    pieces.crow = work.crow.data(), pieces.partial = mutable_data<A>(partial);
+    if (args.arg != nullptr) pieces.arg = mutable_data<int32_t>(partial_arg);
+    pieces.stream = false;
     const auto kernel = extremum ? SG_PICK(spmm_arg_rows<T, A>) : SG_PICK(spmm_sum_rows<T, A>);
-    for_each_chunk(int64_t(bounds.size()) - 1, [&](int64_t c) { kernel(args, bounds[c], bounds[c + 1]); });
+    work.run([&](int64_t begin, int64_t end) { kernel(args, begin, end); },
+             [&](int64_t p) { kernel(pieces, p, p + 1); },
+             [&](const SpmmHub& hub) {
+               SpmmArgs<T, A> joined = args;
+               joined.partial = pieces.partial;
+               if (extremum) return SG_PICK(spmm_arg_hub<T, A>)(joined, args.arg ? pieces.arg : nullptr, hub);
+               SG_PICK(spmm_sum_hub<T, A>)(joined, hub);
+             });
   });
+}
+
+std::tuple<Tensor, Tensor> spmm(const Tensor& x, const Tensor& crow, const Tensor& col, const Optional& val,
+                                const Optional& row_scale, const Optional& col_scale, const Optional& diag,
+                                const Optional& /*ccol*/, const Optional& /*row*/, const Optional& /*perm*/,
+                                const std::string& reduce, bool need_arg) {
+  check(x, crow, col, val, row_scale, col_scale, diag, reduce);
+  const int64_t rows = crow.numel() - 1, width = x.size(1);
+  const bool with_arg = need_arg && is_extremum(reduce);
+  Tensor y = new_output(x, {rows, width});
+  Tensor arg = new_output(x, {with_arg ? rows : 0, with_arg ? width : 0}, ScalarType::Int);
+  reduce_into(y, arg, x, crow, col, val, row_scale, col_scale, diag, reduce);
   return {y, arg};
 }
 
-std::tuple<Tensor, Tensor> spmm_arg_backward(const Tensor& dy_in, const Tensor& x_in, const Tensor& arg,
-                                             const std::optional<Tensor>& val_in, const Tensor& crow, const Tensor& col,
+void spmm_out(Tensor y, const Tensor& x, const Tensor& crow, const Tensor& col, const Optional& val,
+              const Optional& row_scale, const Optional& col_scale, const Optional& diag, const std::string& reduce) {
+  check(x, crow, col, val, row_scale, col_scale, diag, reduce);
+  check_same_dtype("spmm", "out", y, x);
+  STD_TORCH_CHECK(y.dim() == 2 && y.size(0) == crow.numel() - 1 && y.size(1) == x.size(1) && y.is_contiguous(),
+                  "spmm: out must be contiguous, of shape [M, K]");
+  Tensor arg = new_output(x, {0, 0}, ScalarType::Int);
+  reduce_into(y, arg, x, crow, col, val, row_scale, col_scale, diag, reduce);
+}
+
+std::tuple<Tensor, Tensor> spmm_arg_backward(const Tensor& dy_in, const Tensor& x_in, const Tensor& arg_in,
+                                             const Optional& val_in, const Tensor& crow, const Tensor& col,
                                              const Tensor& ccol, const Tensor& row, const Tensor& perm, bool need_dx,
                                              bool need_dval) {
+  const char* op = "spmm_arg_backward";
   for (const auto& [name, t] : {std::pair<const char*, const Tensor&>{"crow", crow},
                                 {"col", col},
                                 {"ccol", ccol},
                                 {"row", row},
                                 {"perm", perm}})
-    check_index("spmm_arg_backward", name, t);
-  const Tensor dy = as_contiguous(dy_in), x = as_contiguous(x_in);
+    check_index(op, name, t);
+  const Tensor dy = as_contiguous(dy_in), x = as_contiguous(x_in), arg = as_contiguous(arg_in);
   const auto val = as_contiguous(val_in);
   const int64_t rows = crow.numel() - 1, columns = x.size(0), width = x.size(1);
-  STD_TORCH_CHECK(!need_dx || ccol.numel() == columns + 1, "spmm_arg_backward: ccol must have N + 1 elements");
+  check_same_dtype(op, "dy", dy, x);
+  STD_TORCH_CHECK(arg.scalar_type() == ScalarType::Int, op, ": arg must be int32");
+  STD_TORCH_CHECK(dy.numel() == rows * width && arg.numel() == rows * width, op, ": dy and arg must have shape [M, K]");
+  STD_TORCH_CHECK(!need_dx || ccol.numel() == columns + 1, op, ": ccol must have N + 1 elements");
   Tensor dx = new_output(x, {need_dx ? columns : 0, need_dx ? width : 0});
   Tensor dval = new_output(x, {need_dval ? col.numel() : 0});
-  dispatch("spmm_arg_backward", x.scalar_type(), [&](auto zero) {
+  dispatch(op, x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const SpmmArgBackwardArgs<T> args{
-        data<int32_t>(crow), data<int32_t>(col),  data<int32_t>(ccol),   data<int32_t>(row),
-        data<int32_t>(perm), data<int32_t>(arg),  data<T>(val),          data<T>(x),
-        data<T>(dy),         mutable_data<T>(dx), mutable_data<T>(dval), width};
-    const auto run = [&](const int32_t* offsets, int64_t n, auto kernel) {
-      const auto bounds = balanced_rows(offsets, n, chunk_cost);
-      for_each_chunk(int64_t(bounds.size()) - 1, [&](int64_t c) { kernel(args, bounds[c], bounds[c + 1]); });
-    };
-    if (need_dx) run(args.ccol, columns, SG_PICK(spmm_arg_dx_rows<T>));
-    if (need_dval) run(args.crow, rows, SG_PICK(spmm_arg_dval_rows<T>));
+    using A = accumulate<T>;
+    SpmmArgGradient<T, A> args{};
+    args.edges = col.numel(), args.val = data<T>(val), args.x = data<T>(x), args.dy = data<T>(dy);
+    args.arg = data<int32_t>(arg), args.width = width;
+    if (need_dx) {
+      args.crow = data<int32_t>(ccol), args.col = data<int32_t>(row), args.perm = data<int32_t>(perm);
+      args.y = mutable_data<T>(dx);
+      const Work work(args.crow, columns);
+      Tensor partial = new_output(x, {int64_t(work.crow.size()), width}, accumulator(x.scalar_type()));
+      SpmmArgGradient<T, A> pieces = args;
+      pieces.crow = work.crow.data(), pieces.partial = mutable_data<A>(partial);
+      SpmmArgs<T, A> joined{};
+      joined.crow = args.crow, joined.y = args.y, joined.partial = pieces.partial;
+      joined.width = joined.y_stride = width;
+      work.run(
+          [&](int64_t begin, int64_t end) {
+            SG_PICK(spmm_arg_dx_rows<T, A>)
+            (args, begin, end);
+          },
+          [&](int64_t p) {
+            SG_PICK(spmm_arg_dx_rows<T, A>)
+            (pieces, p, p + 1);
+          },
+          [&](const SpmmHub& hub) {
+            SG_PICK(spmm_sum_hub<T, A>)
+            (joined, hub);
+          });
+    }
+    if (need_dval) {
+      args.crow = data<int32_t>(crow), args.col = data<int32_t>(col), args.y = mutable_data<T>(dval);
+      const auto bounds = balanced_rows(args.crow, rows, chunk_cost);
+      for_each_chunk(int64_t(bounds.size()) - 1, [&](int64_t c) {
+        SG_PICK(spmm_arg_dval_rows<T, A>)(args, bounds[c], bounds[c + 1]);
+      });
+    }
   });
   return {dx, dval};
 }
@@ -89,6 +224,7 @@ std::tuple<Tensor, Tensor> spmm_arg_backward(const Tensor& dy_in, const Tensor& 
 
 STABLE_TORCH_LIBRARY_IMPL(sparsegnn, CPU, m) {
   m.impl("spmm", TORCH_BOX(&spmm));
+  m.impl("spmm_out", TORCH_BOX(&spmm_out));
   m.impl("spmm_arg_backward", TORCH_BOX(&spmm_arg_backward));
 }
 

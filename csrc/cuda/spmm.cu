@@ -15,37 +15,39 @@ Reduce reduce_of(const std::string& name) {
   return Reduce::min;
 }
 
-std::tuple<Tensor, Tensor> spmm(const Tensor& x_in, const Tensor& crow, const Tensor& col,
-                                const std::optional<Tensor>& val_in, const std::optional<Tensor>& row_scale_in,
-                                const std::optional<Tensor>& col_scale_in, const std::optional<Tensor>& diag_in,
-                                const std::optional<Tensor>& /*ccol*/, const std::optional<Tensor>& /*row*/,
-                                const std::optional<Tensor>& /*perm*/, const std::string& name) {
-  const OnDevice device(x_in);
-  const Reduce reduce = reduce_of(name);
-  check_index_on("spmm", "crow", crow, x_in);
-  check_index_on("spmm", "col", col, x_in);
-  check_device("spmm", "val", val_in, x_in);
-  check_device("spmm", "row_scale", row_scale_in, x_in);
-  check_device("spmm", "col_scale", col_scale_in, x_in);
-  check_device("spmm", "diag", diag_in, x_in);
-  STD_TORCH_CHECK(x_in.dim() == 2, "spmm: x must have shape [N, K], got ", x_in.dim(), " dimension(s)");
+using Optional = std::optional<Tensor>;
+
+void check_spmm(const Tensor& x, const Tensor& crow, const Tensor& col, const Optional& val, const Optional& row_scale,
+                const Optional& col_scale, const Optional& diag, Reduce reduce) {
+  check_index_on("spmm", "crow", crow, x);
+  check_index_on("spmm", "col", col, x);
+  check_device("spmm", "val", val, x);
+  check_device("spmm", "row_scale", row_scale, x);
+  check_device("spmm", "col_scale", col_scale, x);
+  check_device("spmm", "diag", diag, x);
+  STD_TORCH_CHECK(x.dim() == 2, "spmm: x must have shape [N, K], got ", x.dim(), " dimension(s)");
   STD_TORCH_CHECK(crow.numel() >= 1, "spmm: crow must have at least one element");
   const bool extremum = reduce == Reduce::max || reduce == Reduce::min;
-  const int64_t rows = crow.numel() - 1, width = x_in.size(1), edges = col.numel();
-  const Tensor x = as_contiguous(x_in);
-  const auto val = as_contiguous(val_in);
+  const int64_t rows = crow.numel() - 1;
   if (val) {
     check_same_dtype("spmm", "val", *val, x);
-    STD_TORCH_CHECK(val->numel() == edges, "spmm: val must have one element per edge");
+    STD_TORCH_CHECK(val->numel() == col.numel(), "spmm: val must have one element per edge");
   }
-  const auto row_scale = as_scale(row_scale_in, x), col_scale = as_scale(col_scale_in, x), diag = as_scale(diag_in, x);
   STD_TORCH_CHECK(!extremum || (!row_scale && !col_scale && !diag), "spmm: scales and diag need reduce sum or mean");
   STD_TORCH_CHECK(!row_scale || row_scale->numel() == rows, "spmm: row_scale must have one element per row");
   STD_TORCH_CHECK(!col_scale || col_scale->numel() == x.size(0), "spmm: col_scale must have one element per row of x");
   STD_TORCH_CHECK(!diag || (diag->numel() == rows && rows == x.size(0)), "spmm: diag needs a square matrix");
+}
 
-  Tensor y = torch::stable::new_empty(x, {rows, width});
-  Tensor arg = torch::stable::new_empty(x, {extremum ? rows : 0, extremum ? width : 0}, ScalarType::Int);
+// Writes y, and arg for max and min; both contiguous.
+void reduce_into(Tensor& y, Tensor& arg, const Tensor& x_in, const Tensor& crow, const Tensor& col,
+                 const Optional& val_in, const Optional& row_scale_in, const Optional& col_scale_in,
+                 const Optional& diag_in, Reduce reduce, cudaStream_t stream) {
+  const Tensor x = as_contiguous(x_in);
+  const auto val = as_contiguous(val_in);
+  const auto row_scale = as_scale(row_scale_in, x), col_scale = as_scale(col_scale_in, x), diag = as_scale(diag_in, x);
+  const bool extremum = reduce == Reduce::max || reduce == Reduce::min;
+  const int64_t rows = crow.numel() - 1, width = x.size(1), edges = col.numel();
   dispatch("spmm", x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = acc_t<T>;
@@ -62,9 +64,38 @@ std::tuple<Tensor, Tensor> spmm(const Tensor& x_in, const Tensor& crow, const Te
                              rows,
                              width,
                              edges};
-    STD_CUDA_CHECK(launch_spmm(a, reduce, pieces.mutable_data_ptr(), device.stream));
+    STD_CUDA_CHECK(launch_spmm(a, reduce, pieces.mutable_data_ptr(), stream));
   });
-  return {y, arg};
+}
+
+// `arg` is written even where it is not needed: the kernel finds it anyway.
+std::tuple<Tensor, Tensor> spmm(const Tensor& x, const Tensor& crow, const Tensor& col, const Optional& val,
+                                const Optional& row_scale, const Optional& col_scale, const Optional& diag,
+                                const Optional& /*ccol*/, const Optional& /*row*/, const Optional& /*perm*/,
+                                const std::string& name, bool need_arg) {
+  const OnDevice device(x);
+  const Reduce reduce = reduce_of(name);
+  check_spmm(x, crow, col, val, row_scale, col_scale, diag, reduce);
+  const bool extremum = reduce == Reduce::max || reduce == Reduce::min;
+  const int64_t rows = crow.numel() - 1, width = x.size(1);
+  Tensor y = torch::stable::new_empty(x, {rows, width});
+  Tensor arg = torch::stable::new_empty(x, {extremum ? rows : 0, extremum ? width : 0}, ScalarType::Int);
+  reduce_into(y, arg, x, crow, col, val, row_scale, col_scale, diag, reduce, device.stream);
+  return {y, need_arg ? arg : torch::stable::new_empty(x, {0, 0}, ScalarType::Int)};
+}
+
+void spmm_out(Tensor y, const Tensor& x, const Tensor& crow, const Tensor& col, const Optional& val,
+              const Optional& row_scale, const Optional& col_scale, const Optional& diag, const std::string& name) {
+  const OnDevice device(x);
+  const Reduce reduce = reduce_of(name);
+  check_spmm(x, crow, col, val, row_scale, col_scale, diag, reduce);
+  check_device("spmm", "out", y, x);
+  check_same_dtype("spmm", "out", y, x);
+  STD_TORCH_CHECK(y.dim() == 2 && y.size(0) == crow.numel() - 1 && y.size(1) == x.size(1) && y.is_contiguous(),
+                  "spmm: out must be contiguous, of shape [M, K]");
+  const bool extremum = reduce == Reduce::max || reduce == Reduce::min;
+  Tensor arg = torch::stable::new_empty(x, {extremum ? y.size(0) : 0, extremum ? y.size(1) : 0}, ScalarType::Int);
+  reduce_into(y, arg, x, crow, col, val, row_scale, col_scale, diag, reduce, device.stream);
 }
 
 std::tuple<Tensor, Tensor> spmm_arg_backward(const Tensor& dy_in, const Tensor& x_in, const Tensor& arg_in,
@@ -122,6 +153,7 @@ std::tuple<Tensor, Tensor> spmm_arg_backward(const Tensor& dy_in, const Tensor& 
 
 STABLE_TORCH_LIBRARY_IMPL(sparsegnn, CUDA, m) {
   m.impl("spmm", TORCH_BOX(&spmm));
+  m.impl("spmm_out", TORCH_BOX(&spmm_out));
   m.impl("spmm_arg_backward", TORCH_BOX(&spmm_arg_backward));
 }
 

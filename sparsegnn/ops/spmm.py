@@ -8,25 +8,22 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from sparsegnn.ops._extremum import extremum
 from sparsegnn.ops._library import check, check_like, define, register_autograd, rows_of
+from sparsegnn.ops._out import check_out
 
 REDUCTIONS = ("sum", "mean", "max", "min")
 
 
-def reference(x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, reduce):
+def reference(x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, reduce, need_arg=True):
     """The same in plain PyTorch: what the tests compare with, and what runs when nothing is compiled."""
     m, rows, source = crow.numel() - 1, rows_of(crow, col.numel()), col.long()
     acc = x.double() if x.dtype == torch.float64 else x.float()
     scaled = acc if col_scale is None else acc * col_scale.to(acc)[:, None]
     message = scaled[source] if val is None else scaled[source] * val.to(acc)[:, None]
     if reduce in ("max", "min"):
-        index = rows[:, None].expand_as(message)
-        y = acc.new_zeros(m, x.size(1)).scatter_reduce(0, index, message, "a" + reduce, include_self=False)
-        hit = (message == y[rows]) | (message.isnan() & y[rows].isnan())
-        edge = torch.arange(col.numel(), dtype=torch.int32, device=x.device)[:, None]
-        first = torch.where(hit, edge, torch.iinfo(torch.int32).max)
-        arg = torch.full_like(y, -1, dtype=torch.int32).scatter_reduce(0, index, first, "amin", include_self=False)
-        return y.to(x.dtype), arg
+        y, arg = extremum(message, rows, m, reduce)
+        return y.to(x.dtype), arg if need_arg else col.new_empty(0, 0)
     y = acc.new_zeros(m, x.size(1)).index_add(0, rows, message)
     if diag is not None:
         y = y + diag.to(acc)[:, None] * scaled
@@ -36,15 +33,15 @@ def reference(x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, re
     return y.to(x.dtype), col.new_empty(0, 0)
 
 
-def fake(x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, reduce):
+def fake(x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, reduce, need_arg=True):
     m, k = crow.size(0) - 1, x.size(1)
-    arg = (m, k) if reduce in ("max", "min") else (0, 0)
+    arg = (m, k) if need_arg and reduce in ("max", "min") else (0, 0)
     return x.new_empty(m, k), col.new_empty(arg)
 
 
 op = define(
     "spmm(Tensor x, Tensor crow, Tensor col, Tensor? val, Tensor? row_scale, Tensor? col_scale, Tensor? diag, "
-    "Tensor? ccol, Tensor? row, Tensor? perm, str reduce) -> (Tensor, Tensor)",
+    "Tensor? ccol, Tensor? row, Tensor? perm, str reduce, bool need_arg=True) -> (Tensor, Tensor)",
     reference,
     fake,
     cast=("x", "val"),
@@ -52,14 +49,14 @@ op = define(
 
 
 def setup_context(ctx, inputs, output):
-    *tensors, ctx.reduce = inputs
+    *tensors, ctx.reduce, _ = inputs
     ctx.save_for_backward(*tensors, output[1])
     ctx.mark_non_differentiable(output[1])
 
 
 def backward(ctx, dy, _):
     x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, arg = ctx.saved_tensors
-    need_dx, _, _, need_dval, *scales, _, _, _, _ = ctx.needs_input_grad
+    need_dx, _, _, need_dval, *scales, _, _, _, _, _ = ctx.needs_input_grad
     if any(scales):
         raise NotImplementedError(
             "spmm: row_scale, col_scale and diag are constants; pass a differentiable val instead"
@@ -69,7 +66,7 @@ def backward(ctx, dy, _):
         dx, dval = torch.ops.sparsegnn.spmm_arg_backward(
             dy, x, arg, val, crow, col, ccol, row, perm, need_dx, need_dval
         )
-        return (dx if need_dx else None, None, None, dval if need_dval else None, *[None] * 7)
+        return (dx if need_dx else None, None, None, dval if need_dval else None, *[None] * 8)
     if ctx.reduce == "mean":
         inverse = 1 / crow.diff().clamp(min=1).to(torch.promote_types(x.dtype, torch.float32))
         row_scale = inverse if row_scale is None else row_scale * inverse
@@ -80,7 +77,7 @@ def backward(ctx, dy, _):
         a = dy if row_scale is None else dy * row_scale[:, None].to(dy.dtype)
         b = x if col_scale is None else x * col_scale[:, None].to(x.dtype)
         dval = torch.ops.sparsegnn.sddmm(a, b, crow, col, None, None, None)
-    return (dx, None, None, dval, *[None] * 7)
+    return (dx, None, None, dval, *[None] * 8)
 
 
 register_autograd(op, backward, setup_context)
@@ -91,7 +88,9 @@ def _(x, crow, col, *args, out_shape=None, **kwargs) -> int:
     return 2 * col[0] * x[1]  # arguments are shapes
 
 
-def spmm(graph, x: Tensor, reduce: str = "sum", edge_weight: Tensor | None = None) -> Tensor:
+def spmm(
+    graph, x: Tensor, reduce: str = "sum", edge_weight: Tensor | None = None, *, out: Tensor | None = None
+) -> Tensor:
     """Aggregate the features of the in-neighbours of every node.
 
     Args:
@@ -99,6 +98,7 @@ def spmm(graph, x: Tensor, reduce: str = "sum", edge_weight: Tensor | None = Non
         x: ``[N, K]`` features of the sources, float32, float64, bfloat16 or float16 (fp32 accumulation).
         reduce: ``"sum"``, ``"mean"`` (divided by the number of edges), ``"max"`` or ``"min"`` (0 without edges).
         edge_weight: ``[E]`` in the order of the graph's ``col``, the dtype of ``x``; differentiable.
+        out: ``[M, K]``, contiguous, apart from ``x`` in memory: written and returned; no gradient.
 
     Returns:
         ``[M, K]``. Deterministic: the same bits for any number of threads.
@@ -110,5 +110,11 @@ def spmm(graph, x: Tensor, reduce: str = "sum", edge_weight: Tensor | None = Non
     if val is not None:
         check("spmm", "edge_weight", val, (graph.num_edges,))
         check_like("spmm", "edge_weight", val, x)
-    transpose = graph.transpose() if x.requires_grad else (None, None, None)
-    return op(x, graph.crow, graph.col, val, None, None, None, *transpose, reduce)[0]
+    grad = torch.is_grad_enabled()
+    need_dx, need_dval = grad and x.requires_grad, grad and val is not None and val.requires_grad
+    if out is not None:
+        check_out("spmm", out, x, (graph.num_rows, x.size(1)), need_dx or need_dval)
+        torch.ops.sparsegnn.spmm_out(out, x, graph.crow, graph.col, val, None, None, None, reduce)
+        return out
+    transpose = graph.transpose() if need_dx else (None, None, None)
+    return op(x, graph.crow, graph.col, val, None, None, None, *transpose, reduce, need_dx or need_dval)[0]

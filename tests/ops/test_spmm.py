@@ -3,7 +3,8 @@ import pytest
 import torch
 from ops.harness import Case, Op, cases, check_contract, check_op
 
-import sparsegnn  # noqa: F401
+import sparsegnn
+from sparsegnn import ops
 
 
 def oracle(x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, reduce):
@@ -72,3 +73,105 @@ def test_values(case):
 @pytest.mark.parametrize("variant", ["sum+val+scales+diag", "mean+val", "max+val"])
 def test_contract(variant):
     check_contract(SPMM, Case(width=5, variant=variant))
+
+
+def star(edges: int, hubs: int = 1) -> sparsegnn.CSRGraph:
+    """Rows 1, 3, ... have `edges` edges each, the rows between them three."""
+    g = torch.Generator().manual_seed(4)
+    counts = torch.tensor([3, edges] * hubs + [0, 2])
+    target = torch.repeat_interleave(torch.arange(counts.numel()), counts)
+    source = torch.randint(1000, (target.numel(),), generator=g)
+    return sparsegnn.CSRGraph.from_edge_index(torch.stack([source, target]), (counts.numel(), 1000))
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean", "max", "min"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_hubs_are_split_deterministically(reduce, dtype):
+    graph = star(100_000, hubs=2)
+    x = torch.randn(1000, 19, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(dtype)
+    val = torch.rand(graph.num_edges, generator=torch.Generator().manual_seed(6), dtype=torch.float64).to(dtype)
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        a, w = x.clone().requires_grad_(), val.clone().requires_grad_()
+        y = ops.spmm(graph, a, reduce, w)
+        y.sum().backward()
+        results.append((y.detach(), a.grad, w.grad, ops.spmm(graph, x, reduce, val)))
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+    empty = (None,) * 6
+    expected, arg = oracle(x.double(), graph.crow, graph.col, val.double(), *empty, reduce)
+    y, dx, _, inference = results[0]
+    tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-5
+    assert torch.equal(y, inference)
+    assert (y - expected).norm() <= tolerance * expected.norm()
+    if dtype == torch.float64:  # one edge each: the gradient is its weight
+        rows = torch.repeat_interleave(torch.arange(graph.num_rows), graph.crow.diff().long())
+        share = val / (graph.crow.diff()[rows] if reduce == "mean" else 1)
+        want = torch.zeros_like(x).index_add(0, graph.col.long(), share[:, None].expand(-1, 19))
+        if reduce in ("max", "min"):
+            flat, found = arg.clamp(min=0).long(), arg >= 0
+            want = torch.zeros_like(x)
+            want.index_put_((graph.col.long()[flat], torch.arange(19).expand_as(flat)), val[flat] * found, True)
+        assert torch.allclose(dx, want)
+
+
+def test_hub_of_nan_and_infinity():
+    graph = star(70_000)
+    x = torch.randn(1000, 3, generator=torch.Generator().manual_seed(7))
+    x[graph.col[50_000].long(), 0] = float("nan")
+    x[graph.col[60_000].long(), 1] = float("inf")
+    y, arg = call(x, graph.crow, graph.col, *[None] * 7, "max")
+    first = (graph.col == graph.col[50_000]).nonzero().view(-1)
+    hub = slice(int(graph.crow[1]), int(graph.crow[2]))
+    assert y[1, 0].isnan() and y[1, 1] == float("inf")
+    assert arg[1, 0] == first[first >= hub.start][0]
+    assert ops.spmm(graph, x)[1, :2].isnan().tolist() == [True, False]
+
+
+def graph_and_x(width: int = 5):
+    graph = sparsegnn.CSRGraph.from_edge_index(torch.tensor([[0, 1, 2, 2], [1, 1, 0, 3]]), 4)
+    return graph, torch.randn(4, width, generator=torch.Generator().manual_seed(8))
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean", "max", "min"])
+@pytest.mark.parametrize("width", [1, 5, 64, 200])
+def test_out(reduce, width):
+    graph, x = graph_and_x(width)
+    out = torch.full((4, width), 7.0)
+    assert ops.spmm(graph, x, reduce, out=out) is out
+    assert torch.equal(out, ops.spmm(graph, x, reduce))
+    expanded = x[:, :1].expand(4, width)
+    assert torch.equal(ops.spmm(graph, expanded, reduce, out=out), ops.spmm(graph, expanded.contiguous(), reduce))
+
+
+def test_out_beside_x_in_one_storage():
+    graph, x = graph_and_x()
+    both = torch.cat([x, torch.zeros_like(x)])
+    assert torch.equal(ops.spmm(graph, both[:4], out=both[4:]), ops.spmm(graph, x))
+    torch.library.opcheck(torch.ops.sparsegnn.spmm_out.default,
+                          (torch.empty(4, 5), x, graph.crow, graph.col, None, None, None, None, "max"))  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", ["shape", "type", "dtype", "strides", "overlap", "x needs grad", "out needs grad"])
+def test_bad_out(bad):
+    graph, x = graph_and_x()
+    out = {
+        "shape": torch.empty(5, 5),
+        "type": [1.0],
+        "dtype": torch.empty(4, 5, dtype=torch.float64),
+        "strides": torch.empty(5, 4).t(),
+        "overlap": torch.cat([x, x])[2:6],
+        "out needs grad": torch.empty(4, 5, requires_grad=True),
+    }.get(bad, torch.empty(4, 5))
+    if bad == "overlap":
+        both = torch.cat([x, x])
+        x, out = both[:4], both[3:7]
+    x.requires_grad_(bad == "x needs grad")
+    with pytest.raises((TypeError, ValueError), match="spmm: out must"):
+        ops.spmm(graph, x, out=out)
+
+
+def test_extrema_without_arg():
+    graph, x = graph_and_x(33)
+    y, arg = torch.ops.sparsegnn.spmm(x, graph.crow, graph.col, *[None] * 7, "max", False)
+    assert torch.equal(y, call(x, graph.crow, graph.col, *[None] * 7, "max")[0]) and arg.shape == (0, 0)

@@ -1,0 +1,119 @@
+// The loop nest of the spmm kernels: blocks of columns, rows of a chunk, edges of a row, vectors held in registers.
+//
+// Rows of x arrive in random order, so the caches must be told ahead of time. Two prefetches per cache line: into L2
+// far ahead, where more misses can be in flight than L1 can hold, and into L1 shortly before use. Both run through the
+// flat array of columns, across the ends of rows, which have a handful of edges.
+#pragma once
+#include "simd_stream.h"
+#include "spmm.h"
+
+namespace sparsegnn {
+namespace SG_ISA {
+namespace {
+
+// Edges ahead, measured: docs/kernels-log.md.
+#ifndef SG_FAR
+#define SG_FAR 64
+#define SG_NEAR 8
+#endif
+constexpr int64_t far_ahead = SG_FAR, near_ahead = SG_NEAR;
+
+// V vectors of columns of a table, the last with `n` lanes; `ragged` when that may be less than all.
+template <int V, bool ragged>
+struct Columns {
+  int64_t first;
+  int n;
+  bool unaligned;  // rows begin within cache lines
+
+  template <typename T>
+  SG_INLINE vec<acc<T>> get(const T* row, int v) const {
+    const T* p = row + first + v * lanes<acc<T>>;
+    return ragged && v == V - 1 ? load_n(p, n) : load(p);
+  }
+
+  template <typename A>
+  SG_INLINE int count(int v) const {
+    return ragged && v == V - 1 ? n : lanes<A>;
+  }
+
+  template <typename T>
+  SG_INLINE void put(T* row, int v, vec<acc<T>> value, bool past_caches) const {
+    T* p = row + first + v * lanes<acc<T>>;
+    if (ragged && v == V - 1) return store_n(p, value, n);
+    if (past_caches) return store_past_caches(p, value);
+    store(p, value);
+  }
+
+  // level 3: into L1; 2: into L2
+  template <int level, typename T>
+  SG_INLINE void prefetch(const T* row) const {
+    constexpr int bytes = V * lanes<acc<T>> * int(sizeof(T));
+    const char* p = reinterpret_cast<const char*>(row + first);
+    for (int b = 0; b < bytes; b += 64) __builtin_prefetch(p + b, 0, level);
+    if (unaligned) __builtin_prefetch(p + bytes - 1, 0, level);
+  }
+};
+
+// Reducer::State<V, ragged> holds the result of one row: edge() takes an edge in, finish() writes.
+template <typename Reducer, int V, bool ragged, typename Args>
+SG_INLINE void block(const Args& a, int64_t begin, int64_t end, int64_t k, int n, bool unaligned) {
+  const Columns<V, ragged> columns{k, n, unaligned};
+  const int32_t* const col = a.col;
+  const int64_t last = a.edges - 1;
+  int64_t e = a.crow[begin];
+  for (int64_t r = begin; r < end; ++r) {
+    typename Reducer::template State<V, ragged> state;
+    const int64_t stop = a.crow[r + 1];
+    state.start(a, columns, r, e, stop);
+    for (; e < stop; ++e) {
+      Reducer::template prefetch<2>(a, columns, col[e + far_ahead < last ? e + far_ahead : last]);
+      if (V > 1) Reducer::template prefetch<3>(a, columns, col[e + near_ahead < last ? e + near_ahead : last]);
+      state.edge(a, columns, e, col[e]);
+    }
+    state.finish(a, columns, r);
+  }
+}
+
+template <typename Reducer, bool ragged, typename Args>
+void block_of(int vectors, const Args& a, int64_t begin, int64_t end, int64_t k, int n, bool unaligned) {
+  switch (vectors) {
+    case 1:
+      return block<Reducer, 1, ragged>(a, begin, end, k, n, unaligned);
+    case 2:
+      return block<Reducer, 2, ragged>(a, begin, end, k, n, unaligned);
+    case 3:
+      return block<Reducer, 3, ragged>(a, begin, end, k, n, unaligned);
+    case 4:
+      return block<Reducer, 4, ragged>(a, begin, end, k, n, unaligned);
+    case 5:
+      return block<Reducer, 5, ragged>(a, begin, end, k, n, unaligned);
+    case 6:
+      return block<Reducer, 6, ragged>(a, begin, end, k, n, unaligned);
+    case 7:
+      return block<Reducer, 7, ragged>(a, begin, end, k, n, unaligned);
+    default:
+      return block<Reducer, 8, ragged>(a, begin, end, k, n, unaligned);
+  }
+}
+
+// Rows [begin, end) in blocks of up to 8 vectors of columns.
+template <typename Reducer, typename T, typename Args>
+SG_INLINE void reduce_rows(const Args& a, int64_t stride, int64_t begin, int64_t end) {
+  constexpr int64_t L = lanes<acc<T>>;
+  if (begin == end) return;
+  const bool unaligned =
+      stride * int64_t(sizeof(T)) % 64 != 0 || reinterpret_cast<uintptr_t>(Reducer::table(a)) % 64 != 0;
+  for (int64_t k = 0; k < a.width; k += 8 * L) {
+    const int64_t left = a.width - k, vectors = left < 8 * L ? (left + L - 1) / L : 8;
+    const int n = int(left < vectors * L ? left - (vectors - 1) * L : L);
+    if (n == L) {
+      block_of<Reducer, false>(int(vectors), a, begin, end, k, n, unaligned);
+    } else {
+      block_of<Reducer, true>(int(vectors), a, begin, end, k, n, unaligned);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace SG_ISA
+}  // namespace sparsegnn
