@@ -3,12 +3,10 @@
 from sparsegnn.ops import (  # noqa: F401  (they register their ops)
     csr,
     gat_backward,
-    gatv2_backward,  # noqa: F401  (they register their ops)
+    gatv2_backward,
     sparse_linear_backward,
     spmm_arg,
-    sparse_linear_backward,
-    spmm_arg,
-    spmm_out,  # noqa: F401  (they register their ops)
+    spmm_out,
 )
 from sparsegnn.ops.gat import gat as gat
 from sparsegnn.ops.gatv2 import gatv2 as gatv2

@@ -29,8 +29,7 @@ def reference(x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, re
         y = y + diag.to(acc)[:, None] * scaled
     if reduce == "mean":
         y = y / crow.diff().clamp(min=1)[:, None]
-    y = y if row_scale is None else y * row_scale.to(acc)[:, None]
-    return y.to(x.dtype), col.new_empty(0, 0)
+    return (y if row_scale is None else y * row_scale.to(acc)[:, None]).to(x.dtype), col.new_empty(0, 0)
 
 
 def fake(x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, reduce, need_arg=True):
@@ -58,9 +57,7 @@ def backward(ctx, dy, _):
     x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, arg = ctx.saved_tensors
     need_dx, _, _, need_dval, *scales, _, _, _, _, _ = ctx.needs_input_grad
     if any(scales):
-        raise NotImplementedError(
-            "spmm: row_scale, col_scale and diag are constants; pass a differentiable val instead"
-        )
+        raise NotImplementedError("spmm: scales and diag are constants; pass a differentiable val instead")
     dx = dval = None
     if ctx.reduce in ("max", "min"):
         dx, dval = torch.ops.sparsegnn.spmm_arg_backward(
