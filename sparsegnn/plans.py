@@ -24,17 +24,19 @@ from sparsegnn import _native
 from sparsegnn._version import __version__
 
 FORMAT = "sparsegnn-plans/1"
-#: Least sparsity at which the sparse kernels win, forward and backward together: benchmarks/layers/bench_dispatch.py,
-#: 2 threads of a Zen 4, AVX-512, where they break even at 0.15 to 0.3 in fp32. Other dtypes, and GPUs, use the same.
-LEAST_SPARSITY = 0.25
-#: blocks of weights have no index per weight to pay for
-LEAST_SPARSITY_OF_BLOCKS = 0.1
+#: Least sparsity at which the sparse kernels win, forward and backward together, by dtype of the weight; measured on
+#: Zen 4 with AVX-512 over widths of 64 to 1024 and 4,000 rows or more. Dense bfloat16 has instructions of its own
+#: there; dense float16 has none, and always loses. With few rows dense wins longer: `only_if_faster` measures that.
+LEAST_SPARSITY = {torch.float32: 0.16, torch.float64: 0.07, torch.bfloat16: 0.7, torch.float16: 0.0}
+#: no more inputs or outputs than this: the dense kernels leave so much unused that sparse ones win at any sparsity
+NARROW = 40
 
 
-def static_kernel(nnz: int, size: int, structure: str = "unstructured") -> str:
-    """``"sparse"`` or ``"dense"`` for a weight of ``size`` positions, ``nnz`` of which exist."""
-    least = LEAST_SPARSITY_OF_BLOCKS if structure.startswith("block") else LEAST_SPARSITY
-    return "dense" if nnz > (1 - least) * size else "sparse"
+def static_kernel(nnz: int, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> str:
+    """``"sparse"`` or ``"dense"`` for a weight of this shape, ``nnz`` of which exist."""
+    narrow = min(shape) <= NARROW and dtype in (torch.float32, torch.float64)
+    least = 0.0 if narrow else LEAST_SPARSITY.get(dtype, LEAST_SPARSITY[torch.float32])
+    return "dense" if nnz > (1 - least) * shape[0] * shape[1] else "sparse"
 
 
 def choose(layer, rows: int) -> None:

@@ -35,20 +35,42 @@ def layer(sparsity=0.9, **kwargs):
     return SparseLinear(20, 10, sparsity=sparsity, **kwargs)
 
 
+def wide(sparsity, **kwargs):
+    return SparseLinear(50, 41, sparsity=sparsity, **kwargs)
+
+
 def test_static_policy_is_dense_below_a_sparsity():
-    assert plans.static_kernel(100, 100) == "dense" == plans.static_kernel(90, 100)
-    assert plans.static_kernel(50, 100) == "sparse" == plans.static_kernel(1, 100)
-    assert layer(0.0).kernel == layer(0.1).kernel == "dense" and layer(0.5).kernel == "sparse"
-    assert "kernel='dense'" in repr(layer(0.0))
+    for dtype, least in plans.LEAST_SPARSITY.items():
+        some = (0.0, least - 0.02, least + 0.02, 0.99)
+        kernels = [plans.static_kernel(round(10_000 * (1 - s)), (100, 100), dtype) for s in some]
+        assert kernels == (["dense", "dense"] if least else ["sparse", "sparse"]) + ["sparse", "sparse"]
+    assert plans.static_kernel(4000, (100, 40)) == plans.static_kernel(400, (4, 100)) == "sparse"
+    assert wide(0.0).kernel == wide(0.1).kernel == "dense" and wide(0.5).kernel == layer(0.0).kernel == "sparse"
+    assert "kernel='dense'" in repr(wide(0.0))
+
+
+def test_the_policy_follows_dtype_and_number_of_weights():
+    mine = wide(0.5)
+    assert mine.bfloat16().kernel == "dense" and mine.float().kernel == "sparse"
+    full = wide(0.0)
+    mine.set_pattern_(*full.pattern(), full.values.detach())
+    assert mine.kernel == "dense"
+    mine.load_state_dict(wide(0.9).state_dict())
+    assert mine.kernel == "sparse"
+    with torch.device("meta"):
+        meta = wide(0.05)
+    assert meta.kernel == "dense" == meta.to_empty(device="cpu").kernel
+    assert SparseLinear.from_dense(nn.Linear(50, 41), sparsity=0.1).kernel == "dense"
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.1])
 def test_the_dense_kernel_is_equal(sparsity):
-    mine, x = layer(sparsity, dtype=torch.float64), torch.randn(7, 20, dtype=torch.float64)
+    mine, x = wide(sparsity, dtype=torch.float64), torch.randn(7, 50, dtype=torch.float64)
+    mine.choose_kernel_(2.0)
     dense = mine.to_dense()
     assert dense.weight.data_ptr() != mine.values.data_ptr()
     results = []
-    for ratio in (None, 0.0):
+    for ratio in (2.0, 0.0):
         mine.choose_kernel_(ratio)
         y = mine(x)
         torch.testing.assert_close(y, dense(x))
@@ -67,13 +89,13 @@ def test_a_verdict_beats_the_policy_and_can_be_forgotten():
 
 
 def test_positions_follow_the_pattern():
-    mine, x = layer(0.1), torch.randn(3, 20)
+    mine, x = wide(0.1), torch.randn(3, 50)
     mine(x)
     where = mine.flat.data_ptr()
-    mine.rewire_(torch.rand(mine.values.numel()), torch.rand(10, 20), 5)
+    mine.rewire_(torch.rand(mine.values.numel()), torch.rand(41, 50), 5)
     assert mine.flat.data_ptr() == where
     torch.testing.assert_close(mine(x), mine.to_dense()(x))
-    fresh = layer(0.2)
+    fresh = wide(0.05)
     mine.set_pattern_(*fresh.pattern(), fresh.values.detach())
     torch.testing.assert_close(mine(x), mine.to_dense()(x))
     assert "flat" not in mine.state_dict()
@@ -149,7 +171,7 @@ def test_a_named_plan_is_only_read(monkeypatch, tmp_path, cache):
     monkeypatch.setenv("SPARSEGNN_PLAN", str(path))
     known = sparsify(nn.Linear(20, 10), 0.9, only_if_faster=True, rows=8)
     assert known.kernel == "dense" and float(known.dense_kernel) == 2
-    unknown = [sparsify(nn.Linear(20, 10), s, only_if_faster=True, rows=8) for s in (0.0, 0.8)]
+    unknown = [sparsify(nn.Linear(50, 41), s, only_if_faster=True, rows=8) for s in (0.0, 0.8)]
     assert [m.kernel for m in unknown] == ["dense", "sparse"] and all(m.dense_kernel is None for m in unknown)
     assert path.read_bytes() == before and not cache.exists() and sorted(os.listdir(tmp_path)) == ["plan.json"]
 

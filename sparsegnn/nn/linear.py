@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from sparsegnn import pattern as patterns
-from sparsegnn import plans
 from sparsegnn.nn.sparse_weight import SparseWeight
 from sparsegnn.ops.sparse_linear import apply as sparse_linear
 
@@ -83,7 +82,7 @@ class SparseLinear(SparseWeight):
         """Which kernel runs: ``"sparse"`` or ``"dense"``, as :meth:`choose_kernel_` said or :mod:`sparsegnn.plans`."""
         if self._ratio is not None:
             return "dense" if self._ratio > 1 else "sparse"
-        return plans.static_kernel(self._nnz, self.in_features * self.out_features, self.structure)
+        return self._static
 
     @property
     def fusible(self) -> bool:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsegnn import pattern as patterns
+from sparsegnn import plans
 
 SAVED = ("values", "crow", "col", "shape")
 DERIVED = ("ccol", "row", "perm")  # the transpose: not saved, rebuilt whenever the positions change
@@ -102,7 +103,7 @@ class SparseWeight(nn.Module):
 
     def _place(self, crow: Tensor, col: Tensor) -> None:
         """Store positions and their transpose, in place where they fit."""
-        self._nnz = col.numel()
+        self._follow_policy(col.numel())
         derived = torch.ops.sparsegnn.csr_transpose(crow, col, self.in_features)
         for name, new in zip(("crow", "col", *DERIVED), (crow, col, *derived), strict=True):
             old = getattr(self, name)
@@ -124,7 +125,12 @@ class SparseWeight(nn.Module):
             size = {"nnz": self.values.numel(), "kind": self.structure, "device": self.crow.device}
             self._place(*patterns.random_pattern(self.out_features, self.in_features, **size))
             self.shape = self._shape(self.crow.device)
+        self._follow_policy(self.values.numel())
         return self
+
+    def _follow_policy(self, nnz: int) -> None:
+        """Look up the kernel that the static policy gives to so many weights of this dtype."""
+        self._static = plans.static_kernel(nnz, (self.out_features, self.in_features), self.values.dtype)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         op, mine = type(self).__name__, [self.out_features, self.in_features]

@@ -130,9 +130,7 @@ def test_tiles_of_heads_and_columns(heads, width, dtype):
         "att": case.tensor(heads, width) * 0.3,
         "edge": None,
     }
-    op = Op(
-        call, oracle, lambda _: args | inputs(case) | args, grad=tuple(args), grad_tolerance=GATV2.grad_tolerance
-    )
+    op = Op(call, oracle, lambda _: args | inputs(case) | args, grad=tuple(args), grad_tolerance=GATV2.grad_tolerance)
     check_op(op, case)
 
 
