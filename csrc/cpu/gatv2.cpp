@@ -62,11 +62,12 @@ std::tuple<Tensor, Tensor> gatv2(const Tensor& x_src, const Tensor& x_dst, const
   return {y, lse};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> gatv2_backward(
-    const Tensor& dy_in, const Tensor& x_src, const Tensor& x_dst, const Tensor& att, const std::optional<Tensor>& edge,
-    const Tensor& y_in, const Tensor& lse_in, const Tensor& crow, const Tensor& col, const Tensor& ccol,
-    const Tensor& row, const Tensor& perm, double negative_slope, double dropout, const std::optional<Tensor>& seed,
-    bool need_edge) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> gatv2_backward(const Tensor& dy_in, const Tensor& x_src, const Tensor& x_dst,
+                                                          const Tensor& att, const std::optional<Tensor>& edge,
+                                                          const Tensor& y_in, const Tensor& lse_in, const Tensor& crow,
+                                                          const Tensor& col, const Tensor& ccol, const Tensor& row,
+                                                          const Tensor& perm, double negative_slope, double dropout,
+                                                          const std::optional<Tensor>& seed, bool need_edge) {
   const char* op = "gatv2_backward";
   check_index(op, "crow", crow);
   check_index(op, "col", col);
@@ -85,9 +86,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gatv2_backward(
   features("y", y);
   check_same_dtype(op, "lse", lse, in.att);
   STD_TORCH_CHECK(lse.dim() == 2 && lse.size(0) == m && lse.size(1) == h, op, ": lse must have shape [M, H]");
-  STD_TORCH_CHECK(crow.numel() == m + 1 && ccol.numel() == n + 1 && row.numel() == col.numel() &&
-                      perm.numel() == row.numel(),
-                  op, ": crow, col, ccol, row, perm must be a pattern and its transpose");
+  STD_TORCH_CHECK(
+      crow.numel() == m + 1 && ccol.numel() == n + 1 && row.numel() == col.numel() && perm.numel() == row.numel(), op,
+      ": crow, col, ccol, row, perm must be a pattern and its transpose");
   STD_TORCH_CHECK(!need_edge || edge, op, ": edge must be given when its gradient is asked for");
 
   const ScalarType wide = accumulator(x_src.scalar_type());
@@ -113,9 +114,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gatv2_backward(
     const auto rows = SG_PICK(gatv2_backward_rows<T, A>);
     const auto sources = SG_PICK(gatv2_backward_sources<T, A>);
     A *part = mutable_data<A>(parts), *sum = mutable_data<A>(datt);
-    for_each_chunk(chunks, [&](int64_t c) {
-      rows(args, tiles.data(), tiles.size(), bounds[c], bounds[c + 1], part + c * h * d);
-    });
+    for_each_chunk(
+        chunks, [&](int64_t c) { rows(args, tiles.data(), tiles.size(), bounds[c], bounds[c + 1], part + c * h * d); });
     std::fill(sum, sum + h * d, A{0});
     for (int64_t c = 0; c < chunks; ++c)
       for (int64_t k = 0; k < h * d; ++k) sum[k] += part[c * h * d + k];

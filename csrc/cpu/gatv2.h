@@ -22,9 +22,9 @@ template <typename T, typename A>
 struct Gatv2BackwardArgs : Gatv2Edges<T, A> {
   const T *dy, *y;
   const A* lse;
-  A* node;          // [M, 2, H]: lse and <dy, y>, written with dx_dst, read for dx_src
+  A* node;  // [M, 2, H]: lse and <dy, y>, written with dx_dst, read for dx_src
   T *dx_src, *dx_dst;
-  T* dedge;         // [E, H, D] or null
+  T* dedge;  // [E, H, D] or null
 };
 
 // Rows [begin, end) of A.

@@ -8,7 +8,8 @@
 // layout     CSR: crow[M+1], col[E] int32; x_src[N, H, D], x_dst[M, H, D], edge[E, H, D] row-major; att[H, D] in the
 //            accumulator type
 // work       5*E*H*D flop, E*H exponentials; E*H*D*s bytes at the caches: a row of x_src is gathered once
-// blocking   tiles of heads and columns as gat; chunks of edges whose rows stay in L1: their scores, then the weights of
+// blocking   tiles of heads and columns as gat; chunks of edges whose rows stay in L1: their scores, then the weights
+// of
 //            several edges per vector, then the weighted sum. A maximum that a later chunk raises rescales the sums
 // numerics   sums in float (double for double) in an order fixed by the row; the same bits for any number of threads
 // backward   gatv2_backward.kernel.cpp

@@ -93,9 +93,7 @@ __attribute__((noinline)) void edge_scores(A* out, const Gatv2Edges<T, A>& a, co
     const int32_t* ahead = index + q + prefetch_distance;
     prefetch_row(table + *(ahead < last ? ahead : last) * stride, columns);
   }
-  const auto product = [&](vec<A> z, int c, int m) {
-    return (z > 0 ? z : z * slope) * load_up_to(att + c, m);
-  };
+  const auto product = [&](vec<A> z, int c, int m) { return (z > 0 ? z : z * slope) * load_up_to(att + c, m); };
   if (a.edge == nullptr) {
     return edge_dots(out, n, P, t.heads, width, [&](int q, int c, int m) {
       return product(load_up_to(table + index[q] * stride + c, m) + load_up_to(own + c, m), c, m);
@@ -120,9 +118,8 @@ __attribute__((noinline)) void edge_products(A* out, const Gatv2Edges<T, A>& a, 
     const int32_t* ahead = index + q + prefetch_distance;
     prefetch_row(table + *(ahead < last ? ahead : last) * stride, columns);
   }
-  edge_dots(out, n, P, t.heads, width, [&](int q, int c, int m) {
-    return load_up_to(table + index[q] * stride + c, m) * load_up_to(own + c, m);
-  });
+  edge_dots(out, n, P, t.heads, width,
+            [&](int q, int c, int m) { return load_up_to(table + index[q] * stride + c, m) * load_up_to(own + c, m); });
 }
 
 }  // namespace

@@ -54,11 +54,8 @@ void multiply(const SparseLinearWeight<T>& w, const T* x, const A* bias, T* y, i
   });
 }
 
-Tensor sparse_linear(const Tensor& x_in, const Tensor& values_in, const std::optional<Tensor>& bias_in,
-                     const Tensor& crow, const Tensor& col, const Tensor& ccol, const Tensor& /*row*/,
-                     const Tensor& /*perm*/, const std::string& act, double dropout,
-                     const std::optional<Tensor>& seed) {
-  check(x_in, values_in, crow, col, ccol);
+void forward(const Tensor& x_in, const Tensor& values_in, const std::optional<Tensor>& bias_in, const Tensor& crow,
+             const Tensor& col, const std::string& act, double dropout, const std::optional<Tensor>& seed, Tensor& y) {
   STD_TORCH_CHECK(act == "none" || act == "relu", "sparse_linear: act must be none or relu, got ", act);
   const int64_t samples = x_in.size(0), outputs = crow.numel() - 1, inputs = x_in.size(1), nnz = col.numel();
   if (bias_in) {
@@ -68,8 +65,7 @@ Tensor sparse_linear(const Tensor& x_in, const Tensor& values_in, const std::opt
   }
   const Tensor x = as_contiguous(x_in), values = as_contiguous(values_in);
   const auto bias = as_scale(bias_in, x);
-  Tensor y = new_output(x, {samples, outputs});
-  if (y.numel() == 0) return y;
+  if (y.numel() == 0) return;
   dispatch(name, x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate<T>;
@@ -99,7 +95,25 @@ Tensor sparse_linear(const Tensor& x_in, const Tensor& values_in, const std::opt
                                   data<T>(values), nnz);
     multiply<T, A>(w, data<T>(x), data<A>(bias), mutable_data<T>(y), samples, epilogue, {});
   });
+}
+
+Tensor sparse_linear(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias, const Tensor& crow,
+                     const Tensor& col, const Tensor& ccol, const Tensor& /*row*/, const Tensor& /*perm*/,
+                     const std::string& act, double dropout, const std::optional<Tensor>& seed) {
+  check(x, values, crow, col, ccol);
+  Tensor y = new_output(x, {x.size(0), crow.numel() - 1});
+  forward(x, values, bias, crow, col, act, dropout, seed, y);
   return y;
+}
+
+void sparse_linear_out(Tensor y, const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias,
+                       const Tensor& crow, const Tensor& col, const Tensor& ccol, const std::string& act,
+                       double dropout, const std::optional<Tensor>& seed) {
+  check(x, values, crow, col, ccol);
+  check_same_dtype(name, "out", y, x);
+  STD_TORCH_CHECK(y.dim() == 2 && y.size(0) == x.size(0) && y.size(1) == crow.numel() - 1 && y.is_contiguous(),
+                  "sparse_linear: out must be contiguous, of shape [N, M]");
+  forward(x, values, bias, crow, col, act, dropout, seed, y);
 }
 
 // All three gradients of one pass over dy; see sparse_linear_backward.kernel.cpp.
@@ -198,6 +212,7 @@ std::tuple<Tensor, Tensor, Tensor> sparse_linear_backward(const Tensor& dy_in, c
 
 STABLE_TORCH_LIBRARY_IMPL(sparsegnn, CPU, m) {
   m.impl("sparse_linear", TORCH_BOX(&sparse_linear));
+  m.impl("sparse_linear_out", TORCH_BOX(&sparse_linear_out));
   m.impl("sparse_linear_backward", TORCH_BOX(&sparse_linear_backward));
 }
 

@@ -69,11 +69,12 @@ std::tuple<Tensor, Tensor> gatv2(const Tensor& x_src, const Tensor& x_dst, const
   return {y, lse};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> gatv2_backward(
-    const Tensor& dy_in, const Tensor& x_src, const Tensor& x_dst, const Tensor& att, const std::optional<Tensor>& edge,
-    const Tensor& y_in, const Tensor& lse_in, const Tensor& crow, const Tensor& col, const Tensor& ccol,
-    const Tensor& row, const Tensor& perm, double negative_slope, double dropout, const std::optional<Tensor>& seed,
-    bool need_edge) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> gatv2_backward(const Tensor& dy_in, const Tensor& x_src, const Tensor& x_dst,
+                                                          const Tensor& att, const std::optional<Tensor>& edge,
+                                                          const Tensor& y_in, const Tensor& lse_in, const Tensor& crow,
+                                                          const Tensor& col, const Tensor& ccol, const Tensor& row,
+                                                          const Tensor& perm, double negative_slope, double dropout,
+                                                          const std::optional<Tensor>& seed, bool need_edge) {
   const char* op = "gatv2_backward";
   const OnDevice device(x_src);
   check_index_on(op, "crow", crow, x_src);
@@ -99,8 +100,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gatv2_backward(
                   ": crow, col, ccol, row, perm must be a pattern and its transpose");
   STD_TORCH_CHECK(!need_edge || edge, op, ": edge must be given when its gradient is asked for");
   Tensor dx_src = torch::stable::new_empty(in.x_src, {n, h, d}), dx_dst = torch::stable::new_empty(in.x_src, {m, h, d});
-  Tensor dedge =
-      torch::stable::new_empty(in.x_src, {need_edge ? edges : 0, need_edge ? h : 0, need_edge ? d : 0});
+  Tensor dedge = torch::stable::new_empty(in.x_src, {need_edge ? edges : 0, need_edge ? h : 0, need_edge ? d : 0});
   Tensor datt = torch::stable::new_empty(in.x_src, {h, d}, sparsegnn::accumulator(x_src.scalar_type()));
   dispatch(op, x_src.scalar_type(), [&](auto zero) {
     using T = decltype(zero);

@@ -20,7 +20,7 @@ namespace sparsegnn::cuda {
 
 template <typename T>
 struct Gatv2Edges {
-  GatScores<acc_t<T>> scores;  // heads, width, slope and dropout; no scores of nodes
+  GatScores<acc_t<T>> scores;     // heads, width, slope and dropout; no scores of nodes
   const T *x_src, *x_dst, *edge;  // edge may be null
   const acc_t<T>* att;
   int64_t rows, cols, edges;
@@ -42,8 +42,8 @@ struct Gatv2BackwardArguments : Gatv2Edges<T> {
   acc_t<T>* datt;
 };
 
-constexpr int kGatv2Threads = 128;                // four warps
-constexpr int kGatv2Columns = 4;                  // of a lane
+constexpr int kGatv2Threads = 128;  // four warps
+constexpr int kGatv2Columns = 4;    // of a lane
 constexpr int64_t kGatv2Slice = kWarp * kGatv2Columns;
 
 // Strips of rows that share a part of datt.
@@ -59,7 +59,10 @@ struct Gatv2Warp {
   int lane;
 
   __device__ Gatv2Warp(const Gatv2Edges<T>& edges, int64_t head)
-      : a(edges), att(edges.att + head * edges.scores.width), h(head), width(edges.scores.width),
+      : a(edges),
+        att(edges.att + head * edges.scores.width),
+        h(head),
+        width(edges.scores.width),
         lane(threadIdx.x % kWarp) {}
   __device__ int64_t at(int64_t n) const { return (n * a.scores.heads + h) * width; }
   __device__ A sum_under_leaky(const T* own, const T* other, int64_t e, int64_t c) const {
@@ -68,8 +71,7 @@ struct Gatv2Warp {
   }
   __device__ A score(const T* own, const T* other, int64_t e) const {
     A sum = 0;
-    for (int64_t c = lane; c < width; c += kWarp)
-      sum += att[c] * a.scores.leaky(sum_under_leaky(own, other, e, c));
+    for (int64_t c = lane; c < width; c += kWarp) sum += att[c] * a.scores.leaky(sum_under_leaky(own, other, e, c));
     return warp_sum(sum);
   }
   __device__ A product(const T* u, const T* v) const {
@@ -218,8 +220,8 @@ cudaError_t launch_gatv2_backward(const Gatv2BackwardArguments<T>& a, void* work
   A *node = static_cast<A*>(workspace), *part = node + a.rows * heads;
   cudaError_t error = cudaSuccess;
   if (strips > 0)
-    error = launch(gatv2_rows_kernel<T>, gatv2_grid(strips * heads, width), kGatv2Threads, 0, stream, a, strip, node,
-                   part);
+    error =
+        launch(gatv2_rows_kernel<T>, gatv2_grid(strips * heads, width), kGatv2Threads, 0, stream, a, strip, node, part);
   if (error == cudaSuccess)
     error = launch(gatv2_parts_kernel<A>, dim3(static_cast<unsigned>(ceil_div(columns, kGatv2Threads))), kGatv2Threads,
                    0, stream, part, columns, strips, a.datt);

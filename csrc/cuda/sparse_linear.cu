@@ -48,13 +48,12 @@ void multiply(const Tensor& x, const Tensor& values, const acc_t<T>* bias, const
   STD_CUDA_CHECK(launch_sparse_linear(a, plan, packed.mutable_data_ptr(), stream));
 }
 
-Tensor sparse_linear(const Tensor& x_in, const Tensor& values_in, const std::optional<Tensor>& bias_in,
-                     const Tensor& crow, const Tensor& col, const Tensor& ccol, const Tensor& row, const Tensor& perm,
-                     const std::string& act, double dropout, const std::optional<Tensor>& seed_in) {
+void forward(const Tensor& x_in, const Tensor& values_in, const std::optional<Tensor>& bias_in, const Tensor& crow,
+             const Tensor& col, const std::string& act, double dropout, const std::optional<Tensor>& seed_in,
+             Tensor& y) {
   const OnDevice device(x_in);
   STD_TORCH_CHECK(act == "none" || act == "relu", "sparse_linear: act must be none or relu, got ", act);
   const int64_t* seed = check_epilogue(dropout, seed_in, x_in);
-  check(x_in, values_in, crow, col, ccol, row, perm);
   const int64_t outputs = crow.numel() - 1;
   if (bias_in) {
     check_device(name, "bias", bias_in, x_in);
@@ -64,13 +63,31 @@ Tensor sparse_linear(const Tensor& x_in, const Tensor& values_in, const std::opt
   }
   const Tensor x = as_contiguous(x_in), values = as_contiguous(values_in);
   const auto bias = as_scale(bias_in, x);
-  Tensor y = torch::stable::new_empty(x, {x.size(0), outputs});
   dispatch(name, x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const auto epilogue = linear_epilogue<acc_t<T>>(act == "relu", dropout, seed);
     multiply<T>(x, values, data<acc_t<T>>(bias), crow, col, nullptr, y, device.stream, epilogue);
   });
+}
+
+Tensor sparse_linear(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias, const Tensor& crow,
+                     const Tensor& col, const Tensor& ccol, const Tensor& row, const Tensor& perm,
+                     const std::string& act, double dropout, const std::optional<Tensor>& seed) {
+  check(x, values, crow, col, ccol, row, perm);
+  Tensor y = torch::stable::new_empty(x, {x.size(0), crow.numel() - 1});
+  forward(x, values, bias, crow, col, act, dropout, seed, y);
   return y;
+}
+
+void sparse_linear_out(Tensor y, const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias,
+                       const Tensor& crow, const Tensor& col, const Tensor& ccol, const std::string& act,
+                       double dropout, const std::optional<Tensor>& seed) {
+  check(x, values, crow, col, ccol, col, col);
+  check_device(name, "out", y, x);
+  check_same_dtype(name, "out", y, x);
+  STD_TORCH_CHECK(y.dim() == 2 && y.size(0) == x.size(0) && y.size(1) == crow.numel() - 1 && y.is_contiguous(),
+                  "sparse_linear: out must be contiguous, of shape [N, M]");
+  forward(x, values, bias, crow, col, act, dropout, seed, y);
 }
 
 std::tuple<Tensor, Tensor, Tensor> sparse_linear_backward(const Tensor& dy_in, const Tensor& x_in,
@@ -130,6 +147,7 @@ std::tuple<Tensor, Tensor, Tensor> sparse_linear_backward(const Tensor& dy_in, c
 
 STABLE_TORCH_LIBRARY_IMPL(sparsegnn, CUDA, m) {
   m.impl("sparse_linear", TORCH_BOX(&sparse_linear));
+  m.impl("sparse_linear_out", TORCH_BOX(&sparse_linear_out));
   m.impl("sparse_linear_backward", TORCH_BOX(&sparse_linear_backward));
 }
 

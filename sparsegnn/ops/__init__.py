@@ -7,6 +7,10 @@ from sparsegnn.ops import (  # noqa: F401  (they register their ops)
     sparse_linear_backward,
     spmm_arg,
     spmm_out,
+    sparse_linear_out,
+    sparse_linear_probe,
+    spmm_arg,
+    spmm_out,  # noqa: F401  (they register their ops)
 )
 from sparsegnn.ops.gat import gat as gat
 from sparsegnn.ops.gatv2 import gatv2 as gatv2

@@ -3,8 +3,8 @@
 z = x_src[j] + x_dst[i] + edge[e];  e = sum_c att[h, c] leaky(z)[h, c];  alpha = softmax of e over the edges of row i;
 y[i, h] = sum_e dropout(alpha)[e, h] * x_src[j, h].   Brody, Alon, Yahav 2022, https://arxiv.org/abs/2105.14491
 Backward, m the dropout factor, l' the slope of leaky at z, D_i = <dy_i, y_i>: de = alpha (m <dy_i, x_src[j]> - D_i);
-dx_dst[i] = att sum_row de l';  dx_src[j] = sum m alpha dy_i + att sum_source de l';  datt = sum de leaky(z): a pass over
-the rows and one over the transpose, both making alpha again from lse[i], the log of the sum of exp(e).
+dx_dst[i] = att sum_row de l';  dx_src[j] = sum m alpha dy_i + att sum_source de l';  datt = sum de leaky(z): a pass
+over the rows and one over the transpose, both making alpha again from lse[i], the log of the sum of exp(e).
 """
 
 import torch

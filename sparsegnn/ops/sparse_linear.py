@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from sparsegnn.ops._library import check, check_epilogue, check_like, define, register_autograd, rows_of
+from sparsegnn.ops._out import check_out
 from sparsegnn.ops._random import dropout_like
 
 
@@ -53,7 +54,8 @@ def _(x, values, *args, out_shape=None, **kwargs) -> int:
     return 2 * x[0] * values[0]  # arguments are shapes
 
 
-def sparse_linear(x, values, bias, crow, col, ccol, row, perm, act="none", dropout=0.0, seed=None) -> Tensor:
+def sparse_linear(x, values, bias, crow, col, ccol, row, perm, act="none", dropout=0.0, seed=None, *,
+                  out=None) -> Tensor:  # fmt: skip
     """``dropout(act(x @ W.T + bias))`` for a CSR weight ``W`` of shape ``[M, K]``.
 
     Args:
@@ -65,6 +67,7 @@ def sparse_linear(x, values, bias, crow, col, ccol, row, perm, act="none", dropo
         act: ``"none"`` or ``"relu"``, applied as results are stored; its gradient as ``dy`` is loaded.
         dropout: probability that a result becomes 0 (the others are scaled by ``1 / (1 - dropout)``); needs ``seed``,
             int64 ``[1]`` on the device of ``x``. The same seed drops the same results.
+        out: ``[..., M]``, contiguous, apart from ``x`` in memory: written and returned; no gradient.
 
     Returns:
         ``[..., M]``. Deterministic: the same bits for any number of threads, gradients included.
@@ -77,28 +80,11 @@ def sparse_linear(x, values, bias, crow, col, ccol, row, perm, act="none", dropo
     if bias is not None:
         check(name, "bias", bias, (m,))
     check_epilogue(name, act, dropout, seed, x.device)
+    pattern = (crow, col, ccol)
     flat = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), k)
-    return apply(flat, values, bias, crow, col, ccol, row, perm, act, dropout, seed).view(*x.shape[:-1], m)
-
-
-def probe_reference(x, probe):
-    """Zeros whose only gradient is dense: d probe = dy^T x, what RigL-like growth looks at on update steps."""
-    return x.new_zeros(1, 1).expand(x.size(0), probe.size(0))
-
-
-probe_op = define(
-    "dense_probe(Tensor x, Tensor probe) -> Tensor", probe_reference, probe_reference, cast=("x",), composite=True
-)
-
-
-def probe_backward(ctx, dy):
-    (x,) = ctx.saved_tensors
-    return None, (dy.mT @ x).to(ctx.dtype) if ctx.needs_input_grad[1] else None
-
-
-def probe_setup(ctx, inputs, output):
-    ctx.save_for_backward(inputs[0])
-    ctx.dtype = inputs[1].dtype
-
-
-register_autograd(probe_op, probe_backward, probe_setup)
+    if out is not None:
+        need_grad = any(t is not None and t.requires_grad for t in (x, values, bias)) and torch.is_grad_enabled()
+        check_out(name, out, x, (*x.shape[:-1], m), need_grad)
+        torch.ops.sparsegnn.sparse_linear_out(out.view(-1, m), flat, values, bias, *pattern, act, dropout, seed)
+        return out
+    return apply(flat, values, bias, *pattern, row, perm, act, dropout, seed).view(*x.shape[:-1], m)

@@ -53,20 +53,19 @@ py::object gatv2_backward(const py::array& dy, const py::array& x_src, const py:
     Array<T> dedge({need_edge ? col.size() : 0, in.heads, in.width});
     Array<A> l(lse), datt({in.heads, in.width});
     Array<int32_t> p(crow), c(col), q(ccol), r(row), s(perm);
-    const cuda::Gatv2BackwardArguments<T> arguments = {
-        in.edges(rows, cols, c.size(), negative_slope, dropout),
-        p.data(),
-        c.data(),
-        q.data(),
-        r.data(),
-        s.data(),
-        g.data(),
-        out.data(),
-        l.data(),
-        dx_src.data(),
-        dx_dst.data(),
-        need_edge ? dedge.data() : nullptr,
-        datt.data()};
+    const cuda::Gatv2BackwardArguments<T> arguments = {in.edges(rows, cols, c.size(), negative_slope, dropout),
+                                                       p.data(),
+                                                       c.data(),
+                                                       q.data(),
+                                                       r.data(),
+                                                       s.data(),
+                                                       g.data(),
+                                                       out.data(),
+                                                       l.data(),
+                                                       dx_src.data(),
+                                                       dx_dst.data(),
+                                                       need_edge ? dedge.data() : nullptr,
+                                                       datt.data()};
     Array<char> workspace({cuda::gatv2_workspace_bytes<T>(rows, in.heads, in.width)});
     check(cuda::launch_gatv2_backward(arguments, workspace.data() - misalignment(), nullptr));
     return py::make_tuple(dx_src.numpy(), dx_dst.numpy(), datt.numpy(), dedge.numpy());

@@ -6,6 +6,7 @@ import pytest
 import torch
 from ops.harness import DTYPES, TOLERANCE, Case, Op, cases, check_contract, check_op, csr_of, relative_error
 
+from sparsegnn.nn import SparseLinear
 from sparsegnn.ops import sparse_linear
 
 PATTERN = ("crow", "col", "ccol", "row", "perm")
@@ -257,3 +258,28 @@ def test_instruction_sets(isa):
         cwd=folder,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("samples", [0, 3, 70])
+@pytest.mark.parametrize("act, dropout", [("none", 0.0), ("relu", 0.0), ("relu", 0.5)])
+def test_out(samples, act, dropout):
+    layer = SparseLinear(33, 20, sparsity=0.6)
+    pattern = (layer.crow, layer.col, layer.ccol, layer.row, layer.perm)
+    x, seed = torch.randn(2, samples, 33), torch.tensor([5])
+    out = torch.full((2, samples, 20), 7.0)
+    with torch.no_grad():
+        args = (layer.values, layer.bias, *pattern, act, dropout, seed)
+        assert sparse_linear(x, *args, out=out) is out
+        assert torch.equal(out, sparse_linear(x, *args))
+        raw = (torch.empty(2 * samples, 20), x.view(-1, 33), *args[:5], *args[7:])
+        torch.library.opcheck(torch.ops.sparsegnn.sparse_linear_out.default, raw)
+
+
+@pytest.mark.parametrize("bad", ["shape", "dtype", "overlap", "needs grad"])
+def test_bad_out(bad):
+    layer = SparseLinear(8, 8, sparsity=0.5).requires_grad_(bad == "needs grad")
+    both = torch.randn(8, 8)
+    x, out = both[:4], both[3:7] if bad == "overlap" else torch.empty(4, 9 if bad == "shape" else 8)
+    out = out.double() if bad == "dtype" else out
+    with pytest.raises((TypeError, ValueError), match="sparse_linear: out must"):
+        sparse_linear(x, layer.values, None, layer.crow, layer.col, layer.ccol, layer.row, layer.perm, out=out)
