@@ -106,7 +106,7 @@ def test_quick_runs_every_kind_of_group_in_its_regime():
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT / "tests")
     assert done.returncode == 0, done.stderr
     rows = [event["row"] for event in map(json.loads, done.stdout.splitlines()) if "row" in event]
-    assert {row["group"].split()[0] for row in rows} == {"layer", "spmm", "GATConv", "GCN"}
+    assert {row["group"].split()[0] for row in rows} >= {"layer", "spmm", "GATConv", "GCN"}
     for row in rows:
         assert set(row) >= KEYS and row["malloc"] == row["regime"] == "kept" and row["limits"]["flops"] > 0
         assert "failed" not in row["note"] and (row["value"] is None) == (row["baseline"] is None)

@@ -56,7 +56,7 @@ def groups(quick: bool) -> list[Group]:
     wanted = [("sum", 64), ("max", 64)] if quick else list(AGGREGATION)
     found += [spmm("lognormal", reduce, width, size, AGGREGATION[reduce, width]) for reduce, width in wanted]
     found += [] if quick else [spmm("rmat", reduce, 64, size, None) for reduce in ("sum", "max")]
-    found += [gat(train, size, quick) for train in (True, False)]
+    found += [gat("gat", train, size, quick) for train in (True, False)] + [gat("gatv2", True, size, quick)]
     found += [gcn(size, quick)]
     if not quick:
         found += [memory("GAT", 8.0), memory("GCN", None)]
@@ -204,16 +204,17 @@ def spmm(graph: str, reduce: str, width: int, size: dict, bars: tuple | None) ->
     return Group(text, case, (row,), make, errors, seconds=8 if width < 128 else 11)
 
 
-def gat(train: bool, size: dict, quick: bool) -> Group:
-    bench = runner.load("gat")
+def gat(op: str, train: bool, size: dict, quick: bool) -> Group:
+    bench = runner.load(op)
     case = dict(**size, inputs=128, heads=8, width=8, train=train)
-    text = "GATConv 128 to 8x8, " + ("training step" if train else "inference")
+    text = f"{op.upper().replace('V', 'v')}Conv 128 to 8x8, " + ("training step" if train else "inference")
 
     def make() -> dict[str, Callable]:
         return {"sparsegnn": bench.ours(case), **bench.baselines(case)}
 
-    row = Row(text, "sparsegnn", ("PyG edge_index", "PyG SparseTensor"), both(GAT[train]), work=bench.work(case))
-    errors = None if quick or not train else functools.partial(oracles.gat, bench)
+    bars = both(GAT[train]) if op == "gat" else {}
+    row = Row(text, "sparsegnn", ("PyG edge_index", "PyG SparseTensor"), bars, work=bench.work(case))
+    errors = functools.partial(oracles.gat, bench) if op == "gat" and train and not quick else None
     return Group(text, case, (row,), make, errors, seconds=14 if train else 8)
 
 
@@ -226,21 +227,24 @@ def gcn(size: dict, quick: bool) -> Group:
         return {"sparsegnn": bench.ours(case), **bench.baselines(case)}
 
     text, work = "GCN 128-256-40, 90 %, step", bench.work(case)
-    dense = ("sparsegnn dense", "sparsegnn dense act", "PyG torch_sparse", "PyG edge_index")
+    adj, edges, dense = "PyG torch_sparse", "PyG edge_index", ("dense", "dense fused")
+    fused = {"default": (6, 10), "kept": (5, 7)}
+
+    def row(what: str, ours: str, other: str | tuple, bars: dict) -> Row:
+        others = (other,) if isinstance(other, str) else other
+        name = "dense weights" if isinstance(other, tuple) else other
+        return Row(f"{text}{what}: {name}", ours, others, bars, work=work)
+
     rows = [
-        Row(f"{text}: PyG torch_sparse", "sparsegnn", ("PyG torch_sparse",),
-            {"default": (4, None), "kept": (3.5, None)}, work=work),
-        Row(f"{text}: PyG edge_index", "sparsegnn", ("PyG edge_index",), {"default": (25, None)}, work=work),
-    ]  # fmt: skip
-    if getattr(bench, "FUSED", False):
-        rows += [
-            Row(f"{text}, act='relu': PyG torch_sparse", "sparsegnn act", ("PyG torch_sparse",),
-                {"default": (6, 10), "kept": (5, 7)}, work=work),
-            Row(f"{text}, act='relu': PyG edge_index", "sparsegnn act", ("PyG edge_index",),
-                {"default": (30, 40)}, work=work),
-        ]  # fmt: skip
-    best = "sparsegnn act" if getattr(bench, "FUSED", False) else "sparsegnn"
-    rows.append(Row(f"{text}: dense weights", best, dense, {r: (1.9, 3) for r in BOTH}, work=work))
+        row("", "sparsegnn", adj, {"default": (4, None), "kept": (3.5, None)}),
+        row("", "sparsegnn", edges, {"default": (25, None)}),
+        row(", act='relu'", "fused", adj, fused),
+        row(", act='relu'", "fused", edges, {"default": (30, 40)}),
+        row(", act='relu'", "fused", (*dense, adj), {r: (1.9, 3) for r in BOTH}),
+        row(", act, cached", "fused cached", adj, fused),
+        row(", act, cached", "fused cached", edges, {"default": (30, 40)}),
+        row(", act, cached", "fused cached", (*dense, "dense fused cached", adj), {r: (1.9, 3) for r in BOTH}),
+    ]
     errors = None if quick else functools.partial(oracles.gcn, bench)
     return Group("GCN step", case, tuple(rows), make, errors, seconds=24)
 
