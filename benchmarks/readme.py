@@ -1,4 +1,7 @@
-"""Makes README's table from the committed results: python benchmarks/readme.py [results folder]."""
+"""Makes README's CPU table from committed results: python benchmarks/readme.py [results folder].
+
+Reads ``suite_cpu.jsonl``, which ``sparsegnn bench --suite cpu`` writes.
+"""
 
 import json
 import sys
@@ -6,54 +9,68 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 README = FOLDER.parent / "README.md"
+FIGURE = FOLDER / "figures" / "speedup.svg"
 BEGIN, END = "<!-- table:", "<!-- /table -->"
-#: text, file, what the case must hold, baselines (their label in the table)
-ROWS = (
-    ("`SparseLinear` 512x512, 16,384 rows, 90 % sparse, forward + backward", "linear_step",
-     dict(rows=16384, features=512, sparsity=0.9)),
-    ("`SparseLinear` 256x256, 65,536 rows, 90 % sparse, forward + backward", "linear_step",
-     dict(rows=65536, features=256, sparsity=0.9)),
-    ("`SparseLinear` 512x512, 16,384 rows, 50 % sparse, forward + backward", "linear_step",
-     dict(rows=16384, features=512, sparsity=0.5)),
-    ("`spmm` sum, 64 features", "spmm", dict(graph="lognormal", nodes=170_000, width=64, reduce="sum")),
-    ("`spmm` max, 64 features", "spmm", dict(graph="lognormal", nodes=170_000, width=64, reduce="max")),
-    ("`GATConv` 128 to 8x8, forward + backward", "gat", dict(nodes=170_000, heads=8, width=8, train=True)),
-    ("GCN 128-256-40, 90 % sparse, training step with Adam", "gcn_step", dict(nodes=170_000, hidden=256)),
-)  # fmt: skip
+HEAD = "| what | sparsegnn | best other | default malloc | kept memory | bars | of roofline | error, ours / other |"
 
 
-def table(folder: Path) -> str:
-    lines = ["| what (fp32, medians, default malloc) | sparsegnn | against |", "|---|---|---|"]
-    environment = None
-    for text, op, want in ROWS:
-        path = folder / f"{op}.jsonl"
-        if not path.exists():
-            continue
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        rows = [r for r in rows if want.items() <= r["case"].items()]
-        if not rows:
-            continue
-        environment = rows[0]
-        against = [f"{r['contender']} {r['ms']:.3g} ms, **{r['speedup']:.1f}x**" for r in rows[1:]]
-        lines.append(f"| {text} | {rows[0]['ms']:.3g} ms | {'; '.join(against)} |")
-    if environment is None:
-        sys.exit(f"no results in {folder}")
-    e = environment
+def table(rows: list[dict]) -> str:
+    """One line per row of the suite, the regimes side by side; what was not measured says why."""
+    found: dict[str, dict[str, dict]] = {}
+    for row in rows:
+        found.setdefault(row["suite_row"], {})[row["regime"]] = row
+    lines = [HEAD, "|---|---|---|---|---|---|---|---|"]
+    lines += [line(text, regimes) for text, regimes in found.items()]
+    judged = [row for row in rows if row["passed"] is not None]
+    passed, first, limit = sum(row["passed"] for row in judged), rows[0], rows[0]["limits"]
     lines += [
         "",
-        f"CPU only: {e['threads']} threads, {e['isa']}, torch {e['torch']}; graph: 170,000 nodes, 2,300,000 edges, "
-        f"log-normal degrees. Numbers from `benchmarks/results/{e['device']}/`, made by `sparsegnn bench`; on another "
-        "machine expect other ones. No GPU number is published: the CUDA kernels have not run on a GPU yet.",
+        f"fp32, medians of interleaved rounds, {first['threads']} threads, {first['isa']}, torch {first['torch']}; "
+        f"graphs of 170,000 nodes and 2,300,000 edges, log-normal degrees unless R-MAT is named. Each cell is how many "
+        f"times faster sparsegnn is than the best other contender, in bold where it reaches its bar ({passed} of "
+        f"{len(judged)} do), in italics where it misses it. *Kept memory*: malloc keeps freed memory, for both sides. "
+        f"Roofline: {limit['flops'] / 1e9:.0f} GFLOP/s and {limit['bandwidth'] / 1e9:.0f} GB/s, measured. Errors are "
+        f"relative, against fp64. From `benchmarks/results/{first['device']}/suite_cpu.jsonl`, made by `sparsegnn "
+        "bench --suite cpu`; on another machine expect other numbers. No GPU number is published: the CUDA kernels "
+        "have not run on a GPU yet.",
     ]
+    if FIGURE.is_file():
+        lines += ["", f"![Speed of sparse weights against sparsity]({FIGURE.relative_to(README.parent)})"]
     return "\n".join(lines)
 
 
+def line(text: str, regimes: dict[str, dict]) -> str:
+    row = regimes.get("default") or next(iter(regimes.values()))
+    cells = [cell(regimes.get(name)) for name in ("default", "kept")]
+    if row["value"] is None:
+        reason = row.get("note") or f"not installed: {', '.join(row['missing'])}"
+        return f"| {text} | | {reason} | {cells[0]} | {cells[1]} | | | |"
+    size = "MB" if row["kind"] == "memory" else "ms"
+    text += " (ran dense)" if row.get("kernel") == "dense" else ""
+    other = "" if row["baseline"] is None else f"{row['baseline']} {row['theirs']:.3g} {size}"
+    bars = [f"{r['bar']:g}" for name in ("default", "kept") if (r := regimes.get(name)) and r["bar"] is not None]
+    roofline = "" if row["roofline"] is None else f"{100 * row['roofline']:.0f} %"
+    errors = " / ".join("-" if e is None else f"{e:.0e}" for e in (row["error"], row["error_baseline"]))
+    ending = f"| {roofline} | {'' if errors == '- / -' else errors} |"
+    return f"| {text} | {row['ours']:.3g} {size} | {other} | {cells[0]} | {cells[1]} | {'; '.join(bars)} {ending}"
+
+
+def cell(row: dict | None) -> str:
+    if row is None or row["value"] is None:
+        return ""
+    value = f"{row['value']:.3g}{row['unit'] if row['unit'] == 'x' else ' ' + row['unit']}"
+    return value if row["passed"] is None else f"**{value}**" if row["passed"] else f"*{value}*"
+
+
 def main() -> None:
-    found = sorted(p.parent for p in (FOLDER / "results").glob("*/spmm.jsonl"))
+    found = sorted(p.parent for p in (FOLDER / "results").glob("cpu-*/suite_cpu.jsonl"))
+    if len(sys.argv) < 2 and not found:
+        sys.exit("no results: run `sparsegnn bench --suite cpu` first")
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else found[0]
+    rows = [json.loads(text) for text in (folder / "suite_cpu.jsonl").read_text().splitlines()]
     text = README.read_text()
     begin = text.index("\n", text.index(BEGIN)) + 1
-    README.write_text(text[:begin] + "\n" + table(folder) + "\n\n" + text[text.index(END) :])
+    README.write_text(text[:begin] + "\n" + table(rows) + "\n\n" + text[text.index(END) :])
 
 
 if __name__ == "__main__":
