@@ -24,7 +24,8 @@ def aggregate(graph: CSRGraph, x: Tensor, aggr: str = "add", normalize: bool = T
         graph, val = normalized(graph, improved, add_self_loops, dtype)
     transpose = graph.transpose() if needs_grad(x) else (None, None, None)
     val = None if val is None else val.to(x.dtype)
-    return torch.ops.sparsegnn.spmm(x, graph.crow, graph.col, val, scale, scale, diag, *transpose, reduce)[0]
+    need_arg = needs_grad(x) or (val is not None and needs_grad(val))
+    return torch.ops.sparsegnn.spmm(x, graph.crow, graph.col, val, scale, scale, diag, *transpose, reduce, need_arg)[0]
 
 
 def normalized(graph: CSRGraph, improved: bool, add_self_loops: bool, dtype: torch.dtype) -> tuple[CSRGraph, Tensor]:
