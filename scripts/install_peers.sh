@@ -1,15 +1,27 @@
 #!/usr/bin/env bash
-# Installs torch-scatter and torch-sparse, baselines and interop peers of the tests and benchmarks, into an environment:
-# from prebuilt wheels beside the checkout if they fit it, else from source with SPARSEGNN_PEERS=build (14 minutes on
-# two cores), else not at all: what needs them is then skipped.
+# Installs the peers of the tests and benchmarks into an environment: torch-scatter and torch-sparse (baselines and
+# interop) from prebuilt wheels beside the checkout if they fit it, else from source with SPARSEGNN_PEERS=build
+# (14 minutes on two cores), else not at all; and SparseProp, a baseline of the benchmarks, with SPARSEGNN_PEERS=build
+# (its code with C++17 in place of C++11, which the headers of pybind11 need). What needs a missing one is skipped.
 set -eu
 bin=$1
-"$bin/python" -c "import torch_sparse, torch_scatter" 2>/dev/null && exit 0
-if "$bin/pip" install -q --disable-pip-version-check --no-index --no-deps ../shared/wheels/torch_*.whl 2>/dev/null; then
-  exit 0
+if ! "$bin/python" -c "import torch_sparse, torch_scatter" 2>/dev/null; then
+  if "$bin/pip" install -q --disable-pip-version-check --no-index --no-deps ../shared/wheels/torch_*.whl 2>/dev/null; then
+    :
+  elif [ "${SPARSEGNN_PEERS:-}" = build ]; then
+    "$bin/pip" install -q --disable-pip-version-check --no-build-isolation torch-scatter torch-sparse
+  else
+    echo "torch-scatter and torch-sparse are not installed (SPARSEGNN_PEERS=build builds them); their tests are skipped"
+  fi
 fi
-if [ "${SPARSEGNN_PEERS:-}" = build ]; then
-  "$bin/pip" install -q --disable-pip-version-check --no-build-isolation torch-scatter torch-sparse
-else
-  echo "torch-scatter and torch-sparse are not installed (SPARSEGNN_PEERS=build builds them); their tests are skipped"
+if [ "${SPARSEGNN_PEERS:-}" = build ] && ! "$bin/python" -c "import sparseprop" 2>/dev/null; then
+  folder=$(mktemp -d)
+  trap 'rm -rf "$folder"' EXIT
+  "$bin/pip" install -q --disable-pip-version-check pybind11
+  PATH="$bin:$PATH" "$bin/pip" download -q --disable-pip-version-check --no-deps --no-build-isolation --no-binary :all: \
+    -d "$folder" sparseprop==0.1.14
+  tar -xzf "$folder"/sparseprop-*.tar.gz -C "$folder"
+  sed -i 's/-std=c++11/-std=c++17/' "$folder"/sparseprop-*/setup.py
+  PATH="$bin:$PATH" "$bin/pip" install -q --disable-pip-version-check --no-build-isolation --no-deps \
+    "$folder"/sparseprop-*/
 fi

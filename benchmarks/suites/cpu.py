@@ -57,7 +57,7 @@ def groups(quick: bool) -> list[Group]:
     found += [spmm("lognormal", reduce, width, size, AGGREGATION[reduce, width]) for reduce, width in wanted]
     found += [] if quick else [spmm("rmat", reduce, 64, size, None) for reduce in ("sum", "max")]
     found += [gat("gat", train, size, quick) for train in (True, False)] + [gat("gatv2", True, size, quick)]
-    found += [gcn(size, quick)]
+    found += [gcn(size, quick), sparse_features()]
     if not quick:
         found += [memory("GAT", 8.0), memory("GCN", None)]
     return [group for group in found if group is not None]
@@ -247,6 +247,24 @@ def gcn(size: dict, quick: bool) -> Group:
     ]
     errors = None if quick else functools.partial(oracles.gcn, bench)
     return Group("GCN step", case, tuple(rows), make, errors, seconds=24)
+
+
+def sparse_features() -> Group | None:
+    """Bag-of-words inputs: forward against dense features and torch's CSR."""
+    if "sparse_features" not in runner.names():
+        return None
+    bench = runner.load("sparse_features")
+    case = {k: v for k, v in bench.cases()[0].items() if k != "quick"}
+
+    def make() -> dict[str, Callable]:
+        return {"sparsegnn": bench.ours(case), **bench.baselines(case)}
+
+    text, work = "sparse features, Cora, 1433 to 16", bench.work(case)
+    rows = [Row(f"{text}: {name}", "sparsegnn", (name,), {"default": (bar, None)}, work=work)
+            for name, bar in (("nn.Linear", 30), ("torch CSR", 1.8))]  # fmt: skip
+    rows += [Row(f"{text}, weight 90 % sparse: {name}", "sparse weight", (name,), work=work)
+             for name in ("nn.Linear", "torch CSR")]  # fmt: skip
+    return Group("sparse features", case, tuple(rows), make, regimes=USER, seconds=4)
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

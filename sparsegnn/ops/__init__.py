@@ -5,8 +5,6 @@ from sparsegnn.ops import (  # noqa: F401  (they register their ops)
     gat_backward,
     gatv2_backward,
     sparse_linear_backward,
-    spmm_arg,
-    spmm_out,
     sparse_linear_out,
     sparse_linear_probe,
     spmm_arg,
