@@ -1,0 +1,230 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from ops.harness import DTYPES, TOLERANCE, Case, Op, cases, check_contract, check_op, csr_of, relative_error
+
+from sparsegnn.ops import block_linear
+from sparsegnn.ops.block_linear import BLOCKS
+
+PATTERN = ("crow", "col", "ccol", "row", "perm")
+
+
+def dense(values, crow, col, columns, height, width):
+    """The weight as a matrix, block by block; duplicates add up."""
+    rows = torch.arange(crow.numel() - 1).repeat_interleave(crow.diff().long())
+    weight = values.new_zeros((crow.numel() - 1) * height, columns)
+    for b, (r, c) in enumerate(zip(rows.tolist(), col.tolist(), strict=True)):
+        block = values[b * height * width : (b + 1) * height * width].view(height, width)
+        at = torch.zeros_like(weight).index_put(
+            (torch.arange(r * height, (r + 1) * height)[:, None], torch.arange(c * width, (c + 1) * width)[None]), block
+        )
+        weight = weight + at
+    return weight
+
+
+def oracle(x, values, bias, crow, col, ccol, row, perm, height, width):
+    return torch.nn.functional.linear(x, fast_dense(values, crow, col, x.size(1), height, width), bias)
+
+
+def fast_dense(values, crow, col, columns, height, width):
+    """The same as :func:`dense`, by one index per element."""
+    rows = torch.arange(crow.numel() - 1).repeat_interleave(crow.diff().long())
+    i = (rows[:, None, None] * height + torch.arange(height)[None, :, None]).expand(-1, -1, width)
+    j = (col.long()[:, None, None] * width + torch.arange(width)[None, None]).expand(-1, height, -1)
+    zeros = values.new_zeros((crow.numel() - 1) * height, columns)
+    return zeros.index_put((i.flatten(), j.flatten()), values, accumulate=True)
+
+
+def inputs(case: Case) -> dict:
+    """The case's width is the batch; its graph is the pattern over blocks, its variant the block and the bias."""
+    height, width, with_bias = case.variant
+    *pattern, (m, k) = case.csr()
+    values = case.tensor(pattern[1].numel() * height * width)
+    bias = case.tensor(m * height) if with_bias else None
+    x = case.tensor(case.width, k * width)
+    return dict(x=x, values=values, bias=bias, **dict(zip(PATTERN, pattern, strict=True)), height=height, width=width)
+
+
+OP = Op(
+    block_linear,
+    oracle,
+    inputs,
+    grad=("x", "values", "bias"),
+    autocast=("x", "values", "bias"),
+    raw=torch.ops.sparsegnn.block_linear.default,
+)
+VARIANTS = [(*block, i % 2 == 0) for i, block in enumerate(BLOCKS)]
+WIDTHS = (1, 7, 16, 33, 67, 130)
+GRAPHS = ("random", "empty", "zero_edges", "one_node", "isolated", "duplicates", "self_loops", "wide", "tall")
+
+
+@pytest.mark.parametrize("case", cases(variants=VARIANTS, graphs=GRAPHS, widths=WIDTHS))
+def test_values(case):
+    check_op(OP, case)
+
+
+@pytest.mark.parametrize("block", [(8, 1), (16, 16)], ids=str)
+def test_contract(block):
+    check_contract(OP, Case(graph="wide", width=5, variant=(*block, True)))
+
+
+def test_the_two_oracles_agree():
+    values, *pattern = weight(64, 48, 16, 16, 0.5, torch.float64)
+    want = dense(values, *pattern[:2], 48, 16, 16)
+    assert torch.equal(fast_dense(values, *pattern[:2], 48, 16, 16), want)
+
+
+def weight(m, k, height, width, sparsity, dtype, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    rows, cols = (torch.rand(m // height, k // width, generator=g) >= sparsity).nonzero().T
+    pattern = csr_of(rows, cols, m // height, k // width)
+    values = torch.randn(pattern[1].numel() * height * width, generator=g, dtype=torch.float64).to(dtype)
+    return values, *pattern
+
+
+# batch, inputs, outputs, sparsity: every part of the plans, with remainders
+GROUPED = ((1, 512, 304, 0.9), (5, 1433, 16, 0.9), (300, 1, 48, 0.3), (197, 700, 656, 0.9), (2000, 130, 144, 0.0))
+SQUARE = ((1, 512, 320, 0.9), (5, 1440, 32, 0.9), (197, 704, 672, 0.9), (2000, 128, 160, 0.0), (1000, 320, 256, 0.98))
+SHAPES = [(b, s) for b in BLOCKS for s in (GROUPED if b[1] == 1 else SQUARE)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("block, shape", SHAPES, ids=str)
+def test_shapes(block, shape, dtype):
+    check_shape(block, shape, dtype)
+
+
+def check_shape(block, shape, dtype):
+    n, k, m, sparsity = shape
+    values, *pattern = weight(m, k, *block, sparsity, dtype)
+    g = torch.Generator().manual_seed(1)
+    x, bias, dy = (torch.randn(s, generator=g, dtype=torch.float64).to(dtype) for s in ((n, k), (m,), (n, m)))
+    wide = [t.double().clone().requires_grad_() for t in (x, values, bias)]
+    wanted = oracle(*wide, *pattern, *block)
+    want = torch.autograd.grad(wanted, wide, dy.double())
+    for need in ((True, True, True), (True, False, False), (False, True, False), (False, False, True)):
+        leaves = [t.clone().requires_grad_(f) for t, f in zip((x, values, bias), need, strict=True)]
+        y = block_linear(*leaves, *pattern, *block)
+        assert relative_error(y, wanted) <= TOLERANCE[dtype]
+        asked = [i for i, f in enumerate(need) if f]
+        for i, got in zip(asked, torch.autograd.grad(y, [leaves[i] for i in asked], dy), strict=True):
+            assert relative_error(got, want[i]) <= 2 * TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_threads_do_not_change_bits(block):
+    values, *pattern = weight(192, 320, *block, 0.8, torch.float32)
+    x, dy, bias = torch.randn(3000, 320), torch.randn(3000, 192), torch.randn(192)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            y = torch.ops.sparsegnn.block_linear(x, values, bias, *pattern, *block)
+            grads = torch.ops.sparsegnn.block_linear_backward(dy, x, values, *pattern, *block, True, True, True)
+            results.append((y, *grads))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_no_samples_no_outputs_no_inputs_no_blocks(block):
+    height, width = block
+    for n, m, k in ((0, 64, 64), (40, 0, 64), (40, 64, 0), (40, 64, 64)):
+        values, *pattern = weight(m, k, *block, 1.0, torch.float32)
+        x, bias = torch.randn(n, k, requires_grad=True), torch.randn(m, requires_grad=True)
+        y = block_linear(x, values, bias, *pattern, *block)
+        assert torch.equal(y, bias.expand(n, m))
+        dx, dbias = torch.autograd.grad(y.sum(), (x, bias))
+        assert torch.equal(dx, torch.zeros(n, k)) and torch.equal(dbias, torch.full((m,), float(n)))
+
+
+def test_large_outputs_go_past_the_caches():
+    """4 MiB and more of results, in and out of alignment: 1433 inputs are no multiple of a cache line."""
+    for block, m, k in (((8, 1), 1024, 1433), ((16, 16), 1024, 1424), ((8, 1), 1024, 1424)):
+        values, *pattern = weight(m, k, *block, 0.99, torch.float32)
+        g = torch.Generator().manual_seed(1)
+        x, dy = torch.randn(1500, k, generator=g), torch.randn(1500, m, generator=g)
+        want = dy @ fast_dense(values, *pattern[:2], k, *block)
+        dx, dvalues, _ = torch.ops.sparsegnn.block_linear_backward(dy, x, values, *pattern, *block, True, True, False)
+        assert relative_error(dx, want) <= 1e-5
+        y = block_linear(x, values, None, *pattern, *block)
+        assert relative_error(y, x @ fast_dense(values, *pattern[:2], k, *block).T) <= 1e-5
+
+
+def test_leading_dimensions():
+    values, *pattern = weight(16, 5, 8, 1, 0.5, torch.float32)
+    x = torch.randn(2, 3, 5)
+    got = block_linear(x, values, None, *pattern, 8, 1)
+    assert torch.equal(got, block_linear(x.view(6, 5), values, None, *pattern, 8, 1).view(2, 3, 16))
+    assert block_linear(x[0, 0], values, None, *pattern, 8, 1).shape == (16,)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_nonfinite_inputs_pass_through(block):
+    values, *pattern = weight(64, 96, *block, 0.5, torch.float32)
+    x = torch.randn(50, 96)
+    x[3, 4], x[7, 8], x[9, 10] = float("nan"), float("inf"), 1e-42
+    got = block_linear(x, values, None, *pattern, *block)
+    matrix = fast_dense(values, *pattern[:2], 96, *block)
+    touched = torch.zeros(50, 64, dtype=torch.bool)
+    touched[3], touched[7] = matrix[:, 4] != 0, matrix[:, 8] != 0
+    assert not got[touched].isfinite().any()  # an absent block does not see the value
+    torch.testing.assert_close(got[~touched], torch.nn.functional.linear(x.nan_to_num(0.0, 0.0), matrix)[~touched])
+
+
+def test_errors():
+    values, crow, col, ccol, row, perm = weight(16, 5, 8, 1, 0.5, torch.float32)
+    x, pattern = torch.randn(3, 5), (crow, col, ccol, row, perm)
+    with pytest.raises(ValueError, match=r"block_linear: x must have shape \[..., 5\], got \[3, 4\]"):
+        block_linear(x[:, :4], values, None, *pattern, 8, 1)
+    with pytest.raises(TypeError, match="block_linear: values must have the dtype of x"):
+        block_linear(x, values.double(), None, *pattern, 8, 1)
+    with pytest.raises(ValueError, match=r"block_linear: bias must have shape \[16\], got \[5\]"):
+        block_linear(x, values, torch.zeros(5), *pattern, 8, 1)
+    with pytest.raises(ValueError, match="block_linear: values must have shape"):
+        block_linear(x, values[1:], None, *pattern, 8, 1)
+    with pytest.raises(ValueError, match="block_linear: height and width must be one of 4x1, .*, got 3x1"):
+        block_linear(x, values, None, *pattern, 3, 1)
+    op, back = torch.ops.sparsegnn.block_linear, torch.ops.sparsegnn.block_linear_backward
+    with pytest.raises(RuntimeError, match="block_linear: blocks must be 4x1"):
+        op(x, values, None, *pattern, 2, 4)
+    with pytest.raises(RuntimeError, match="block_linear: col must be in"):
+        op(x, values, None, crow, col + 3, ccol, row, perm, 8, 1)
+    with pytest.raises(RuntimeError, match="block_linear: col must be in"):
+        op(x, values, None, crow, -col, ccol, row, perm, 8, 1)
+    with pytest.raises(RuntimeError, match="block_linear: crow must ascend"):
+        op(x, values, None, crow + 1, col, ccol, row, perm, 8, 1)
+    dy = torch.randn(3, 16)
+    with pytest.raises(RuntimeError, match="block_linear: perm must be in"):
+        back(dy, x, values, crow, col, ccol, row, perm + 9, 8, 1, True, True, True)
+    with pytest.raises(RuntimeError, match="block_linear: col must ascend within rows"):
+        back(dy, x, values, crow, col.flip(0), ccol, row, perm, 8, 1, True, True, True)
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+def test_instruction_sets(isa):
+    """The same shapes on the other instruction sets of this processor, in a process of their own."""
+    order = ["portable", "avx2", "avx512"]
+    best = torch.ops.sparsegnn.best_isa()
+    if order.index(isa) > order.index(best):
+        pytest.skip(f"this processor has {best}, not {isa}")
+    code = (
+        "import torch, ops.test_block_linear as t\n"
+        f"assert torch.ops.sparsegnn.isa() == {isa!r}\n"
+        "[t.check_shape(b, s, d) for b, s in t.SHAPES for d in t.DTYPES]"
+    )
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    path = os.pathsep.join([folder, *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=os.environ | {"SPARSEGNN_ISA": isa, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
