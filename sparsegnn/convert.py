@@ -42,7 +42,7 @@ def sparsify(
         sparsity: fraction of zeros of all swapped layers together, in [0, 1). 0 keeps all weights, in sparse layers.
         distribution: how the layers share it. ``"erk"``, ``"uniform"``, ``"global"`` (magnitudes compete across
             layers), or ``{name: sparsity}``, which swaps only the layers it names.
-        pattern: ``"unstructured"`` or ``"fan_in"`` (the same number of inputs per output).
+        pattern: where the weights may be, of all swapped layers; see :class:`~sparsegnn.nn.SparseLinear`.
         include, exclude: names of layers or of modules that contain them, ``*`` and ``?`` allowed, or a callable
             ``(name, module) -> bool``. ``exclude=["conv2"]`` keeps an output layer dense.
         only_if_faster: measure forward and backward on ``rows`` random inputs, and where the dense kernel wins let

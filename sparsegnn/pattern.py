@@ -3,16 +3,32 @@
 A pattern of a weight matrix [M, K] is ``crow`` [M+1] and ``col`` [nnz], both int32, columns strictly ascending within
 a row. Its transpose is ``ccol`` [K+1], ``row`` [nnz], ``perm`` [nnz]: ``perm[t]`` is the position in ``(crow, col)``
 of entry t of the transpose. Everything here is plain PyTorch and also runs on the meta device.
+
+Patterns by name: ``"unstructured"``; ``"fan_in"``, the same number of inputs for every output; ``"grouped:8"`` (4, 8,
+16), consecutive outputs share their inputs; ``"block:16x16"`` (16, 32), dense blocks. The last two are patterns over
+blocks [height, width]: ``(crow, col)`` is that of the [M / height, K / width] matrix of blocks, and values are held
+block after block, row-major inside a block.
 """
 
 from __future__ import annotations
 
+import math
 from numbers import Real
 
 import torch
 from torch import Tensor
 
-PATTERNS = ("unstructured", "fan_in")
+#: name -> (height, width) of the blocks that exist or do not
+BLOCKS = {
+    "unstructured": (1, 1),
+    "fan_in": (1, 1),
+    "grouped:4": (4, 1),
+    "grouped:8": (8, 1),
+    "grouped:16": (16, 1),
+    "block:16x16": (16, 16),
+    "block:32x32": (32, 32),
+}
+PATTERNS = tuple(BLOCKS)
 
 
 def check_sparsity(sparsity: float, op: str) -> float:
@@ -27,15 +43,32 @@ def check_sparsity(sparsity: float, op: str) -> float:
 def check_kind(pattern: str, op: str) -> str:
     """``pattern`` if it is the name of a supported pattern, else ValueError."""
     if pattern not in PATTERNS:
-        supported = " or ".join(repr(p) for p in PATTERNS)
-        raise ValueError(f"{op}: pattern must be {supported} (others are not implemented yet), got {pattern!r}")
+        raise ValueError(f"{op}: pattern must be one of {', '.join(map(repr, PATTERNS))}, got {pattern!r}")
     return pattern
 
 
+def block_grid(rows: int, cols: int, kind: str, op: str) -> tuple[int, int]:
+    """Blocks along both sides of a [rows, cols] matrix; sizes that blocks do not divide raise ValueError."""
+    height, width = BLOCKS[check_kind(kind, op)]
+    for what, size, step in (("rows (outputs)", rows, height), ("columns (inputs)", cols, width)):
+        if size % step:
+            raise ValueError(
+                f"{op}: a weight of pattern {kind!r} must have a multiple of {step} {what}, got {size}; choose another "
+                "width or pattern, or leave this layer out (sparsify(..., exclude=[name]))"
+            )
+    return rows // height, cols // width
+
+
 def count_kept(rows: int, cols: int, sparsity: float, kind: str = "unstructured") -> int:
-    """Number of weights left of a [rows, cols] matrix: rounded to the nearest, at least one (per row for "fan_in")."""
+    """Number of weights left of a [rows, cols] matrix: rounded to the nearest, at least one (per row for "fan_in").
+
+    A multiple of the size of a block, where the pattern has blocks.
+    """
     if kind == "fan_in":
         return rows * count_kept(1, cols, sparsity)
+    if BLOCKS[kind] != (1, 1):
+        size = math.prod(BLOCKS[kind])
+        return size * count_kept(*block_grid(rows, cols, kind, "count_kept"), sparsity)
     return max(1, round((1 - sparsity) * rows * cols))
 
 
@@ -52,8 +85,9 @@ def random_pattern(
     """``(crow, col)`` with exactly ``nnz`` positions (or those that ``sparsity`` leaves), uniformly at random.
 
     ``kind="fan_in"`` gives every row the same number of columns, so ``nnz`` must be a multiple of ``rows``; from a
-    sparsity that number is rounded to the nearest, at least one. Drawn on the CPU (or the generator's device), so a
-    seed means the same pattern on every device.
+    sparsity that number is rounded to the nearest, at least one. Kinds with blocks: ``nnz`` weights in whole blocks,
+    and the result is a pattern over blocks. Drawn on the CPU (or the generator's device), so a seed means the same
+    pattern on every device.
     """
     op = "random_pattern"
     if rows < 1 or cols < 1:
@@ -61,8 +95,11 @@ def random_pattern(
     if (nnz is None) == (sparsity is None):
         raise ValueError(f"{op}: exactly one of nnz and sparsity must be given")
     fan_in = check_kind(kind, op) == "fan_in"
+    rows, cols = block_grid(rows, cols, kind, op)
     if nnz is None:
-        nnz = count_kept(rows, cols, check_sparsity(sparsity, op), kind)
+        nnz = count_kept(rows, cols, check_sparsity(sparsity, op), "fan_in" if fan_in else "unstructured")
+    else:
+        nnz = whole_blocks(nnz, kind, op)
     if not 1 <= nnz <= rows * cols:
         raise ValueError(f"{op}: nnz must be in [1, {rows * cols}], got {nnz}")
     if fan_in and nnz % rows:
@@ -82,21 +119,34 @@ def random_pattern(
     return crow.to(device, torch.int32), col.to(device, torch.int32)
 
 
-def from_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """``(crow, col)`` of the nonzero entries of ``mask`` [M, K]."""
+def whole_blocks(nnz: int, kind: str, op: str) -> int:
+    """Number of blocks that hold ``nnz`` weights."""
+    size = math.prod(BLOCKS[kind])
+    if nnz % size:
+        raise ValueError(f"{op}: nnz must be a multiple of {size} for pattern {kind!r}, got {nnz}")
+    return nnz // size
+
+
+def from_mask(mask: Tensor, kind: str = "unstructured") -> tuple[Tensor, Tensor]:
+    """``(crow, col)`` of the nonzero entries of ``mask`` [M, K], or of the blocks that have one."""
     if mask.dim() != 2:
         raise ValueError(f"from_mask: mask must have shape [M, K], got {list(mask.shape)}")
+    if BLOCKS[kind] != (1, 1):
+        mask = tiles(mask, kind, "from_mask").ne(0).flatten(2).any(2)
     return _from_linear(mask.flatten().nonzero().squeeze(1), *mask.shape)
 
 
 def from_dense_topk(weight: Tensor, nnz: int, kind: str = "unstructured") -> tuple[Tensor, Tensor]:
     """``(crow, col)`` of the ``nnz`` entries of ``weight`` [M, K] with the largest magnitude.
 
-    Ties go to the lower index, NaN ranks lowest. ``kind="fan_in"`` selects ``nnz / M`` entries in every row.
+    Ties go to the lower index, NaN ranks lowest. ``kind="fan_in"`` selects ``nnz / M`` entries in every row. Kinds with
+    blocks select the blocks with the largest sum of magnitudes.
     """
     op = "from_dense_topk"
     if weight.dim() != 2:
         raise ValueError(f"{op}: weight must have shape [M, K], got {list(weight.shape)}")
+    if BLOCKS[check_kind(kind, op)] != (1, 1):
+        weight, nnz = tiles(weight.detach().abs(), kind, op).flatten(2).sum(2), whole_blocks(nnz, kind, op)
     rows, cols = weight.shape
     if not 1 <= nnz <= rows * cols:
         raise ValueError(f"{op}: nnz must be in [1, {rows * cols}], got {nnz}")
@@ -135,15 +185,54 @@ def to_mask(crow: Tensor, col: Tensor, cols: int) -> Tensor:
     return mask
 
 
+def tiles(matrix: Tensor, kind: str, op: str = "pattern") -> Tensor:
+    """[M / height, K / width, height, width]: the blocks of ``matrix`` [M, K], a view where possible."""
+    rows, cols = block_grid(*matrix.shape, kind, op)
+    return matrix.reshape(rows, BLOCKS[kind][0], cols, BLOCKS[kind][1]).transpose(1, 2)
+
+
+def untile(blocks: Tensor) -> Tensor:
+    """The matrix [M, K] of blocks [M / height, K / width, height, width]."""
+    rows, cols, height, width = blocks.shape
+    if (height, width) == (1, 1):
+        return blocks.view(rows, cols)
+    return blocks.transpose(1, 2).reshape(rows * height, cols * width)
+
+
+def gather(matrix: Tensor, crow: Tensor, col: Tensor, kind: str) -> Tensor:
+    """The values [nnz] of ``matrix`` [M, K] at the positions of a pattern of this kind."""
+    return tiles(matrix, kind)[rows_of(crow, col), col.long()].flatten()
+
+
+def rewire_rows(crow: Tensor, col: Tensor, drop: Tensor, grow: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """``(col, source)`` after every row has dropped ``n`` of its entries and grown ``n``: ``topology_`` row by row.
+
+    For patterns with the same number of entries in every row, which keep it. ``drop`` [nnz], ``grow`` [M, K].
+    """
+    rows, cols = grow.shape
+    held = col.long().view(rows, -1)
+    kept = held.gather(1, top(drop.view(rows, -1), held.size(1) - n))
+    taken = torch.zeros_like(grow, dtype=torch.bool).scatter_(1, kept, True)
+    best = grow.neg().argsort(dim=1, stable=True)  # NaN last
+    free = taken.gather(1, best).byte().argsort(dim=1, stable=True)[:, :n]
+    chosen = torch.cat([kept, best.gather(1, free)], 1).sort(1).values
+    slot = torch.arange(col.numel(), device=col.device).view_as(held)
+    before = torch.full_like(grow, -1, dtype=torch.long).scatter_(1, held, slot)
+    return chosen.flatten().int(), before.gather(1, chosen).flatten().int()
+
+
 def subset(crow: Tensor, col: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
     """``(crow, col)`` of the entries ``slots`` (ascending, int64) alone."""
     return torch.searchsorted(slots, crow.long()).int(), col[slots]
 
 
 def rearrange(tensor: Tensor, source: Tensor) -> Tensor:
-    """``tensor[source]`` with zero where ``source`` is -1: anything held per weight, after the positions moved."""
-    moved = tensor[source.clamp(min=0).long()]
-    return moved.masked_fill_(source < 0, 0)
+    """``tensor[source]`` with zero where ``source`` is -1: anything held per weight, after the positions moved.
+
+    ``tensor`` [nnz] may hold several weights per position: it then moves block by block.
+    """
+    moved = tensor.reshape(source.numel(), -1)[source.clamp(min=0).long()]
+    return moved.masked_fill_((source < 0)[:, None], 0).view(tensor.shape)
 
 
 def check_pattern(crow: Tensor, col: Tensor, rows: int, cols: int, op: str = "pattern") -> None:

@@ -84,6 +84,8 @@ def kernel(module: nn.Module) -> str:
     """What multiplies in ``module``: cpu/<instruction set>, cuda, reference or dense."""
     ours = (t.__name__ for t in type(module).__mro__ if t.__module__.startswith("sparsegnn."))
     op = next((OPS[name] for name in ours if name in OPS), None)
+    if getattr(module, "block", (1, 1)) != (1, 1):
+        op = "block_linear"
     if op is None or (isinstance(module, _linear.SparseLinear) and module.kernel == "dense"):
         return "dense"
     device = next((t.device.type for t in (*module.parameters(), *module.buffers())), "cpu")

@@ -57,7 +57,7 @@ void tiles(const BlockLinearArgs<T, A>& a, int64_t begin, int64_t end, A* worksp
   for (int64_t t = begin; t < end; ++t) {
     const int64_t n = t * B, samples = a.samples - n < B ? a.samples - n : B;
     const int64_t left = t + 1 < end ? a.samples - n - B : 0;
-    tile_in<Z>(a.x + n * w.cols, w.cols, samples, w.cols, x);
+    tile_in<Z>(a.x, Place{n, 0, w.cols}, samples, w.cols, x);
     Prefetch ahead = prefetch_tile(a.x + (n + B) * w.cols, w.cols, left < B ? left : B, w.cols, w.blocks);
     for (int64_t first = 0; first < w.rows; first += panel) {
       const int64_t outputs = w.rows - first < panel ? w.rows - first : panel;
@@ -77,7 +77,7 @@ void tiles(const BlockLinearArgs<T, A>& a, int64_t begin, int64_t end, A* worksp
             for (int z = 0; z < Z; ++z) store(out + i * B + z * L, sum[i][z]);
         }
       }
-      tile_out<Z>(static_cast<const A*>(y), a.y + n * w.rows + first, w.rows, samples, outputs, a.stream);
+      tile_out<Z>(static_cast<const A*>(y), a.y, Place{n, first, w.rows}, samples, outputs, a.stream);
     }
   }
   if (a.stream) stores_done();
@@ -184,12 +184,12 @@ void backward_chunk(const BlockLinearBackwardArgs<T, A>& a, int64_t chunk, A* wo
   for (int64_t n = begin; n < end; n += rows) {
     const int64_t samples = end - n < rows ? end - n : rows, parts = (samples + B - 1) / B;
     for (int64_t q = 0; q < parts; ++q) {
-      const T* from = a.dy + (n + q * B) * w.rows;
+      const Place at{n + q * B, 0, w.rows};
       const int64_t here = samples - q * B < B ? samples - q * B : B;
       if (bias != nullptr) {
-        tile_in<Z, true>(from, w.rows, here, w.rows, dy + q * dy_part, bias);
+        tile_in<Z, true>(a.dy, at, here, w.rows, dy + q * dy_part, {}, bias);
       } else {
-        tile_in<Z>(from, w.rows, here, w.rows, dy + q * dy_part);
+        tile_in<Z>(a.dy, at, here, w.rows, dy + q * dy_part);
       }
     }
     const int64_t left = end - n - rows, next = left < 0 ? 0 : left < rows ? left : rows;
@@ -199,7 +199,7 @@ void backward_chunk(const BlockLinearBackwardArgs<T, A>& a, int64_t chunk, A* wo
       const int32_t* to = from + groups;
       if (partial != nullptr) {
         for (int64_t q = 0; q < parts; ++q)
-          tile_in<Z>(a.x + (n + q * B) * w.cols + first, w.cols, samples - q * B < B ? samples - q * B : B, width,
+          tile_in<Z>(a.x, Place{n + q * B, first, w.cols}, samples - q * B < B ? samples - q * B : B, width,
                      x + q * x_part);
         const bool last = b + 1 == blocks;  // then ask for the first block of the next tile
         const int64_t other = last ? 0 : first + a.block, row = last ? n + rows : n;
@@ -222,7 +222,7 @@ void backward_chunk(const BlockLinearBackwardArgs<T, A>& a, int64_t chunk, A* wo
                              w.value + int64_t{from[g]} * G + half, to[g] - from[g]);
           ahead.step();
         }
-        tile_out<Z>(static_cast<const A*>(dx), a.dx + (n + q * B) * w.cols + first, w.cols,
+        tile_out<Z>(static_cast<const A*>(dx), a.dx, Place{n + q * B, first, w.cols},
                     samples - q * B < B ? samples - q * B : B, width, a.stream);
       }
     }

@@ -34,6 +34,9 @@ class Controller:
     the shape of the parameter: momentum, Adam moments) start at zero, all others keep theirs. Indices, values and
     state are rewritten in place, without reallocation, recompilation or host synchronisation.
 
+    Layers with a pattern keep it: blocks and groups move as a whole, by the sums of their scores, and a layer with
+    constant fan-in moves as many inputs of every output (rounded down).
+
     Args:
         model: with at least one :class:`~sparsegnn.nn.SparseLinear` anywhere inside, trainable.
         optimizer: holds the ``values`` of these layers.
@@ -48,7 +51,6 @@ class Controller:
     """
 
     needs_dense_gradient = False  # whether grow_scores() reads dense_gradient()
-    needs_unstructured = True  # whether updates break other patterns
 
     def __init__(
         self,
@@ -100,16 +102,15 @@ class Controller:
         if not 0 <= fraction <= 1:
             raise ValueError(f"{self._name}: drop_fraction must be in [0, 1], got {fraction} at step {self.step}")
         for name, layer in self.layers.items():
-            nnz = layer.values.numel()
-            n = int(fraction * nnz)
-            if n == 0 or nnz == layer.in_features * layer.out_features:
+            n = int(fraction * layer.col.numel())
+            if n == 0 or layer.values.numel() == layer.in_features * layer.out_features:
                 continue
             grow = self.grow_scores(name, layer)
             if grow is None:
                 continue
             source = layer.rewire_(self.drop_scores(name, layer), grow, n)
             self.move_state(layer.values, source)
-            self.grown[name] += (source < 0).sum()
+            self.grown[name] += (source < 0).sum() * (layer.values.numel() // layer.col.numel())
 
     # --- for methods ---
 
@@ -202,11 +203,6 @@ class Controller:
         for name, layer in layers.items():
             if id(layer.values) not in held:
                 raise ValueError(f"{op}: optimizer must hold the values of layer {name!r}; make it after the model")
-            if self.needs_unstructured and layer.structure != "unstructured":
-                raise ValueError(
-                    f"{op}: model must have pattern 'unstructured' in layer {name!r}, got {layer.structure!r} "
-                    "(only StaticSparse keeps other patterns)"
-                )
         return layers
 
     @torch.compiler.disable

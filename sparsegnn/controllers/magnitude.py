@@ -71,11 +71,26 @@ class GradualMagnitude(Controller):
         """Prune every layer to its count; a layer that has fewer weights already is left as it is."""
         for (name, layer), n in zip(self.layers.items(), self.counts().values(), strict=True):
             if n < layer.values.numel():
-                self._keep(layer, top(self.drop_scores(name, layer), n).sort().values)
+                self._keep(layer, survivors(layer, layer.per_position(self.drop_scores(name, layer)), n))
 
     def _keep(self, layer: SparseLinear, slots: Tensor) -> None:
+        def kept(tensor: Tensor) -> Tensor:
+            return tensor.view(layer.col.numel(), -1)[slots].flatten()
+
         state, full = self.optimizer.state.get(layer.values, {}), layer.values.shape
         for key, slot in state.items():
             if isinstance(slot, Tensor) and slot.shape == full:
-                state[key] = slot[slots]
-        layer.set_pattern_(*subset(*layer.pattern(), slots), layer.values[slots])
+                state[key] = kept(slot)
+        layer.set_pattern_(*subset(*layer.pattern(), slots), kept(layer.values))
+
+
+def survivors(layer: SparseLinear, score: Tensor, n: int) -> Tensor:
+    """The entries of ``layer.col`` (ascending) of highest ``score`` that hold ``n`` weights, at least one entry.
+
+    As many of every output with constant fan-in.
+    """
+    if layer.structure == "fan_in":
+        each = score.numel() // layer.out_features
+        best = top(score.view(-1, each), max(1, round(n / layer.out_features))).sort(1).values
+        return (best + torch.arange(0, score.numel(), each, device=best.device)[:, None]).flatten()
+    return top(score, max(1, round(n * score.numel() / layer.values.numel()))).sort().values

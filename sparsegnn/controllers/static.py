@@ -6,7 +6,5 @@ from sparsegnn.controllers.base import Controller
 class StaticSparse(Controller):
     """Counts steps and changes nothing. Accepts every pattern."""
 
-    needs_unstructured = False
-
     def due(self, step: int) -> bool:
         return False

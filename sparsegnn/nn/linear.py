@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sparsegnn import pattern as patterns
 from sparsegnn.nn.sparse_weight import SparseWeight
+from sparsegnn.ops.block_linear import apply as block_linear
 from sparsegnn.ops.sparse_linear import apply as sparse_linear
 
 
@@ -21,7 +22,10 @@ class SparseLinear(SparseWeight):
     Args:
         in_features, out_features, bias, device, dtype: as for ``nn.Linear``; ``x`` may have leading batch dimensions.
         sparsity: fraction of weights that do not exist, in [0, 1); at least one weight stays.
-        pattern: ``"unstructured"``, or ``"fan_in"`` for the same number of inputs per output.
+        pattern: ``"unstructured"``; ``"fan_in"`` for the same number of inputs per output; ``"grouped:8"`` (4, 8, 16)
+            where so many consecutive outputs share their inputs; ``"block:16x16"`` (16, 32) for dense blocks, whose
+            sizes must divide those of the weight. Structure is faster at equal sparsity; on a layer over bag-of-words
+            features it costs accuracy.
 
     The positions are drawn from torch's generator. Where so few weights are missing that dense kernels are faster, they
     run, on the weight with its zeros (``kernel``).
@@ -51,13 +55,16 @@ class SparseLinear(SparseWeight):
         if mask is not None and mask.shape != weight.shape:
             raise ValueError(f"SparseLinear: mask must have shape {list(weight.shape)}, got {list(mask.shape)}")
         if sparsity is None:
-            crow, col = patterns.from_mask(weight if mask is None else mask.to(weight.device))
+            patterns.check_kind(pattern, "SparseLinear")
+            crow, col = patterns.from_mask(weight if mask is None else mask.to(weight.device), pattern)
+            weight = weight if mask is None else weight.where(mask.to(weight.device) != 0, 0)
         else:
             patterns.check_sparsity(sparsity, "SparseLinear")
+            patterns.block_grid(*weight.shape, pattern, "SparseLinear")
             crow, col = patterns.from_dense_topk(weight, patterns.count_kept(*weight.shape, sparsity, pattern), pattern)
         layer = cls(weight.shape[1], weight.shape[0], bias is not None, pattern=pattern, device="meta")
         layer.values = nn.Parameter(weight.new_empty(0), requires_grad=linear.weight.requires_grad)
-        layer.set_pattern_(crow, col, weight[patterns.rows_of(crow, col), col.long()])
+        layer.set_pattern_(crow, col, patterns.gather(weight, crow, col, pattern))
         layer.shape = layer._shape(weight.device)
         if bias is not None:
             layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
@@ -99,7 +106,8 @@ class SparseLinear(SparseWeight):
         rows = _as_rows(x, self.in_features)
         if self.kernel == "sparse":
             b = self._buffers  # an attribute costs 0.6 us
-            y = sparse_linear(rows, self.values, self.bias, b["crow"], b["col"], b["ccol"], b["row"], b["perm"])
+            args = rows, self.values, self.bias, b["crow"], b["col"], b["ccol"], b["row"], b["perm"]
+            y = sparse_linear(*args) if self.block == (1, 1) else block_linear(*args, *self.block)
         else:
             y = nn.functional.linear(rows, self.dense_weight(), self.bias)
         if self.probe is not None:  # adds zeros; backward leaves the dense gradient dy^T x in probe.grad

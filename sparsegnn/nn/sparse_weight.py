@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from sparsegnn import pattern as patterns
 from sparsegnn import plans
+from sparsegnn.nn.storage import check_saved, resize_
 
-SAVED = ("values", "crow", "col", "shape")
 DERIVED = ("ccol", "row", "perm")  # the transpose: not saved, rebuilt whenever the positions change
 
 
@@ -16,7 +16,8 @@ class SparseWeight(nn.Module):
     """Base of layers with a sparse weight [out_features, in_features].
 
     ``values`` [nnz] is an ordinary 1-D parameter, so optimizers, AMP, DDP, ``deepcopy`` and safetensors need nothing
-    special. ``crow`` and ``col`` are saved with it; ``ccol, row, perm`` is their transpose.
+    special. ``crow`` and ``col`` are saved with it; ``ccol, row, perm`` is their transpose. A structure of blocks has
+    the positions of ``block`` = (height, width) weights each, and ``values`` block after block.
     """
 
     def __init__(self, in_features: int, out_features: int, *, sparsity: float, pattern: str, device, dtype):
@@ -25,8 +26,10 @@ class SparseWeight(nn.Module):
         patterns.check_sparsity(sparsity, op)
         self.in_features, self.out_features = in_features, out_features
         self.structure = patterns.check_kind(pattern, op)
+        self.block = patterns.BLOCKS[pattern]
+        self.grid = patterns.block_grid(out_features, in_features, pattern, op)
         crow, col = patterns.random_pattern(out_features, in_features, sparsity=sparsity, kind=pattern, device=device)
-        self.values = nn.Parameter(torch.empty(col.numel(), device=device, dtype=dtype))
+        self.values = nn.Parameter(torch.empty(self._weights(col), device=device, dtype=dtype))
         for name in ("crow", "col", *DERIVED):
             self.register_buffer(name, None, persistent=name not in DERIVED)
         self.register_buffer("flat", None, persistent=False)  # positions, where the dense kernel runs
@@ -36,28 +39,32 @@ class SparseWeight(nn.Module):
     def _shape(self, device: torch.device) -> Tensor:
         return torch.tensor([self.out_features, self.in_features], dtype=torch.int32, device=device)
 
+    def _weights(self, col: Tensor) -> int:
+        return col.numel() * self.block[0] * self.block[1]
+
     @property
     def sparsity(self) -> float:
         """Fraction of the weights that do not exist."""
         return 1 - self.values.numel() / (self.in_features * self.out_features)
 
     def pattern(self) -> tuple[Tensor, Tensor]:
-        """``(crow, col)``: where the weights are."""
+        """``(crow, col)``: where the weights, or the blocks of weights, are."""
         return self.crow, self.col
 
     def dense_weight(self) -> Tensor:
         """The weight [out_features, in_features] with its zeros, differentiable in ``values``; a view if all exist."""
         size = self.out_features * self.in_features
-        if self.values.numel() == size:  # all there: in CSR order already
-            return self.values.view(self.out_features, self.in_features)
-        zeros = self.values.new_zeros(size)
-        return zeros.index_copy_(0, self._positions(), self.values).view(self.out_features, self.in_features)
+        flat = self.values
+        if flat.numel() < size:  # else all there: in CSR order already
+            zeros = flat.new_zeros(self.grid[0] * self.grid[1], *self.block)
+            flat = zeros.index_copy_(0, self._positions(), flat.view(-1, *self.block))
+        return patterns.untile(flat.view(*self.grid, *self.block))
 
     def _positions(self) -> Tensor:
-        """int64 positions [nnz] in the flat weight; kept once made."""
+        """int64 positions in the flat weight, or grid of blocks; kept once made."""
         if self.flat is not None:
             return self.flat
-        flat = patterns.rows_of(self.crow, self.col) * self.in_features + self.col
+        flat = patterns.rows_of(self.crow, self.col) * self.grid[1] + self.col
         if not torch.compiler.is_compiling():
             self.flat = flat
         return flat
@@ -70,13 +77,13 @@ class SparseWeight(nn.Module):
         Parameter object, on new storage and without a gradient.
         """
         op = type(self).__name__
-        patterns.check_pattern(crow, col, self.out_features, self.in_features, op)
-        if values.shape != col.shape:
-            raise ValueError(f"{op}: values must have shape {list(col.shape)}, got {list(values.shape)}")
+        patterns.check_pattern(crow, col, *self.grid, op)
+        if values.shape != (self._weights(col),):
+            raise ValueError(f"{op}: values must have shape [{self._weights(col)}], got {list(values.shape)}")
         if self.structure == "fan_in" and not crow.is_meta and crow.diff().unique().numel() != 1:
             raise ValueError(f"{op}: crow must give every output as many inputs (pattern 'fan_in'), got other counts")
         if values.shape != self.values.shape:
-            self._resize_values(values.shape)
+            resize_(self.values, values.shape)
         self.values.copy_(values)
         self._place(crow, col)
 
@@ -85,26 +92,28 @@ class SparseWeight(nn.Module):
         """Drop the ``n`` weights of lowest ``drop_score`` [nnz], grow ``n`` of highest ``grow_score`` [out, in].
 
         Grown weights are zero, one that was just dropped may return with its value. In place, without host
-        synchronisation. Returns ``source`` [nnz]: where each weight was before, -1 for a new one.
+        synchronisation. Returns ``source``, one per entry of ``col``: where it was before, -1 for a new one. Blocks
+        move as a whole, ``n`` of them, by the sums of their scores; ``"fan_in"`` moves ``n // out`` of every output.
         """
-        source = torch.ops.sparsegnn.topology_(self.crow, self.col, drop_score, grow_score, n)
+        if self.structure == "fan_in":
+            col, source = patterns.rewire_rows(self.crow, self.col, drop_score, grow_score, n // self.out_features)
+            self.col.copy_(col)
+        else:
+            if self.block != (1, 1):
+                grow_score = patterns.tiles(grow_score, self.structure).flatten(2).sum(2)
+            source = torch.ops.sparsegnn.topology_(self.crow, self.col, self.per_position(drop_score), grow_score, n)
         self.values.copy_(patterns.rearrange(self.values, source))
         self._place(self.crow, self.col)
         return source
 
-    def _resize_values(self, shape: torch.Size) -> None:
-        """The same Parameter object on new storage, without a gradient."""
-        new = self.values.new_empty(shape)
-        other = torch.float32 if self.values.dtype == torch.float64 else torch.float64
-        # Autograd keeps the node of a parameter, with its old shape, while a loss of an earlier step is alive; only a
-        # change of the dtype makes it forget that node.
-        self.values.data = new.to(other)
-        self.values.data, self.values.grad = new, None
+    def per_position(self, score: Tensor) -> Tensor:
+        """Sums of ``score`` [nnz] over the weights of each entry of ``col``."""
+        return score if self.block == (1, 1) else score.view(self.col.numel(), -1).sum(1)
 
     def _place(self, crow: Tensor, col: Tensor) -> None:
         """Store positions and their transpose, in place where they fit."""
-        self._follow_policy(col.numel())
-        derived = torch.ops.sparsegnn.csr_transpose(crow, col, self.in_features)
+        self._follow_policy(self._weights(col))
+        derived = torch.ops.sparsegnn.csr_transpose(crow, col, self.grid[1])
         for name, new in zip(("crow", "col", *DERIVED), (crow, col, *derived), strict=True):
             old = getattr(self, name)
             if old is new:
@@ -133,16 +142,9 @@ class SparseWeight(nn.Module):
         self._static = plans.static_kernel(nnz, (self.out_features, self.in_features), self.values.dtype)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        op, mine = type(self).__name__, [self.out_features, self.in_features]
-        values, crow, col, shape = (state_dict.get(prefix + k, getattr(self, k)) for k in SAVED)
-        if not shape.is_meta and shape.tolist() != mine:
-            raise ValueError(f"{op}: checkpoint '{prefix}shape' must be {mine}, got {shape.tolist()}")
-        patterns.check_pattern(crow, col, *mine, f"{op}: checkpoint '{prefix.rstrip('.')}'")
-        if values.shape != col.shape:
-            want, got = list(col.shape), list(values.shape)
-            raise ValueError(f"{op}: checkpoint '{prefix}values' must have shape {want}, got {got}")
+        col = check_saved(self, state_dict, prefix)
         if col.shape != self.col.shape:  # another number of weights: same Parameter object, new storage
-            self._resize_values(col.shape)
+            resize_(self.values, torch.Size([self._weights(col)]))
             self.col = self.col.new_empty(col.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._place(self.crow, self.col)

@@ -10,7 +10,6 @@ from sparsegnn.ops import (  # noqa: F401  (they register their ops)
     spmm_arg,
     spmm_out,  # noqa: F401  (they register their ops)
 )
-from sparsegnn.ops import csr, gat_backward, spmm_arg  # noqa: F401  (they register their ops)
 from sparsegnn.ops.block_linear import block_linear as block_linear
 from sparsegnn.ops.gat import gat as gat
 from sparsegnn.ops.gatv2 import gatv2 as gatv2

@@ -79,7 +79,7 @@ def backward(ctx, dy):
     return (*(g if n else None for g, n in zip(grads, need, strict=True)), *[None] * 7)
 
 
-register_autograd(op, backward, setup_context)
+apply = register_autograd(op, backward, setup_context)  # the op, for eager callers
 
 
 @register_flop_formula(torch.ops.sparsegnn.block_linear)
@@ -118,4 +118,4 @@ def block_linear(x, values, bias, crow, col, ccol, row, perm, height, width) -> 
     if bias is not None:
         check(name, "bias", bias, (m,))
     flat = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), k)
-    return op(flat, values, bias, crow, col, ccol, row, perm, height, width).view(*x.shape[:-1], m)
+    return apply(flat, values, bias, crow, col, ccol, row, perm, height, width).view(*x.shape[:-1], m)
