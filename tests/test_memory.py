@@ -1,4 +1,4 @@
-"""Peak memory of a training step: inputs and outputs of every op, a workspace that is stated, and nothing of size E x H.
+"""Peak memory of a training step: inputs and outputs of every op, a stated workspace, and nothing of size E x H.
 
 Every step runs in a process of its own; a small one first loads the code.
 """
