@@ -57,7 +57,7 @@ def groups(quick: bool) -> list[Group]:
     found += [spmm("lognormal", reduce, width, size, AGGREGATION[reduce, width]) for reduce, width in wanted]
     found += [] if quick else [spmm("rmat", reduce, 64, size, None) for reduce in ("sum", "max")]
     found += [gat("gat", train, size, quick) for train in (True, False)] + [gat("gatv2", True, size, quick)]
-    found += [gcn(size, quick), sparse_features()]
+    found += [*gcn(size, quick), sparse_features()]
     if not quick:
         found += [memory("GAT", 8.0), memory("GCN", None)]
     return [group for group in found if group is not None]
@@ -108,11 +108,11 @@ def layer(shape: tuple[int, int, int], bar: float | None, bar_sparseprop: float)
 
     text, work = f"SparseLinear, autograd {named(shape)}, 90 %", layer_work(shape, 0.9)
     rows = (
-        Row(text, "SparseLinear", ("nn.Linear",), {} if bar is None else {r: (bar, None) for r in BOTH}, work=work),
+        Row(text, "SparseLinear", ("nn.Linear",), {} if bar is None else {"default": (bar, None)}, work=work),
         Row(f"{text}: SparseProp", "SparseLinear", ("SparseProp",), {"default": (bar_sparseprop, None)},
             work=work),
     )  # fmt: skip
-    return Group(f"layer {named(shape)}", dict(shape=shape, sparsity=0.9), rows, make, seconds=8)
+    return Group(f"layer {named(shape)}", dict(shape=shape, sparsity=0.9), rows, make, regimes=USER, seconds=7)
 
 
 def layer_work(shape: tuple[int, int, int], sparsity: float) -> dict:
@@ -201,7 +201,8 @@ def spmm(graph: str, reduce: str, width: int, size: dict, bars: tuple | None) ->
 
     row = Row(text, "sparsegnn", SPMM_PEERS if reduce == "sum" else SPMM_PEERS[1:], both(bars), work=bench.work(case))
     errors = functools.partial(oracles.spmm, bench, case)
-    return Group(text, case, (row,), make, errors, seconds=8 if width < 128 else 11)
+    seconds = 7 if width < 128 else 10
+    return Group(text, case, (row,), make, errors, regimes=USER if graph == "rmat" else BOTH, seconds=seconds)
 
 
 def gat(op: str, train: bool, size: dict, quick: bool) -> Group:
@@ -215,38 +216,44 @@ def gat(op: str, train: bool, size: dict, quick: bool) -> Group:
     bars = both(GAT[train]) if op == "gat" else {}
     row = Row(text, "sparsegnn", ("PyG edge_index", "PyG SparseTensor"), bars, work=bench.work(case))
     errors = functools.partial(oracles.gat, bench) if op == "gat" and train and not quick else None
-    return Group(text, case, (row,), make, errors, seconds=14 if train else 8)
+    return Group(text, case, (row,), make, errors, regimes=BOTH if bars else USER, seconds=12 if train else 7)
 
 
-def gcn(size: dict, quick: bool) -> Group:
+def gcn(size: dict, quick: bool) -> list[Group]:
     """A step as a user writes it; against PyG, and against dense weights on the best dense path there is."""
     bench = runner.load("gcn_step")
     case = dict(**size, hidden=256, sparsity=0.9)
-
-    def make() -> dict[str, Callable]:
-        return {"sparsegnn": bench.ours(case), **bench.baselines(case)}
-
     text, work = "GCN 128-256-40, 90 %, step", bench.work(case)
     adj, edges, dense = "PyG torch_sparse", "PyG edge_index", ("dense", "dense fused")
-    fused = {"default": (6, 10), "kept": (5, 7)}
+    fused, both_19 = {"default": (6, 10), "kept": (5, 7)}, {r: (1.9, 3) for r in BOTH}
+
+    def make(names: tuple[str, ...]) -> dict[str, Callable]:
+        found = {"sparsegnn": bench.ours(case), **bench.baselines(case)}
+        return {name: function for name, function in found.items() if name in names}
 
     def row(what: str, ours: str, other: str | tuple, bars: dict) -> Row:
         others = (other,) if isinstance(other, str) else other
         name = "dense weights" if isinstance(other, tuple) else other
         return Row(f"{text}{what}: {name}", ours, others, bars, work=work)
 
-    rows = [
+    def group(name: str, rows: tuple[Row, ...], regimes: tuple[str, ...], errors: Callable | None) -> Group:
+        names = tuple({name for row in rows for name in (row.ours, *row.against)})
+        return Group(name, case, rows, functools.partial(make, names), errors, regimes=regimes, seconds=18)
+
+    rows = (
         row("", "sparsegnn", adj, {"default": (4, None), "kept": (3.5, None)}),
-        row("", "sparsegnn", edges, {"default": (25, None)}),
         row(", act='relu'", "fused", adj, fused),
-        row(", act='relu'", "fused", edges, {"default": (30, 40)}),
-        row(", act='relu'", "fused", (*dense, adj), {r: (1.9, 3) for r in BOTH}),
+        row(", act='relu'", "fused", (*dense, adj), both_19),
         row(", act, cached", "fused cached", adj, fused),
+        row(", act, cached", "fused cached", (*dense, "dense fused cached", adj), both_19),
+    )
+    slow = (
+        row("", "sparsegnn", edges, {"default": (25, None)}),
+        row(", act='relu'", "fused", edges, {"default": (30, 40)}),
         row(", act, cached", "fused cached", edges, {"default": (30, 40)}),
-        row(", act, cached", "fused cached", (*dense, "dense fused cached", adj), {r: (1.9, 3) for r in BOTH}),
-    ]
+    )
     errors = None if quick else functools.partial(oracles.gcn, bench)
-    return Group("GCN step", case, tuple(rows), make, errors, seconds=24)
+    return [group("GCN step", rows, BOTH, errors), group("GCN step, edge_index", slow, USER, None)]
 
 
 def sparse_features() -> Group | None:
