@@ -9,12 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 BACKENDS = ("sparsegnn", "pyg")
+#: Features with fewer nonzeros than this fraction are passed as a sparse matrix (bench_sparse_features.py)
+SPARSE_FEATURES = 0.05
 
 
 class FeatureDropout(nn.Module):
     """Dropout on a constant feature matrix [N, F]: as nn.Dropout, but work only where the features are not zero.
 
     Bag-of-words features are 1 % dense; dropping a zero changes nothing. The output is reused by the next call.
+    ``torch.sparse_csr`` features stay so.
     """
 
     def __init__(self, p: float):
@@ -25,6 +28,11 @@ class FeatureDropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
+        if x.layout == torch.sparse_csr:
+            if self._source is not x:
+                self._source, self._output = x, x.clone()
+            self._output.values().copy_(F.dropout(x.values(), self.p, True))
+            return self._output
         if self._source is not x:
             at = torch.nonzero(x.reshape(-1)).view(-1)
             self._source, self._at = x, at if at.numel() < x.numel() // 8 else None
@@ -113,6 +121,17 @@ def prepare(backend: str, data) -> object:
     from sparsegnn.graph import CSRGraph
 
     return CSRGraph.from_edge_index(data.edge_index, data.num_nodes, data.edge_weight)
+
+
+def features_of(backend: str, data) -> Tensor:
+    """The features as the layers take them fastest: ``torch.sparse_csr`` where few are not 0, on the CPU.
+
+    The kernels of aggregation multiply them then, and each nonzero by its row of the weight only.
+    """
+    x = data.x
+    if backend == "pyg" or x.device.type != "cpu" or x.numel() == 0:
+        return x
+    return x.to_sparse_csr() if torch.count_nonzero(x) < SPARSE_FEATURES * x.numel() else x
 
 
 def _layers(backend: str):

@@ -20,7 +20,7 @@ from torch.optim import Adam
 from sparsegnn import data as graphs
 from sparsegnn._version import __version__
 from sparsegnn.measure import PeakMemory, StepFlops, StepTimer
-from sparsegnn.models import BACKENDS, build, prepare, weight_counts
+from sparsegnn.models import BACKENDS, build, features_of, prepare, weight_counts
 
 METHODS = ("dense", "static", "set", "rigl", "gmp")
 MODELS = ("gcn", "gat")
@@ -232,7 +232,7 @@ def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
     weights_at_start = weight_counts(model)[0]
     timer = StepTimer(device)
     flops = StepFlops(count=config.backend == "sparsegnn")  # PyG's gather and scatter would not be counted
-    best = _fit(config, data, graph, model, optimizer, timer, flops)
+    best = _fit(config, data, features_of(config.backend, data), graph, model, optimizer, timer, flops)
     peak = memory.peak()
     kept, dense = weight_counts(model)
     if config.method not in ("dense", "gmp") and kept != weights_at_start:
@@ -268,7 +268,7 @@ def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
     return result
 
 
-def _fit(config, data, graph, model, optimizer, timer: StepTimer, flops: StepFlops) -> _Best:
+def _fit(config, data, x, graph, model, optimizer, timer: StepTimer, flops: StepFlops) -> _Best:
     """The training loop."""
     from tqdm import tqdm
 
@@ -283,7 +283,7 @@ def _fit(config, data, graph, model, optimizer, timer: StepTimer, flops: StepFlo
         probes = any(getattr(conv.lin, "probe", None) is not None for conv in model.convs)
         with flops.step((weight_counts(model)[0], probes)) as counting:
             with timer.phase("forward"):
-                loss = train_split.loss(model(data.x, graph))
+                loss = train_split.loss(model(x, graph))
             with timer.phase("backward"):
                 loss.backward()
         with timer.phase("optimizer"):
@@ -294,16 +294,16 @@ def _fit(config, data, graph, model, optimizer, timer: StepTimer, flops: StepFlo
             raise CheckFailed(f"training diverged: loss {loss.item()} in epoch {epoch} (lr {config.lr})")
         last = epoch + 1 == config.epochs
         if epoch + 1 >= final_mask and (last or (epoch + 1) % config.eval_every == 0):
-            _evaluate(epoch, model, data, graph, val, test, best, config.save is not None)
+            _evaluate(epoch, model, x, graph, val, test, best, config.save is not None)
             bar.set_postfix(val=f"{best.val_accuracy:.3f}", refresh=False)
     return best
 
 
 @torch.no_grad()
-def _evaluate(epoch, model, data, graph, val: _Split, test: _Split, best: _Best, keep_state: bool) -> None:
+def _evaluate(epoch, model, x, graph, val: _Split, test: _Split, best: _Best, keep_state: bool) -> None:
     """Take this epoch as the best so far if its validation accuracy says so."""
     model.eval()
-    logits = model(data.x, graph)
+    logits = model(x, graph)
     accuracy, loss = val.accuracy(logits), val.loss(logits).item()
     if (accuracy, -loss) > (best.val_accuracy, -best.val_loss):
         best.epoch, best.val_accuracy, best.val_loss = epoch, accuracy, loss

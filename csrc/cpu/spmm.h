@@ -22,6 +22,7 @@ struct SpmmArgs {
   bool mean;
   bool largest;  // max, not min
   bool stream;   // write y past the caches: its rows are aligned to vectors
+  bool near;     // x sits in L2: nothing to prefetch
 };
 
 // A row of many edges, cut into pieces: rows [begin, end) of the partial results belong to row `row`.

@@ -68,14 +68,45 @@ struct Sum {
   };
 };
 
+// Rows of a few columns of a table near by: no prefetch, and several edges at a time, or each would wait for the sum of
+// the one before it.
+template <typename T, bool weighted, int V, bool ragged, typename A>
+void near_rows(const SpmmArgs<T, A>& a, int64_t begin, int64_t end, int n) {
+  constexpr int U = 4 / V;
+  const Columns<V, ragged> columns{0, n, false};
+  for (int64_t r = begin; r < end; ++r) {
+    typename Sum<T, weighted>::template State<V, ragged> state[U];
+    int64_t e = a.crow[r];
+    const int64_t stop = a.crow[r + 1];
+    state[0].start(a, columns, r, e, stop);
+    for (; e + U <= stop; e += U)
+      for (int u = 0; u < U; ++u) state[u].edge(a, columns, e + u, a.col[e + u]);
+    for (; e < stop; ++e) state[0].edge(a, columns, e, a.col[e]);
+    for (int u = 1; u < U; ++u)
+      for (int v = 0; v < V; ++v) state[0].sum[v] += state[u].sum[v];
+    state[0].finish(a, columns, r);
+  }
+}
+
+template <typename T, bool weighted, typename A>
+void sum_rows(const SpmmArgs<T, A>& a, int64_t begin, int64_t end) {
+  constexpr int L = lanes<A>;
+  const int n = int(a.width > L ? a.width - L : a.width);
+  if (!a.near || a.width > 2 * L || a.width == 0) return reduce_rows<Sum<T, weighted>, T>(a, a.x_stride, begin, end);
+  if (a.width == 2 * L) return near_rows<T, weighted, 2, false>(a, begin, end, n);
+  if (a.width > L) return near_rows<T, weighted, 2, true>(a, begin, end, n);
+  if (a.width == L) return near_rows<T, weighted, 1, false>(a, begin, end, n);
+  near_rows<T, weighted, 1, true>(a, begin, end, n);
+}
+
 }  // namespace
 
 template <typename T, typename A>
 void spmm_sum_rows(const SpmmArgs<T, A>& a, int64_t begin, int64_t end) {
   if (a.val != nullptr || a.col_scale != nullptr) {
-    reduce_rows<Sum<T, true>, T>(a, a.x_stride, begin, end);
+    sum_rows<T, true>(a, begin, end);
   } else {
-    reduce_rows<Sum<T, false>, T>(a, a.x_stride, begin, end);
+    sum_rows<T, false>(a, begin, end);
   }
   if (a.stream) stores_done();
 }

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsegnn.graph import CSRGraph
-from sparsegnn.nn.aggregate import REDUCTIONS, KeptAggregate, aggregate, needs_grad
+from sparsegnn.nn.aggregate import REDUCTIONS, KeptAggregate, aggregate
 from sparsegnn.nn.inner import check_activation, check_features, finish, glorot_, inner_linear, new_seed, transform
+from sparsegnn.ops.spmm_gcn import aggregate_first
 
 
 class GCNConv(nn.Module):
@@ -68,7 +69,7 @@ class GCNConv(nn.Module):
         """Features of the nodes after one step of message passing.
 
         Args:
-            x: ``[N, in_channels]``.
+            x: ``[N, in_channels]``; ``torch.sparse_csr`` or coo where most features are 0 and need no gradient.
             edge_index: a :class:`CSRGraph`, or anything that ``CSRGraph.from_any`` takes, which is then converted at
                 every call unless ``cached``.
             edge_weight: ``[E]`` in the order of the edges that the graph was made from; differentiable.
@@ -84,7 +85,7 @@ class GCNConv(nn.Module):
         epilogue = (self.bias, self.act, dropout, new_seed(dropout, x.device))
         if commutes(self.aggr):
             ax = self._kept(x, graph, lambda: self._aggregate(graph, x)) if self.cached else None
-            if ax is None and aggregate_first(x, self.out_channels, self.aggr):
+            if ax is None and aggregate_first(x, self.out_channels):
                 ax = self._aggregate(graph, x)
             if ax is not None:
                 return transform(self.lin, ax, *epilogue)
@@ -120,13 +121,3 @@ class GCNConv(nn.Module):
 def commutes(aggr: str) -> bool:
     """Whether A (x W) = (A x) W."""
     return aggr not in ("max", "min")
-
-
-def aggregate_first(x: Tensor, out_channels: int, aggr: str) -> bool:
-    """Aggregate at the narrower of the two widths.
-
-    The backward pass aggregates again, at the same width; except when aggregation comes first and x needs no gradient,
-    as in a first layer. So it counts as two passes over the edges against one.
-    """
-    passes = 2 if needs_grad(x) else 1
-    return commutes(aggr) and passes * x.size(1) <= 2 * out_channels

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from sparsegnn.nn.features import features_linear, is_sparse
 from sparsegnn.nn.linear import SparseLinear
 from sparsegnn.ops.sparse_linear import apply as sparse_linear
 
@@ -22,18 +23,25 @@ def glorot_(linear: nn.Module) -> None:
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` with Glorot's initialisation of the weight."""
+    """``nn.Linear`` with Glorot's initialisation of the weight, that also takes sparse features."""
 
     def reset_parameters(self) -> None:
         if self.bias is not None:
             super().reset_parameters()
         glorot_(self)
 
+    def forward(self, x: Tensor) -> Tensor:
+        if not is_sparse(x):
+            return nn.functional.linear(x, self.weight, self.bias)
+        y = features_linear("Linear", x, self.weight.t())
+        return y if self.bias is None else y.add_(self.bias.to(y.dtype))
+
 
 class LazyLinear(nn.LazyLinear):
     """:class:`Linear` whose input size is that of its first input (PyG's ``in_channels=-1``)."""
 
     cls_to_become = Linear
+    forward = Linear.forward
 
     def reset_parameters(self) -> None:
         if not self.has_uninitialized_params() and self.in_features != 0:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsegnn import pattern as patterns
+from sparsegnn.nn.features import features_linear, is_sparse
 from sparsegnn.nn.sparse_weight import SparseWeight
 from sparsegnn.ops.block_linear import apply as block_linear
 from sparsegnn.ops.sparse_linear import apply as sparse_linear
@@ -20,7 +21,8 @@ class SparseLinear(SparseWeight):
     ``weight``: ``to_dense()`` makes one.
 
     Args:
-        in_features, out_features, bias, device, dtype: as for ``nn.Linear``; ``x`` may have leading batch dimensions.
+        in_features, out_features, bias, device, dtype: as for ``nn.Linear``; ``x`` may have leading batch dimensions,
+            or be a constant [N, in] ``torch.sparse_csr`` or coo tensor, which multiplies by its own nonzeros only.
         sparsity: fraction of weights that do not exist, in [0, 1); at least one weight stays.
         pattern: ``"unstructured"``; ``"fan_in"`` for the same number of inputs per output; ``"grouped:8"`` (4, 8, 16)
             where so many consecutive outputs share their inputs; ``"block:16x16"`` (16, 32) for dense blocks, whose
@@ -103,6 +105,8 @@ class SparseLinear(SparseWeight):
         self.dense_kernel = None if ratio is None else torch.tensor(float(ratio), device=self.values.device)
 
     def forward(self, x: Tensor) -> Tensor:
+        if is_sparse(x):
+            return self._sparse_features(x)
         rows = _as_rows(x, self.in_features)
         if self.kernel == "sparse":
             b = self._buffers  # an attribute costs 0.6 us
@@ -113,6 +117,12 @@ class SparseLinear(SparseWeight):
         if self.probe is not None:  # adds zeros; backward leaves the dense gradient dy^T x in probe.grad
             y = y + torch.ops.sparsegnn.dense_probe(rows, self.probe)
         return _as_shaped(y, x)
+
+    def _sparse_features(self, x: Tensor) -> Tensor:
+        y = features_linear("SparseLinear", x, self.dense_weight().t())
+        if self.probe is not None:
+            y = y + features_linear("SparseLinear", x, (self.probe - self.probe.detach()).t())
+        return y if self.bias is None else y.add_(self.bias.to(y.dtype))
 
     def extra_repr(self) -> str:
         text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"

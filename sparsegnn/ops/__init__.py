@@ -16,4 +16,5 @@ from sparsegnn.ops.gatv2 import gatv2 as gatv2
 from sparsegnn.ops.sddmm import sddmm as sddmm
 from sparsegnn.ops.sparse_linear import sparse_linear as sparse_linear
 from sparsegnn.ops.spmm import spmm as spmm
+from sparsegnn.ops.spmm_gcn import gcn as gcn
 from sparsegnn.ops.topology import topology_ as topology_

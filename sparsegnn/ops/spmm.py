@@ -77,7 +77,7 @@ def backward(ctx, dy, _):
     return (dx, None, None, dval, *[None] * 8)
 
 
-register_autograd(op, backward, setup_context)
+apply = register_autograd(op, backward, setup_context)
 
 
 @register_flop_formula(torch.ops.sparsegnn.spmm)

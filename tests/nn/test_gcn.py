@@ -12,7 +12,8 @@ from ops.harness import pairwise
 
 from sparsegnn import CSRGraph
 from sparsegnn.nn import GCNConv, SparseLinear
-from sparsegnn.nn.gcn import aggregate_first
+from sparsegnn.ops import gcn
+from sparsegnn.ops.spmm_gcn import aggregate_first
 
 pyg = pytest.importorskip("torch_geometric.nn")
 
@@ -160,10 +161,9 @@ def test_initialisation_has_the_scale_of_the_weights_that_exist():
 
 def test_order_of_the_two_products():
     wide, narrow = torch.randn(5, 64), torch.randn(5, 16)
-    assert aggregate_first(narrow, 64, "add") and not aggregate_first(wide, 16, "mean")
-    assert not aggregate_first(narrow, 64, "max")
-    assert aggregate_first(torch.randn(5, 100), 64, "add")  # no backward pass over the edges
-    assert not aggregate_first(torch.randn(5, 100, requires_grad=True), 64, "add")
+    assert aggregate_first(narrow, 64) and not aggregate_first(wide, 16)
+    assert aggregate_first(torch.randn(5, 100), 64)  # no backward pass over the edges
+    assert not aggregate_first(torch.randn(5, 100, requires_grad=True), 64)
 
 
 def test_cached():
@@ -442,3 +442,52 @@ def test_kept_aggregate_is_freed_and_goes_nowhere():
         y = torch.randn(40, 6)
         for _ in range(3):
             torch.testing.assert_close(conv(y, edge_index), conv(y.clone(), edge_index))
+
+
+# --- the function ---
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.7])
+@pytest.mark.parametrize("sizes", [(6, 30), (30, 6)], ids=["aggregate_first", "transform_first"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_function_equals_layer_and_dense_matrices(sizes, sparsity, weighted):
+    edge_index, weight = random_graph()
+    graph = CSRGraph.from_edge_index(edge_index, 40, weight if weighted else None)
+    conv = GCNConv(*sizes, sparsity=sparsity, act="relu").double()
+    torch.nn.init.normal_(conv.bias)
+    x = torch.randn(40, sizes[0], dtype=torch.float64, requires_grad=True)
+    lin = conv.lin
+    pattern = (lin.crow, lin.col, lin.ccol, lin.row, lin.perm) if sparsity else None
+    parameter = lin.values if sparsity else lin.weight
+    y = gcn(graph, x, parameter, conv.bias, pattern=pattern, act="relu")
+    flow = torch.randn_like(y)
+    leaves = [x, parameter, conv.bias]
+    assert_close(
+        [y, *torch.autograd.grad(y, leaves, flow)], [z := conv(x, graph), *torch.autograd.grad(z, leaves, flow)]
+    )
+    adjacency = torch.zeros(40, 40, dtype=torch.float64)
+    adjacency.index_put_(tuple(edge_index.flip(0)), weight if weighted else weight.new_ones(()), accumulate=True)
+    adjacency.diagonal().copy_(torch.where(adjacency.diagonal() == 0, 1.0, adjacency.diagonal()))
+    scale = adjacency.sum(1).pow(-0.5)
+    dense = lin.dense_weight() if sparsity else lin.weight
+    assert_close([y], [((scale[:, None] * adjacency * scale) @ x @ dense.T + conv.bias).relu()])
+    seed = torch.tensor([9])
+    dropped = gcn(graph, x, parameter, conv.bias, pattern=pattern, dropout=0.5, seed=seed)
+    plain = gcn(graph, x, parameter, conv.bias, pattern=pattern)
+    assert_close([dropped], [2 * plain * (dropped != 0)])
+    assert 0.3 < (dropped != 0).double().mean() < 0.7
+    assert torch.equal(dropped, gcn(graph, x, parameter, conv.bias, pattern=pattern, dropout=0.5, seed=seed))
+
+
+def test_errors_of_the_function():
+    graph = CSRGraph.from_edge_index(torch.tensor([[0, 1], [1, 0]]), 3)
+    x, weight = torch.randn(3, 4), torch.randn(5, 4)
+    for error, text, args, given in (
+        (ValueError, r"gcn: x must have shape \[3, 4\], got \[3, 2\]", (graph, x[:, :2], weight), {}),
+        (ValueError, r"gcn: bias must have shape \[5\], got \[4\]", (graph, x, weight, x[0]), {}),
+        (TypeError, "gcn: weight must have the dtype of x", (graph, x, weight.double()), {}),
+        (ValueError, "gcn: act must be 'none' or 'relu', got 'elu'", (graph, x, weight), dict(act="elu")),
+        (TypeError, "gcn: seed must be a Tensor", (graph, x, weight), dict(dropout=0.5)),
+    ):
+        with pytest.raises(error, match=text):
+            gcn(*args, **given)

@@ -1,0 +1,108 @@
+"""Sparse features: X as ``torch.sparse_csr`` or ``torch.sparse_coo`` times a weight, by the kernel of aggregation.
+
+X W^T sums rows of W^T, one for every nonzero of X: it is spmm with W^T as its table. Bag-of-words features are
+1 % dense, which no sparsity of the weight can match.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.weak import WeakIdKeyDictionary
+
+from sparsegnn.graph_formats import check_csr
+
+LAYOUTS = (torch.sparse_csr, torch.sparse_coo)
+
+
+@dataclass(eq=False)
+class Structure:
+    """Where the nonzeros of a feature matrix are, in int32, and of its transpose: constants of the matrix."""
+
+    key: tuple
+    crow: Tensor
+    col: Tensor
+    ccol: Tensor
+    row: Tensor
+    perm: Tensor
+    coalesced: Tensor | None  # values of a COO matrix that had to be coalesced
+    val_t: Tensor | None = None  # values in the order of the transpose
+    val_key: tuple = ()
+
+    def transposed(self, val: Tensor) -> Tensor:
+        key = (val._version, val.data_ptr(), val.dtype)
+        if self.val_key != key:
+            self.val_t, self.val_key = val.index_select(0, self.perm), key
+        return self.val_t
+
+
+def product(table: Tensor, crow: Tensor, col: Tensor, val: Tensor) -> Tensor:
+    return torch.ops.sparsegnn.spmm(table, crow, col, val, None, None, None, None, None, None, "sum")[0]
+
+
+class _Product(torch.autograd.Function):
+    """X W^T; autograd of spmm would order the values for the transpose at every step."""
+
+    @staticmethod
+    def forward(ctx, weight_t, csr, val):
+        ctx.csr, ctx.dtype = csr, weight_t.dtype
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(csr.transposed(val))
+        return product(weight_t, csr.crow, csr.col, val)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        (val_t,) = ctx.saved_tensors
+        return product(dy, ctx.csr.ccol, ctx.csr.row, val_t.to(dy.dtype)).to(ctx.dtype), None, None
+
+
+_structures: WeakIdKeyDictionary = WeakIdKeyDictionary()  # by matrix; an entry goes with its matrix
+
+
+def is_sparse(x) -> bool:
+    return isinstance(x, Tensor) and x.layout in LAYOUTS
+
+
+def features_linear(layer: str, x: Tensor, weight_t: Tensor) -> Tensor:
+    """``x @ weight_t`` [N, M] for sparse ``x`` [N, K]; differentiable in ``weight_t`` [K, M], not in ``x``."""
+    if x.dim() != 2 or x.size(1) != weight_t.size(0) or x.dense_dim():
+        raise ValueError(f"{layer}: x must have shape [N, {weight_t.size(0)}] when sparse, got {list(x.shape)}")
+    if x.requires_grad:
+        raise ValueError(f"{layer}: x must not require a gradient when sparse, got requires_grad=True")
+    csr = structure(x)
+    val = x.values() if csr.coalesced is None else csr.coalesced
+    if val.dtype != weight_t.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"{layer}: x must have the dtype of the weight ({weight_t.dtype}), got {val.dtype}")
+    if weight_t.requires_grad and torch.is_grad_enabled():
+        return _Product.apply(weight_t, csr, val)
+    return product(weight_t, csr.crow, csr.col, val)
+
+
+def structure(x: Tensor) -> Structure:
+    """The structure of ``x``, kept for the next call; made again when its indices (of COO: anything) have changed."""
+    found = _structures.get(x)
+    if x.layout == torch.sparse_csr:
+        crow, col = x.crow_indices(), x.col_indices()
+        key = (crow.data_ptr(), crow._version, col.data_ptr(), col._version)
+    else:
+        key = (x._version, x._nnz(), x.is_coalesced())
+    if found is None or found.key != key:
+        found = _structures[x] = make_structure(x, key)
+    return found
+
+
+def make_structure(x: Tensor, key: tuple) -> Structure:
+    rows, cols = x.shape
+    coalesced = None
+    if x.layout == torch.sparse_csr:
+        crow, col = check_csr(x.crow_indices(), x.col_indices(), cols)
+    else:
+        whole = x if x.is_coalesced() else x.coalesce()
+        coalesced = None if whole is x else whole.values()
+        row, col = whole.indices()
+        crow, col, _ = torch.ops.sparsegnn.csr_from_edges(row, col, rows, cols)  # sorted already: the order stays
+    return Structure(key, crow, col, *torch.ops.sparsegnn.csr_transpose(crow, col, cols), coalesced)

@@ -1,0 +1,142 @@
+"""Sparse features through SparseLinear and GCNConv, against dense features in fp64."""
+
+import gc
+
+import pytest
+import torch
+
+from sparsegnn import CSRGraph
+from sparsegnn.nn import GCNConv, SparseLinear
+from sparsegnn.nn import features as module
+from sparsegnn.nn.inner import Linear
+
+
+def matrix(n, k, dtype=torch.float64, seed=0):
+    """About 5 % dense, with empty rows and columns."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, k, generator=g, dtype=dtype) * (torch.rand(n, k, generator=g) < 0.05)
+    x[: n // 7], x[:, : k // 5] = 0, 0
+    return x
+
+
+FORMS = {
+    "csr": torch.Tensor.to_sparse_csr,
+    "csr int32": lambda x: torch.sparse_csr_tensor(
+        *(t.int() for t in (x.to_sparse_csr().crow_indices(), x.to_sparse_csr().col_indices())),
+        x.to_sparse_csr().values(),
+        x.shape,
+    ),
+    "coo": torch.Tensor.to_sparse,
+    "uncoalesced": lambda x: torch.sparse_coo_tensor(
+        x.nonzero().flip(0).repeat(2, 1).T, x[tuple(x.nonzero().flip(0).T)].repeat(2) / 2, x.shape
+    ),
+}
+
+
+def layer(kind, k, m, bias):
+    torch.manual_seed(1)
+    if kind == "dense":
+        return Linear(k, m, bias=False).double()
+    return SparseLinear(k, m, bias=bias, sparsity=0.7 if kind == "sparse" else 0.0).double()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ["dense", "sparse", "all weights"])
+@pytest.mark.parametrize("shape", [(50, 37, 5), (50, 37, 16), (300, 700, 40), (9, 3, 1), (40, 20, 33)], ids=str)
+def test_values_and_gradients(shape, kind, form):
+    n, k, m = shape
+    dense = matrix(n, k)
+    x, linear = FORMS[form](dense), layer(kind, k, m, bias=True)
+    dy = torch.randn(n, m, dtype=torch.float64)
+    wanted = linear(dense)
+    for _ in range(2):  # the second time with what was kept
+        y = linear(x)
+        torch.testing.assert_close(y, wanted, rtol=1e-12, atol=1e-12)
+        got = torch.autograd.grad(y, list(linear.parameters()), dy)
+        for a, b in zip(
+            got, torch.autograd.grad(wanted, list(linear.parameters()), dy, retain_graph=True), strict=True
+        ):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("outputs", [7, 16, 32, 64])
+def test_precision(dtype, tolerance, outputs):
+    x = matrix(200, 90).to(dtype)
+    linear = Linear(90, outputs, bias=False).to(dtype)
+    y = linear(x.to_sparse_csr())
+    wanted = x.double() @ linear.weight.double().T
+    assert y.dtype == dtype and (y - wanted).norm() <= tolerance * wanted.norm()
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.7])
+@pytest.mark.parametrize("sizes", [(30, 6), (6, 30)])
+@pytest.mark.parametrize("options", [{}, dict(act="relu"), dict(cached=True), dict(aggr="max")], ids=str)
+def test_gcn(sizes, sparsity, options):
+    g = torch.Generator().manual_seed(0)
+    graph = CSRGraph.from_edge_index(torch.randint(40, (2, 160), generator=g), 40)
+    conv, x = GCNConv(*sizes, sparsity=sparsity, **options).double(), matrix(40, sizes[0])
+    flow = torch.randn(40, sizes[1], dtype=torch.float64)
+    wanted = torch.autograd.grad((conv(x, graph) * flow).sum(), list(conv.parameters()))
+    sparse = x.to_sparse_csr()
+    for _ in range(3):
+        y = conv(sparse, graph)
+        torch.testing.assert_close(y, conv(x, graph))
+        for a, b in zip(torch.autograd.grad((y * flow).sum(), list(conv.parameters())), wanted, strict=True):
+            torch.testing.assert_close(a, b)
+    lazy = GCNConv(-1, 4)
+    assert lazy(sparse.float(), graph).shape == (40, 4) and lazy.lin.weight.shape == (4, sizes[0])
+
+
+def test_values_may_change_and_indices_are_noticed():
+    dense, linear = matrix(50, 37), Linear(37, 5, bias=False).double()
+    x = dense.to_sparse_csr()
+    linear(x)
+    x.values().mul_(2)
+    torch.testing.assert_close(linear(x), linear(2 * dense))
+    grad = torch.autograd.grad(linear(x).sum(), linear.weight)[0]
+    torch.testing.assert_close(grad, 2 * dense.sum(0).expand(5, 37))
+    x.col_indices().copy_(x.col_indices().clone().sub_(1))
+    shifted = torch.sparse_csr_tensor(x.crow_indices(), x.col_indices(), x.values(), x.shape).to_dense()
+    torch.testing.assert_close(linear(x), linear(shifted))
+    grad = torch.autograd.grad(linear(x).sum(), linear.weight)[0]
+    torch.testing.assert_close(grad, shifted.sum(0).expand(5, 37))
+    coo = dense.to_sparse()
+    linear(coo)
+    coo.mul_(3)
+    torch.testing.assert_close(linear(coo), linear(3 * dense))
+
+
+def test_structure_goes_with_its_matrix():
+    before = len(module._structures)
+    x = matrix(50, 37).to_sparse_csr()
+    Linear(37, 5, bias=False).double()(x)
+    assert len(module._structures) == before + 1
+    del x
+    gc.collect()
+    assert len(module._structures) <= before
+
+
+def test_probe_and_autocast():
+    dense = matrix(50, 37, torch.float32)
+    linear = SparseLinear(37, 5, sparsity=0.7)
+    linear.probe = torch.zeros(5, 37, requires_grad=True)
+    y = linear(dense.to_sparse_csr())
+    torch.testing.assert_close(y, linear(dense))
+    flow = torch.randn(50, 5)
+    torch.testing.assert_close(torch.autograd.grad(y, linear.probe, flow)[0], flow.T @ dense)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert linear(dense.to_sparse_csr()).dtype == torch.bfloat16
+
+
+def test_errors():
+    x, linear = matrix(50, 37, torch.float32).to_sparse_csr(), SparseLinear(37, 5)
+    with pytest.raises(ValueError, match=r"SparseLinear: x must have shape \[N, 36\] when sparse, got \[50, 37\]"):
+        SparseLinear(36, 5)(x)
+    with pytest.raises(ValueError, match="SparseLinear: x must not require a gradient when sparse"):
+        linear(x.detach().requires_grad_())
+    with pytest.raises(TypeError, match="SparseLinear: x must have the dtype of the weight"):
+        linear(x.double())
+    bad = torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([40]), torch.ones(1), (1, 37))
+    with pytest.raises(ValueError, match=r"col must be in \[0, 37\)"):
+        linear(bad)
