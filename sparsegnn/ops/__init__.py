@@ -4,6 +4,8 @@ from sparsegnn.ops import (  # noqa: F401  (they register their ops)
     csr,
     gat_backward,
     gatv2_backward,
+    maxk_expand,
+    maxk_spmm_backward,
     sparse_linear_backward,
     sparse_linear_out,
     sparse_linear_probe,
@@ -13,6 +15,8 @@ from sparsegnn.ops import (  # noqa: F401  (they register their ops)
 from sparsegnn.ops.block_linear import block_linear as block_linear
 from sparsegnn.ops.gat import gat as gat
 from sparsegnn.ops.gatv2 import gatv2 as gatv2
+from sparsegnn.ops.maxk import maxk as maxk
+from sparsegnn.ops.maxk_spmm import maxk_spmm as maxk_spmm
 from sparsegnn.ops.sddmm import sddmm as sddmm
 from sparsegnn.ops.sparse_linear import sparse_linear as sparse_linear
 from sparsegnn.ops.spmm import spmm as spmm

@@ -156,3 +156,8 @@ def rows_of(crow: Tensor, edges: int) -> Tensor:
     """int64 row index of every edge of a CSR pattern."""
     rows = torch.arange(crow.numel() - 1, device=crow.device)
     return torch.repeat_interleave(rows, crow.diff().long(), output_size=edges)
+
+
+def index_dtype(width: int) -> torch.dtype:
+    """Of the columns of compressed rows: the narrowest that holds them."""
+    return torch.uint8 if width <= 256 else torch.int16
