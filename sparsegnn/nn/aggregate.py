@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsegnn.graph import CSRGraph, extend
+from sparsegnn.ops.spmm import apply as spmm
 
 REDUCTIONS = {"add": "sum", "sum": "sum", "mean": "mean", "max": "max", "min": "min"}
 
@@ -25,7 +26,7 @@ def aggregate(graph: CSRGraph, x: Tensor, aggr: str = "add", normalize: bool = T
     transpose = graph.transpose() if needs_grad(x) else (None, None, None)
     val = None if val is None else val.to(x.dtype)
     need_arg = needs_grad(x) or (val is not None and needs_grad(val))
-    return torch.ops.sparsegnn.spmm(x, graph.crow, graph.col, val, scale, scale, diag, *transpose, reduce, need_arg)[0]
+    return spmm(x, graph.crow, graph.col, val, scale, scale, diag, *transpose, reduce, need_arg)[0]
 
 
 def normalized(graph: CSRGraph, improved: bool, add_self_loops: bool, dtype: torch.dtype) -> tuple[CSRGraph, Tensor]:

@@ -114,4 +114,4 @@ def spmm(
         torch.ops.sparsegnn.spmm_out(out, x, graph.crow, graph.col, val, None, None, None, reduce)
         return out
     transpose = graph.transpose() if need_dx else (None, None, None)
-    return op(x, graph.crow, graph.col, val, None, None, None, *transpose, reduce, need_dx or need_dval)[0]
+    return apply(x, graph.crow, graph.col, val, None, None, None, *transpose, reduce, need_dx or need_dval)[0]
