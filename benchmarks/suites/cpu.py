@@ -28,7 +28,7 @@ LAYERS = {
     (65536, 256, 256): (5.0, 7.0),
     (8192, 1024, 1024): (5.0, 7.0),
 }
-STRUCTURES = ("fan_in", "grouped:8", "block:16x16")
+BLOCKS = {"grouped:8": "8x1", "block:16x16": "16x16"}
 #: (reduce, width): bars with default malloc, with kept memory
 AGGREGATION = {
     ("sum", 16): ((3.8, 4.5), (2.9, 3.6)),
@@ -49,8 +49,9 @@ def groups(quick: bool) -> list[Group]:
     shapes = {(256, 64, 64): {0.5: (1, 2), 0.9: (1, 2)}} if quick else WEIGHTS
     found = [weights(shape, bars) for shape, bars in shapes.items()]
     found += [layer(shape, *bars) for shape, bars in ({(256, 64, 64): (1.0, 1.0)} if quick else LAYERS).items()]
-    found += [structured(shape) for shape in ([(256, 64, 64)] if quick else [(16384, 512, 512), (8192, 1024, 1024)])]
-    found += [scaling(shape) for shape in ([(256, 64, 64)] if quick else [(16384, 512, 512), (8192, 1024, 1024)])]
+    wide = [(256, 64, 64)] if quick else [(16384, 512, 512), (8192, 1024, 1024)]
+    found += [structured(shape, sparsity) for shape in wide for sparsity in (0.5, 0.9)]
+    found += [scaling(shape) for shape in wide]
     found += [overhead()]
     size = dict(nodes=2000, edges=20_000) if quick else dict(nodes=170_000, edges=2_300_000)
     wanted = [("sum", 64), ("max", 64)] if quick else list(AGGREGATION)
@@ -121,24 +122,24 @@ def layer_work(shape: tuple[int, int, int], sparsity: float) -> dict:
     return dict(flop=6 * n * nnz, bytes=4 * n * (3 * k + 2 * m) + 20 * nnz)
 
 
-def structured(shape: tuple[int, int, int]) -> Group | None:
-    """Structured weights against unstructured ones of the same sparsity; blocks by their share of the FMA peak."""
-    from sparsegnn.nn import SparseLinear
-
-    n, k, m = shape
-    known = [p for p in STRUCTURES if peers.accepts(SparseLinear, p)]
+def structured(shape: tuple[int, int, int], sparsity: float) -> Group:
+    """Structured weights against unstructured ones of the same sparsity; blocks also by their share of the FMA peak."""
+    unstructured, blocks = runner.load("sparse_linear"), runner.load("block_linear")
+    case = dict(zip("nkm", shape, strict=True)) | dict(sparsity=sparsity, step="all")
 
     def make() -> dict[str, Callable]:
-        step = functools.partial(peers.linear_step, n, k, m)
-        return {p: step(SparseLinear(k, m, sparsity=0.9, pattern=p)) for p in ("unstructured", *known)}
+        found = {"unstructured": unstructured.ours(case), "fan_in": peers.fan_in(unstructured, case)}
+        return found | {p: blocks.ours(case | dict(block=block)) for p, block in BLOCKS.items()}
 
-    work = layer_work(shape, 0.9)
-    rows = [Row(f"{p} {named(shape)}, 90 %", p, ("unstructured",), {"default": (1.0, None)}, work=work) for p in known]
-    if "block:16x16" in known:
-        rows.append(Row(f"block:16x16 {named(shape)}, 90 %, of FMA peak", "block:16x16", (), {"default": (75, None)},
-                        "share of peak", work, "through SparseLinear and autograd"))  # fmt: skip
-    return Group(f"structured {named(shape)}", dict(shape=shape, sparsity=0.9), tuple(rows), make, regimes=USER,
-                 seconds=6) if rows else None  # fmt: skip
+    text = f"{named(shape)}, {percent(sparsity)}"
+    rows = [
+        Row(f"{p} {text}: unstructured", p, ("unstructured",), {"default": (bar, None)}, work=unstructured.work(case))
+        for p, bar in (("fan_in", 0.97), *((p, 1.0) for p in BLOCKS))  # fan_in: the same kernel, equal but for noise
+    ]
+    work = blocks.work(case)
+    rows.append(Row(f"block:16x16 {text}, share of FMA peak", "block:16x16", (), {"default": (75, None)},
+                    "share of peak", work))  # fmt: skip
+    return Group(f"structured {text}", dict(shape=shape, sparsity=sparsity), tuple(rows), make, regimes=USER, seconds=5)
 
 
 def scaling(shape: tuple[int, int, int]) -> Group:

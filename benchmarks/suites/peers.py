@@ -33,10 +33,13 @@ def sparseprop(step: Callable, k: int, m: int, sparsity: float) -> dict[str, Cal
     return {"SparseProp": step(SparseLinear(weight, torch.nn.Parameter(torch.zeros(m))))}
 
 
-def accepts(layer: type, pattern: str) -> bool:
-    """Whether this version of the layer knows the pattern."""
-    try:
-        layer(64, 64, sparsity=0.5, pattern=pattern)
-    except ValueError:
-        return False
-    return True
+def fan_in(bench, case: dict) -> Callable:
+    """The contender of ``bench_sparse_linear`` with as many inputs for every output."""
+    from sparsegnn import pattern
+
+    x, dy, *_ = bench.inputs(case)
+    m, k = case["m"], case["k"]
+    crow, col = pattern.random_pattern(m, k, sparsity=case["sparsity"], kind="fan_in")
+    weight, values = (crow, col, *pattern.transpose(crow, col, k)), torch.randn(col.numel())
+    forward, backward = torch.ops.sparsegnn.sparse_linear, torch.ops.sparsegnn.sparse_linear_backward
+    return lambda: (forward(x, values, None, *weight), backward(dy, x, values, *weight, True, True, False))
