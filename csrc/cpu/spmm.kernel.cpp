@@ -26,6 +26,7 @@ struct Sum {
   template <int level, int V, bool ragged>
   SG_INLINE static void prefetch(const Args& a, const Columns<V, ragged>& columns, int64_t c) {
     columns.template prefetch<level>(a.x + c * a.x_stride);
+    if (weighted && level == 2 && a.col_scale != nullptr) __builtin_prefetch(a.col_scale + c);
   }
 
   template <int V, bool ragged>

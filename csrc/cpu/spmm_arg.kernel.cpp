@@ -23,7 +23,17 @@ template <typename A>
 SG_INLINE ivec<A> load_slots(const int32_t* p, int n) {
   typedef int32_t words __attribute__((vector_size(4 * lanes<A>)));
   words slots = {};
-  memcpy(&slots, p, n == lanes<A> ? sizeof(slots) : size_t(n) * 4);
+  if (n == lanes<A>) {
+    memcpy(&slots, p, sizeof(slots));
+  } else {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(A) == 4)
+      return reinterpret_cast<ivec<A>>(_mm512_maskz_loadu_epi32(__mmask16((1u << n) - 1), p));
+#elif defined(__AVX2__)
+    if constexpr (sizeof(A) == 4) return reinterpret_cast<ivec<A>>(_mm256_maskload_epi32(p, first_lanes(n)));
+#endif
+    memcpy(&slots, p, size_t(n) * 4);
+  }
   return __builtin_convertvector(slots, ivec<A>);
 }
 
@@ -31,10 +41,19 @@ template <typename A>
 SG_INLINE void store_slots(int32_t* p, ivec<A> v, int n, bool past_caches) {
   typedef int32_t words __attribute__((vector_size(4 * lanes<A>)));
   const words slots = __builtin_convertvector(v, words);
-  if constexpr (sizeof(A) == 4)
-    if (past_caches && n == lanes<A>)
-      return store_past_caches(reinterpret_cast<float*>(p), reinterpret_cast<vec<float>>(slots));
-  memcpy(p, &slots, n == lanes<A> ? sizeof(slots) : size_t(n) * 4);
+  if (n == lanes<A>) {
+    if constexpr (sizeof(A) == 4)
+      if (past_caches) return store_past_caches(reinterpret_cast<float*>(p), reinterpret_cast<vec<float>>(slots));
+    memcpy(p, &slots, sizeof(slots));
+  } else {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(A) == 4)
+      return _mm512_mask_storeu_epi32(p, __mmask16((1u << n) - 1), reinterpret_cast<__m512i>(v));
+#elif defined(__AVX2__)
+    if constexpr (sizeof(A) == 4) return _mm256_maskstore_epi32(p, first_lanes(n), reinterpret_cast<__m256i>(v));
+#endif
+    memcpy(p, &slots, size_t(n) * 4);
+  }
 }
 
 // The best value so far and its edge: `value` replaces it where it is larger or NaN; NaN stays.
@@ -140,6 +159,11 @@ struct ArgGradient {
   };
 };
 
+template <int level>
+struct into {
+  static constexpr int value = level;
+};
+
 }  // namespace
 
 template <typename T, typename A>
@@ -184,22 +208,27 @@ void spmm_arg_dx_rows(const SpmmArgGradient<T, A>& a, int64_t begin, int64_t end
 template <typename T, typename A>
 void spmm_arg_dval_rows(const SpmmArgGradient<T, A>& a, int64_t begin, int64_t end) {
   constexpr int L = lanes<A>;
-  const int64_t last = a.edges - 1;
-  const auto prefetch = [&](int64_t e) {
+  const int64_t last = a.edges - 1, whole = a.width / L * L;
+  const auto prefetch = [&](int64_t e, auto level) {
     const char* row = reinterpret_cast<const char*>(a.x + a.col[e < last ? e : last] * a.width);
-    for (int64_t b = 0; b < a.width * int64_t(sizeof(T)); b += 64) __builtin_prefetch(row + b, 0, 2);
+    for (int64_t b = 0; b < a.width * int64_t(sizeof(T)); b += 64)
+      __builtin_prefetch(row + b, 0, decltype(level)::value);
   };
   for (int64_t r = begin; r < end; ++r) {
     const int32_t* arg = a.arg + r * a.width;
     const T* dy = a.dy + r * a.width;
     for (int64_t e = a.crow[r]; e < a.crow[r + 1]; ++e) {
-      prefetch(e + near_ahead);
+      prefetch(e + far_ahead<8>, into<2>{});
+      prefetch(e + near_ahead, into<3>{});
       const T* x = a.x + a.col[e] * a.width;
+      const ivec<A> edge = ivec<A>{} + slot<A>(e);
       vec<A> total = {};
-      for (int64_t k = 0; k < a.width; k += L) {
-        const int n = int(a.width - k < L ? a.width - k : L);
-        const vec<A> flow = n == L ? load(dy + k) * load(x + k) : load_n(dy + k, n) * load_n(x + k, n);
-        total += load_slots<A>(arg + k, n) == ivec<A>{} + slot<A>(e) ? flow : vec<A>{};
+      for (int64_t k = 0; k < whole; k += L)
+        total += load_slots<A>(arg + k, L) == edge ? load(dy + k) * load(x + k) : vec<A>{};
+      if (whole < a.width) {
+        const int n = int(a.width - whole);
+        const vec<A> flow = load_n(dy + whole, n) * load_n(x + whole, n);
+        total += load_slots<A>(arg + whole, n) == edge ? flow : vec<A>{};
       }
       a.y[e] = narrow<T>(sum<A>(total));
     }
