@@ -252,8 +252,13 @@ def _run_child(name: str, regime: str, quick: bool, threads: int, only: str, ste
                 step(f"{regime}: {event['start']}")
             else:
                 rows.append(event["row"])
-    if process.returncode:
+    if process.returncode and not rows:
         raise RuntimeError(f"the process of regime {regime!r} ended with code {process.returncode}")
+    if process.returncode:  # what it measured before stands
+        group = event.get("start") or event["row"]["group"]
+        note = f"failed: the process ended with code {process.returncode} in group {group!r} or after it"
+        empty = dict.fromkeys(("value", "bar", "stretch", "baseline", "ours", "theirs", "roofline"))
+        rows.append(rows[-1] | empty | dict(suite_row=f"process {regime}", group=group, passed=False, note=note))
     return rows
 
 

@@ -101,6 +101,23 @@ def test_a_failing_group_fails_its_rows_and_no_other(monkeypatch, capsys):
     assert "no such luck" in capsys.readouterr().out
 
 
+def test_a_child_that_dies_leaves_what_it_measured(monkeypatch, tmp_path):
+    row = suite.result(suite.Row("t", "a", ("b",)), suite.Group("g", {}, ()), "kept", {}, {"a": 1.0, "b": 2.0}, {}, LIMIT,
+                       False)  # fmt: skip
+    lines = "".join(json.dumps(event) + "\n" for event in ({"start": "g"}, {"row": row}, {"start": "h"}))
+    monkeypatch.setattr(suite, "FOLDER", tmp_path)
+    steps = []
+    for code, text, want in ((0, lines, 1), (3, lines, 2)):
+        (tmp_path / "suite.py").write_text(f"import sys\nprint({text!r})\nsys.exit({code})\n")
+        rows = suite._run_child("any", "kept", True, 1, "", steps.append)
+        assert len(rows) == want and rows[0]["value"] == 2
+    assert rows[1]["passed"] is False and "code 3 in group 'h'" in rows[1]["note"]
+    assert steps == ["kept: g", "kept: h"] * 2
+    (tmp_path / "suite.py").write_text("import sys\nsys.exit(3)\n")
+    with pytest.raises(RuntimeError, match="the process of regime 'kept' ended with code 3"):
+        suite._run_child("any", "kept", True, 1, "", steps.append)
+
+
 def test_quick_runs_every_kind_of_group_in_its_regime():
     command = [sys.executable, str(ROOT / "benchmarks" / "suite.py"), "cpu", "--child", "kept", "--quick"]
     command += ["--threads", "1"]  # tiny work for two threads is all waiting where others use the cores
