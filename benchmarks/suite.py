@@ -137,7 +137,7 @@ def result(row: Row, group: Group, regime: str, samples: dict, middle: dict, err
     """One JSON line."""
     unit, more_is_better, value_of = KINDS[row.kind]
     others = {name: middle[name] for name in row.against if name in middle}
-    missing = [name for name in row.against if name not in middle]
+    missing = [name for name in (row.ours, *row.against) if name not in middle]
     best = min(others, key=others.get) if others else None
     ours = middle.get(row.ours)
     value = None

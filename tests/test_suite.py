@@ -19,7 +19,7 @@ sys.path[:0] = [str(ROOT / "benchmarks")]
 import machine  # noqa: E402
 import runner  # noqa: E402
 import suite  # noqa: E402
-from suites import cpu  # noqa: E402
+from suites import cpu, dispatch  # noqa: E402
 
 LIMIT = {"flops": 1e9, "bandwidth": 1e9, "by": "test"}
 KEYS = set(
@@ -49,6 +49,17 @@ def test_a_row_is_judged_against_the_best_baseline():
 def test_a_missing_baseline_is_said_not_guessed():
     got = judge(suite.Row("t", "a", ("b",), {"default": (2.0, None)}), {"a": 1.0})
     assert got["value"] is None and got["passed"] is None and got["missing"] == ["b"]
+    assert judge(suite.Row("t", "gone", ("a",)), {"a": 1.0})["missing"] == ["gone"]
+
+
+def test_dispatch_sums_up_its_grid():
+    rows = [judge(suite.Row(f"{i}, static policy", "a", ("b",), {"default": (1.1, None)}, "slow-down"), middle)
+            for i, middle in enumerate(({"a": 1.0, "b": 2.0}, {"a": 2.08, "b": 1.0}))]  # fmt: skip
+    assert [r["passed"] for r in rows] == [True, False]
+    (mean,) = dispatch.summary(rows)
+    assert mean["value"] == pytest.approx(1.04**0.5) and mean["bar"] == 1.03 and mean["passed"] is True
+    assert dispatch.summary([judge(suite.Row("x", "a", ("b",)), {"a": 1.0})]) == []
+    assert len(dispatch.groups(quick=False)) == 75
 
 
 @pytest.mark.parametrize("kind, middle, bar, value, passed", [
@@ -102,8 +113,7 @@ def test_a_failing_group_fails_its_rows_and_no_other(monkeypatch, capsys):
 
 
 def test_a_child_that_dies_leaves_what_it_measured(monkeypatch, tmp_path):
-    row = suite.result(suite.Row("t", "a", ("b",)), suite.Group("g", {}, ()), "kept", {}, {"a": 1.0, "b": 2.0}, {}, LIMIT,
-                       False)  # fmt: skip
+    row = judge(suite.Row("t", "a", ("b",)), {"a": 1.0, "b": 2.0}, "kept")
     lines = "".join(json.dumps(event) + "\n" for event in ({"start": "g"}, {"row": row}, {"start": "h"}))
     monkeypatch.setattr(suite, "FOLDER", tmp_path)
     steps = []
