@@ -36,29 +36,38 @@ struct GatScores : GatEdges<A> {
 
 template <typename T, typename A>
 struct GatArgs : GatScores<T, A> {
-  const T* x;  // [N, H, D]
-  T* y;        // [M, H, D]
-  A* lse;      // [M, H] or null: nothing is saved
-  T* tilt;     // [M, H, D]
+  const T* x;     // [N, H, D]
+  const A* bias;  // [H, D] or null
+  T* y;           // [M, H, D]
+  A* lse;         // [M, H] or null: nothing is saved
+  T* tilt;        // [M, H, D]
 };
 
 template <typename T, typename A>
 struct GatBackwardArgs : GatScores<T, A> {
   const T *x, *dy, *y, *tilt;
   const A* lse;
-  A* node;  // [M, 3, H]: a_dst, lse and <dy, y>, written by gat_backward_nodes
+  A* node;        // [M, 3, H]: a_dst, lse and <dy, y>, written by gat_backward_nodes
+  const A* bias;  // [H, D] or null: part of y
   T* dx;
   A *da_src, *da_dst, *da_edge;  // da_edge may be null
+  // [H, D] or null: the scores are <x, att>, and dx and the gradient of att follow from those of the scores
+  const A *att_src, *att_dst;
 };
 
-// Rows [begin, end) of A; nodes [begin, end) of dy; rows [begin, end) of the transpose.
+// scores[0 or 1, n, h] = <x[n, h], att_src or att_dst [h]> of the nodes [begin, end) of `nodes`.
+SG_DECLARE(template <typename T, typename A> void gat_scores(const T* x, const A* att_src, const A* att_dst, A* scores,
+                                                             int64_t nodes, int64_t heads, int64_t width, int64_t begin,
+                                                             int64_t end))
+// Rows [begin, end) of A; nodes [begin, end) of dy; rows [begin, end) of the transpose. The parts of these nodes: dbias
+// [H, D] unless null, datt [2, H, D] where there is att_src.
 SG_DECLARE(template <typename T, typename A>
            void gat_rows(const GatArgs<T, A>& a, const GatTile* tiles, int64_t n, int64_t begin, int64_t end))
 SG_DECLARE(template <typename T, typename A>
-           void gat_backward_nodes(const GatBackwardArgs<T, A>& a, int64_t begin, int64_t end))
+           void gat_backward_nodes(const GatBackwardArgs<T, A>& a, int64_t begin, int64_t end, A* dbias))
 SG_DECLARE(template <typename T, typename A> void gat_backward_rows(const GatBackwardArgs<T, A>& a,
                                                                     const GatTile* tiles, int64_t n, int64_t begin,
-                                                                    int64_t end))
+                                                                    int64_t end, A* datt))
 // Heads that one tile can hold: the lanes of a vector of A.
 SG_DECLARE(template <typename A> int gat_tile_heads())
 

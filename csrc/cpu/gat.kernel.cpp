@@ -2,8 +2,10 @@
 //
 //   e[j -> i, h] = leaky(a_src[j, h] + a_dst[i, h] + a_edge[e, h])
 //   alpha        = exp(e - max) / sum exp(e - max)                  over the edges of row i, per head
-//   y[i, h]      = sum m alpha x[j, h]                              m: dropout factor, recomputed in backward
+//   y[i, h]      = sum m alpha x[j, h] + bias[h]                    m: dropout factor, recomputed in backward
 //   lse[i, h]    = max + log sum;   tilt[i, h] = sum m alpha l' x[j, h] - (sum alpha l') y[i, h],  l' the slope at e
+//   and
+//                  y without its bias;   a_src and a_dst may be <x[n, h], att[h]> of a pass over the nodes
 //
 // layout     CSR: crow[M+1], col[E] int32; x[N, H, D] row-major; scores in the accumulator type
 // work       2*E*H*D flop, twice that when the state is saved, E*H exponentials; E*H*D*s bytes at the caches
@@ -68,7 +70,7 @@ SG_INLINE void row_tile(const GatArgs<T, A>& a, const GatTile& t, Scratch<A>& s,
     const ivec<A> head = s.head_of[c / L];
     const int n = t.columns - c < L ? t.columns - c : L;
     const vec<A> scale = permute<A>(inverse, head), sum = load(s.sums[0] + c) * scale;
-    store_up_to(y + c, sum, n);
+    store_up_to(y + c, a.bias == nullptr ? sum : sum + load_up_to(a.bias + t.column + c, n), n);
     if (save) store_up_to(tilt + c, load(s.sums[1] + c) * scale - permute<A>(tilt_share, head) * sum, n);
   }
 }
@@ -76,7 +78,11 @@ SG_INLINE void row_tile(const GatArgs<T, A>& a, const GatTile& t, Scratch<A>& s,
 template <bool save, typename T, typename A>
 SG_INLINE void empty_row(const GatArgs<T, A>& a, const GatTile& t, int64_t r) {
   const int64_t first = r * a.heads * a.width + t.column;
-  memset(a.y + first, 0, t.columns * sizeof(T));
+  constexpr int L = lanes<A>;
+  for (int c = 0; c < t.columns; c += L) {
+    const int n = t.columns - c < L ? t.columns - c : L;
+    store_up_to(a.y + first + c, a.bias == nullptr ? vec<A>{} : load_up_to(a.bias + t.column + c, n), n);
+  }
   if (!save) return;
   memset(a.tilt + first, 0, t.columns * sizeof(T));
   for (int h = 0; h < t.heads; ++h) a.lse[r * a.heads + t.head + h] = A(-__builtin_inf());
@@ -106,6 +112,17 @@ int gat_tile_heads() {
 }
 
 template <typename T, typename A>
+void gat_scores(const T* x, const A* att_src, const A* att_dst, A* scores, int64_t nodes, int64_t heads, int64_t width,
+                int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
+    const T* row = x + i * heads * width;
+    head_dots(row, att_src, int(heads), int(width), [&](int h, A product) { scores[i * heads + h] = product; });
+    head_dots(row, att_dst, int(heads), int(width),
+              [&](int h, A product) { scores[(nodes + i) * heads + h] = product; });
+  }
+}
+
+template <typename T, typename A>
 void gat_rows(const GatArgs<T, A>& a, const GatTile* tiles, int64_t n, int64_t begin, int64_t end) {
   for (int64_t i = 0; i < n; ++i) {
     if (a.lse != nullptr) {
@@ -118,10 +135,13 @@ void gat_rows(const GatArgs<T, A>& a, const GatTile* tiles, int64_t n, int64_t b
 
 template int gat_tile_heads<float>();
 template int gat_tile_heads<double>();
-template void gat_rows<float, float>(const GatArgs<float, float>&, const GatTile*, int64_t, int64_t, int64_t);
-template void gat_rows<double, double>(const GatArgs<double, double>&, const GatTile*, int64_t, int64_t, int64_t);
-template void gat_rows<bf16, float>(const GatArgs<bf16, float>&, const GatTile*, int64_t, int64_t, int64_t);
-template void gat_rows<f16, float>(const GatArgs<f16, float>&, const GatTile*, int64_t, int64_t, int64_t);
+#define SG_INSTANTIATE(T, A)                                                                     \
+  template void gat_rows<T, A>(const GatArgs<T, A>&, const GatTile*, int64_t, int64_t, int64_t); \
+  template void gat_scores<T, A>(const T*, const A*, const A*, A*, int64_t, int64_t, int64_t, int64_t, int64_t);
+SG_INSTANTIATE(float, float)
+SG_INSTANTIATE(double, double)
+SG_INSTANTIATE(bf16, float)
+SG_INSTANTIATE(f16, float)
 
 }  // namespace SG_ISA
 }  // namespace sparsegnn

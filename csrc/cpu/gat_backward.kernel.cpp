@@ -1,16 +1,17 @@
 // gat / cpu, backward
 //
-//   nodes         D[i, h] = <dy, y>[i, h];   da_dst[i, h] = <dy, tilt>[i, h]
+//   nodes         D[i, h] = <dy, y - bias>[i, h];   da_dst[i, h] = <dy, tilt>[i, h];   dbias = sum dy
 //   transpose     alpha = exp(e - lse[i]);   dx[j, h] = sum over edges to i of m alpha dy[i, h]
 //                 da_src[j, h] = <sum m alpha l' dy[i, h], x[j, h]> - sum alpha l' D[i, h]
 //                 da_edge[e, h] = l' alpha (m <dy[i, h], x[j, h]> - D[i, h]), only when asked for
+//                 of scores <x, att>: dx[j, h] += da_src att_src + da_dst att_dst;   datt = sum da x
 //
 // layout     CSR of the transpose: ccol[N+1], row[E], perm[E] int32; what an edge needs of its row besides dy is packed
 //            as node[M, 3, H], two cache lines for 8 heads
 // work       4*E*H*D flop, E*H exponentials; no dot product per edge unless da_edge is asked for
-// parallel   over nodes, then over rows of the transpose: every output has one owner
-// numerics   as in forward; products per node are sums over columns in a fixed tree order
-// see        gat_tile.h, gat.kernel.cpp, sparsegnn/ops/gat.py
+// parallel   over nodes, then over rows of the transpose: every output has one owner; dbias and datt in one part a
+// chunk numerics   as in forward; products per node are sums over columns in a fixed tree order see        gat_tile.h,
+// gat.kernel.cpp, sparsegnn/ops/gat.py
 #include "gat_tile.h"
 
 namespace sparsegnn {
@@ -69,23 +70,53 @@ SG_INLINE void empty_row(const GatBackwardArgs<T, A>& a, const GatTile& t, int64
   for (int h = 0; h < t.heads; ++h) a.da_src[j * a.heads + t.head + h] = 0;
 }
 
+// What the scores <x, att> of a node bring: dx += da att, and datt += da x.
+template <int P, typename T, typename A>
+SG_INLINE void fold_scores(const GatBackwardArgs<T, A>& a, const GatTile& t, const Scratch<A>& s, int64_t j, A* datt) {
+  constexpr int L = lanes<A>;
+  const int64_t stride = a.heads * a.width;
+  const vec<A> src = repeat<P>(static_cast<const A*>(a.da_src) + j * a.heads + t.head, t.heads);
+  const vec<A> dst = repeat<P>(static_cast<const A*>(a.da_dst) + j * a.heads + t.head, t.heads);
+  for (int c = 0; c < t.columns; c += L) {
+    const int n = t.columns - c < L ? t.columns - c : L;
+    const int64_t at = t.column + c;
+    const vec<A> u = permute<A>(src, s.head_of[c / L]), v = permute<A>(dst, s.head_of[c / L]);
+    const vec<A> x = load_up_to(a.x + j * stride + at, n);
+    T* dx = a.dx + j * stride + at;
+    const vec<A> sum = load_up_to(static_cast<const T*>(dx), n);
+    store_up_to(dx, u * load_up_to(a.att_src + at, n) + (v * load_up_to(a.att_dst + at, n) + sum), n);
+    A *first = datt + at, *second = datt + stride + at;
+    store_up_to(first, u * x + load_up_to(static_cast<const A*>(first), n), n);
+    store_up_to(second, v * x + load_up_to(static_cast<const A*>(second), n), n);
+  }
+}
+
 }  // namespace
 
 template <typename T, typename A>
-void gat_backward_nodes(const GatBackwardArgs<T, A>& a, int64_t begin, int64_t end) {
-  const int heads = int(a.heads), width = int(a.width);
+void gat_backward_nodes(const GatBackwardArgs<T, A>& a, int64_t begin, int64_t end, A* dbias) {
+  constexpr int L = lanes<A>;
+  const int heads = int(a.heads), width = int(a.width), columns = heads * width;
+  if (dbias != nullptr) memset(dbias, 0, columns * sizeof(A));
   for (int64_t i = begin; i < end; ++i) {
     const int64_t first = i * heads;
     A* node = a.node + 3 * first;
     for (int h = 0; h < heads; ++h) node[h] = a.a_dst[first + h], node[heads + h] = a.lse[first + h];
     const T* dy = a.dy + first * width;
     head_dots(dy, a.y + first * width, heads, width, [&](int h, A product) { node[2 * heads + h] = product; });
+    if (a.bias != nullptr)
+      head_dots(dy, a.bias, heads, width, [&](int h, A product) { node[2 * heads + h] -= product; });
     head_dots(dy, a.tilt + first * width, heads, width, [&](int h, A product) { a.da_dst[first + h] = product; });
+    for (int c = 0; dbias != nullptr && c < columns; c += L) {
+      const int n = columns - c < L ? columns - c : L;
+      store_up_to(dbias + c, load_up_to(static_cast<const A*>(dbias) + c, n) + load_up_to(dy + c, n), n);
+    }
   }
 }
 
 template <typename T, typename A>
-void gat_backward_rows(const GatBackwardArgs<T, A>& a, const GatTile* tiles, int64_t n, int64_t begin, int64_t end) {
+void gat_backward_rows(const GatBackwardArgs<T, A>& a, const GatTile* tiles, int64_t n, int64_t begin, int64_t end,
+                       A* datt) {
   const int32_t* last = a.index + (a.offsets[end] > 0 ? a.offsets[end] - 1 : 0);  // no edges: not read
   for (int64_t i = 0; i < n; ++i) {
     Scratch<A> s;
@@ -100,11 +131,20 @@ void gat_backward_rows(const GatBackwardArgs<T, A>& a, const GatTile* tiles, int
       }
     });
   }
+  if (a.att_src == nullptr) return;
+  memset(datt, 0, 2 * a.heads * a.width * sizeof(A));
+  for (int64_t i = 0; i < n; ++i) {  // every tile of a head is done: its scores' gradients are whole
+    Scratch<A> s;
+    fill_head_of(s, tiles[i], a.width);
+    with_period<A>(tiles[i].heads, [&]<int P>() {
+      for (int64_t j = begin; j < end; ++j) fold_scores<P>(a, tiles[i], s, j, datt);
+    });
+  }
 }
 
-#define SG_INSTANTIATE(T, A)                                                              \
-  template void gat_backward_nodes<T, A>(const GatBackwardArgs<T, A>&, int64_t, int64_t); \
-  template void gat_backward_rows<T, A>(const GatBackwardArgs<T, A>&, const GatTile*, int64_t, int64_t, int64_t);
+#define SG_INSTANTIATE(T, A)                                                                  \
+  template void gat_backward_nodes<T, A>(const GatBackwardArgs<T, A>&, int64_t, int64_t, A*); \
+  template void gat_backward_rows<T, A>(const GatBackwardArgs<T, A>&, const GatTile*, int64_t, int64_t, int64_t, A*);
 SG_INSTANTIATE(float, float)
 SG_INSTANTIATE(double, double)
 SG_INSTANTIATE(bf16, float)

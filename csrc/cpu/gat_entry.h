@@ -41,4 +41,12 @@ GatEdges<A> gat_edges(const char* op, const Tensor& x, const Tensor& offsets, co
           A(random_scale(dropout))};
 }
 
+// out[0 .. n) = the sum of `count` parts, each `stride` behind the one before, in order.
+template <typename A>
+void sum_parts(A* out, const A* parts, int64_t count, int64_t n, int64_t stride) {
+  std::fill(out, out + n, A{0});
+  for (int64_t p = 0; p < count; ++p)
+    for (int64_t k = 0; k < n; ++k) out[k] += parts[p * stride + k];
+}
+
 }  // namespace sparsegnn

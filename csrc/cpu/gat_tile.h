@@ -31,6 +31,11 @@ SG_INLINE ivec<A> lane_index() {
   return index;
 }
 
+template <typename T>
+SG_INLINE vec<acc<T>> load_up_to(const T* p, int n) {
+  return n == lanes<acc<T>> ? load(p) : load_n(p, n);
+}
+
 template <typename A>
 void fill_head_of(Scratch<A>& s, const GatTile& t, int64_t width) {
   constexpr int L = lanes<A>;

@@ -116,9 +116,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gatv2_backward(const Tensor& dy_in, c
     A *part = mutable_data<A>(parts), *sum = mutable_data<A>(datt);
     for_each_chunk(
         chunks, [&](int64_t c) { rows(args, tiles.data(), tiles.size(), bounds[c], bounds[c + 1], part + c * h * d); });
-    std::fill(sum, sum + h * d, A{0});
-    for (int64_t c = 0; c < chunks; ++c)
-      for (int64_t k = 0; k < h * d; ++k) sum[k] += part[c * h * d + k];
+    sum_parts<A>(sum, part, chunks, h * d, h * d);
     static_cast<Gatv2Edges<T, A>&>(args) =
         make_edges<T, A>(op, in, ccol, row, data<int32_t>(perm), negative_slope, dropout, seed);
     for_each_chunk(int64_t(source_bounds.size()) - 1, [&](int64_t c) {

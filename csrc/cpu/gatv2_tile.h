@@ -14,11 +14,6 @@ SG_INLINE int gatv2_chunk(const GatTile& t, int tables) {
   return fit < 16 ? 16 : fit > chunk_edges ? chunk_edges : fit;
 }
 
-template <typename T>
-SG_INLINE vec<acc<T>> load_up_to(const T* p, int n) {
-  return n == lanes<acc<T>> ? load(p) : load_n(p, n);
-}
-
 // Of the W vectors at p, each the sums of its blocks of W lanes: lane g * W + k is that of block g of vector k. Every
 // step halves the vectors: a lane keeps one of two, and adds what its partner has of the same.
 template <int W, int S, typename A>

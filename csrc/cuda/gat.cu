@@ -30,6 +30,25 @@ Scores check_scores(const char* op, const Tensor& x, const Tensor& a_src, const 
   return {*as_scale(a_src, x), *as_scale(a_dst, x), as_scale(a_edge, x)};
 }
 
+std::optional<Tensor> check_vector(const char* op, const char* name, const std::optional<Tensor>& t, const Tensor& x) {
+  STD_TORCH_CHECK(!t || t->numel() == x.size(1) * x.size(2), op, ": ", name, " must have H * D elements");
+  check_device(op, name, t, x);
+  return as_scale(t, x);
+}
+
+// The scores [2, N, H] of all nodes: <x, att_src> and <x, att_dst>.
+Tensor fold_scores(const Tensor& x, const Tensor& a_src, const Tensor& a_dst, cudaStream_t stream) {
+  const Tensor src = *check_vector("gat", "a_src", a_src, x), dst = *check_vector("gat", "a_dst", a_dst, x);
+  Tensor scores = torch::stable::new_empty(x, {2, x.size(0), x.size(1)}, sparsegnn::accumulator(x.scalar_type()));
+  dispatch("gat", x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = acc_t<T>;
+    STD_CUDA_CHECK(launch_gat_scores(data<T>(x), data<A>(src), data<A>(dst), x.size(0), x.size(1), x.size(2),
+                                     mutable_data<A>(scores), stream));
+  });
+  return scores;
+}
+
 template <typename A>
 GatScores<A> make_scores(const Scores& s, const Tensor& x, double negative_slope, double dropout,
                          const std::optional<Tensor>& seed) {
@@ -37,18 +56,27 @@ GatScores<A> make_scores(const Scores& s, const Tensor& x, double negative_slope
           x.size(2),        A(negative_slope), dropout,           dropout > 0 ? data<int64_t>(seed) : nullptr};
 }
 
-std::tuple<Tensor, Tensor, Tensor> gat(const Tensor& x_in, const Tensor& a_src, const Tensor& a_dst,
-                                       const std::optional<Tensor>& a_edge, const Tensor& crow, const Tensor& col,
-                                       const std::optional<Tensor>& /*ccol*/, const std::optional<Tensor>& /*row*/,
-                                       const std::optional<Tensor>& /*perm*/, double negative_slope, double dropout,
-                                       const std::optional<Tensor>& seed, bool save) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> gat(const Tensor& x_in, const Tensor& a_src, const Tensor& a_dst,
+                                               const std::optional<Tensor>& a_edge, const Tensor& crow,
+                                               const Tensor& col, const std::optional<Tensor>& /*ccol*/,
+                                               const std::optional<Tensor>& /*row*/,
+                                               const std::optional<Tensor>& /*perm*/, double negative_slope,
+                                               double dropout, const std::optional<Tensor>& seed, bool save,
+                                               const std::optional<Tensor>& bias_in) {
   const OnDevice device(x_in);
   check_index_on("gat", "crow", crow, x_in);
   check_index_on("gat", "col", col, x_in);
-  const Scores scores = check_scores("gat", x_in, a_src, a_dst, a_edge, col.numel(), dropout, seed);
-  STD_TORCH_CHECK(crow.numel() == a_dst.size(0) + 1, "gat: crow must have M + 1 elements");
+  STD_TORCH_CHECK(x_in.dim() == 3, "gat: x must have shape [N, H, D], got ", x_in.dim(), " dimension(s)");
   const Tensor x = as_contiguous(x_in);
-  const int64_t m = a_dst.size(0), h = x.size(1), d = x.size(2), edges = col.numel();
+  const bool folded = a_src.dim() == 3;
+  Tensor nodes = folded ? fold_scores(x, a_src, a_dst, device.stream)
+                        : torch::stable::new_empty(x, {0, 0, 0}, sparsegnn::accumulator(x.scalar_type()));
+  const Scores scores =
+      check_scores("gat", x, folded ? torch::stable::select(nodes, 0, 0) : a_src,
+                   folded ? torch::stable::select(nodes, 0, 1) : a_dst, a_edge, col.numel(), dropout, seed);
+  const auto bias = check_vector("gat", "bias", bias_in, x);
+  STD_TORCH_CHECK(crow.numel() == scores.a_dst.size(0) + 1, "gat: crow must have M + 1 elements");
+  const int64_t m = scores.a_dst.size(0), h = x.size(1), d = x.size(2), edges = col.numel();
   Tensor y = torch::stable::new_empty(x, {m, h, d});
   Tensor lse = torch::stable::new_empty(x, {save ? m : 0, save ? h : 0}, sparsegnn::accumulator(x.scalar_type()));
   Tensor tilt = torch::stable::new_empty(x, {save ? m : 0, save ? h : 0, save ? d : 0});
@@ -58,6 +86,7 @@ std::tuple<Tensor, Tensor, Tensor> gat(const Tensor& x_in, const Tensor& a_src, 
     Tensor pieces = workspace(x, gat_workspace_bytes<T>(edges, h * d, save));
     const GatArguments<T> a{make_scores<A>(scores, x, negative_slope, dropout, seed),
                             data<T>(x),
+                            data<A>(bias),
                             data<int32_t>(crow),
                             data<int32_t>(col),
                             mutable_data<T>(y),
@@ -67,15 +96,15 @@ std::tuple<Tensor, Tensor, Tensor> gat(const Tensor& x_in, const Tensor& a_src, 
                             edges};
     STD_CUDA_CHECK(launch_gat(a, save, pieces.mutable_data_ptr(), device.stream));
   });
-  return {y, lse, tilt};
+  return {y, lse, tilt, nodes};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> gat_backward(const Tensor& dy_in, const Tensor& x_in, const Tensor& a_src,
-                                                        const Tensor& a_dst, const std::optional<Tensor>& a_edge,
-                                                        const Tensor& y_in, const Tensor& lse_in, const Tensor& tilt_in,
-                                                        const Tensor& ccol, const Tensor& row, const Tensor& perm,
-                                                        double negative_slope, double dropout,
-                                                        const std::optional<Tensor>& seed, bool need_edge) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gat_backward(
+    const Tensor& dy_in, const Tensor& x_in, const Tensor& a_src, const Tensor& a_dst,
+    const std::optional<Tensor>& a_edge, const Tensor& y_in, const Tensor& lse_in, const Tensor& tilt_in,
+    const Tensor& ccol, const Tensor& row, const Tensor& perm, double negative_slope, double dropout,
+    const std::optional<Tensor>& seed, bool need_edge, const std::optional<Tensor>& att_src,
+    const std::optional<Tensor>& att_dst, const std::optional<Tensor>& bias_in, bool need_bias) {
   const char* op = "gat_backward";
   const OnDevice device(x_in);
   check_index_on(op, "ccol", ccol, x_in);
@@ -99,10 +128,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gat_backward(const Tensor& dy_in, con
   STD_TORCH_CHECK(lse.dim() == 2 && lse.size(0) == m && lse.size(1) == h, op, ": lse must have shape [M, H]");
   STD_TORCH_CHECK(ccol.numel() == n + 1 && perm.numel() == edges, op, ": ccol, row, perm must be a transpose");
 
+  const auto bias = check_vector(op, "bias", bias_in, x);
+  const auto src = check_vector(op, "att_src", att_src, x), dst = check_vector(op, "att_dst", att_dst, x);
+  const bool folded = src && dst;
+  STD_TORCH_CHECK(!folded || m == n, op, ": att_src and att_dst need as many rows as columns");
+
   const ScalarType wide = sparsegnn::accumulator(x.scalar_type());
   Tensor dx = torch::stable::new_empty(x, {n, h, d}), da_src = torch::stable::new_empty(x, {n, h}, wide);
   Tensor da_dst = torch::stable::new_empty(x, {m, h}, wide);
   Tensor da_edge = torch::stable::new_empty(x, {need_edge ? edges : 0, need_edge ? h : 0}, wide);
+  Tensor datt_src = torch::stable::new_empty(x, {folded ? 1 : 0, h, d}, wide);
+  Tensor datt_dst = torch::stable::new_empty(x, {folded ? 1 : 0, h, d}, wide);
+  Tensor dbias = torch::stable::new_empty(x, {need_bias ? h * d : 0}, wide);
   dispatch(op, x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = acc_t<T>;
@@ -112,6 +149,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gat_backward(const Tensor& dy_in, con
                                     data<T>(y),
                                     data<T>(tilt),
                                     data<A>(lse),
+                                    data<A>(bias),
+                                    data<A>(src),
+                                    data<A>(dst),
                                     data<int32_t>(ccol),
                                     data<int32_t>(row),
                                     data<int32_t>(perm),
@@ -119,13 +159,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gat_backward(const Tensor& dy_in, con
                                     mutable_data<A>(da_src),
                                     mutable_data<A>(da_dst),
                                     need_edge ? mutable_data<A>(da_edge) : nullptr,
+                                    folded ? mutable_data<A>(datt_src) : nullptr,
+                                    folded ? mutable_data<A>(datt_dst) : nullptr,
+                                    need_bias ? mutable_data<A>(dbias) : nullptr,
                                     m,
                                     n,
                                     edges};
     Tensor space = workspace(x, GatBackwardWorkspace<T>(a).bytes());
     STD_CUDA_CHECK(launch_gat_backward(a, space.mutable_data_ptr(), device.stream));
   });
-  return {dx, da_src, da_dst, da_edge};
+  return {dx, folded ? datt_src : da_src, folded ? datt_dst : da_dst, da_edge, dbias};
 }
 
 }  // namespace

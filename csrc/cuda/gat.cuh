@@ -2,8 +2,9 @@
 //
 //   s[e, h] = a_src[col[e], h] + a_dst[r, h] + a_edge[e, h]                       for the edges e of row r
 //   alpha[e, h] = softmax over the row of leaky(s[e, h]),  kept[e, h] = dropout(alpha[e, h])
-//   y[r, h, :] = sum over e of kept[e, h] * x[col[e], h, :]
+//   y[r, h, :] = sum over e of kept[e, h] * x[col[e], h, :] + bias[h, :]
 //   lse[r, h] = log of the sum of exp(leaky(s));  tilt = sum over e of kept * l' * x - (sum over e of alpha * l') * y
+//   with y without its bias. a_src and a_dst may be products <x[n, h, :], att[h, :]>, made first
 //   with l' the slope of leaky at s: what the backward needs; lse is -inf in a row without edges
 //
 // layout     CSR: crow[M+1], col[E] int32; x[N, H, D], y, tilt[M, H, D] in T; scores and lse in acc_t<T>; seed int64[1]
@@ -57,6 +58,7 @@ template <typename T>
 struct GatArguments {
   GatScores<acc_t<T>> scores;
   const T* x;
+  const acc_t<T>* bias;  // [H, D] or null
   const int32_t *crow, *col;
   T* y;
   acc_t<T>* lse;  // lse and tilt may be null when nothing is saved
@@ -154,7 +156,7 @@ struct GatOp {
     const int64_t columns = a.scores.heads * a.scores.width;
     const A over = degree > 0 ? 1 / s.total : A(0), scale = over * a.scores.scale();
     vec<T, V> y;
-    for (int i = 0; i < V; ++i) y[i] = from_acc<T>(s.sum[i] * scale);
+    for (int i = 0; i < V; ++i) y[i] = from_acc<T>(s.sum[i] * scale + (a.bias ? a.bias[j + i] : A(0)));
     store(a.y + r * columns + j, y);
     if constexpr (kSave) {
       vec<T, V> tilt;
@@ -167,7 +169,46 @@ struct GatOp {
   }
 };
 
+constexpr int kGatThreads = 256;
+
+// The product of two vectors of `width` elements, by a group of lanes; every lane gets it.
+template <int V, typename T, typename S>
+__device__ __forceinline__ acc_t<T> gat_product(const T* a, const S* b, int64_t width, int lanes) {
+  acc_t<T> sum = 0;
+  for (int64_t d = int64_t{threadIdx.x} % lanes * V; d < width; d += lanes * V) {
+    const vec<T, V> u = load<V>(a + d);
+    const vec<S, V> v = load<V>(b + d);
+    for (int i = 0; i < V; ++i) sum += to_acc(u[i]) * to_acc(v[i]);
+  }
+  return warp_sum(sum, lanes);
+}
+
+// scores[0 or 1, n, h] = <x[n, h, :], att_src or att_dst [h, :]>: a group of lanes for each (node, head).
+template <typename T>
+__global__ void __launch_bounds__(kGatThreads)
+    gat_scores_kernel(const T* x, const acc_t<T>* att_src, const acc_t<T>* att_dst, int64_t count, int64_t heads,
+                      int64_t columns, int lanes, acc_t<T>* scores) {
+  const int64_t n = int64_t{blockIdx.x} * (kGatThreads / lanes) + threadIdx.x / lanes;
+  const bool inside = n < count;
+  const int64_t width = inside ? columns : 0, at = inside ? n * columns : 0, head = inside ? n % heads * columns : 0;
+  const acc_t<T> src = gat_product<1>(x + at, att_src + head, width, lanes);
+  const acc_t<T> dst = gat_product<1>(x + at, att_dst + head, width, lanes);
+  if (!inside || threadIdx.x % lanes != 0) return;
+  scores[n] = src, scores[count + n] = dst;
+}
+
 // ---- launchers
+
+// scores [2, N, H] of nodes [N, H, D].
+template <typename T>
+cudaError_t launch_gat_scores(const T* x, const acc_t<T>* att_src, const acc_t<T>* att_dst, int64_t nodes,
+                              int64_t heads, int64_t width, acc_t<T>* scores, cudaStream_t stream) {
+  if (nodes * heads == 0) return cudaSuccess;
+  const int lanes = group_lanes(width);
+  const auto blocks = static_cast<unsigned>(ceil_div(nodes * heads, kGatThreads / lanes));
+  return launch(gat_scores_kernel<T>, dim3(blocks), kGatThreads, 0, stream, x, att_src, att_dst, nodes * heads, heads,
+                width, lanes, scores);
+}
 
 template <typename T>
 int64_t gat_workspace_bytes(int64_t edges, int64_t columns, bool save) {

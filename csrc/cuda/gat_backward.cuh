@@ -4,7 +4,8 @@
 //   de[e, h] = alpha * l' * (m * <dy[i, h, :], x[j, h, :]> - D[i, h])              for the edge e from j to i
 //   dx[j, h, :] = sum over the edges e of j of alpha * m * dy[i, h, :]
 //   da_src[j, h] = sum of de = <sum of alpha * m * l' * dy[i, h, :], x[j, h, :]> - sum of alpha * l' * D[i, h]
-//   da_dst[i, h] = <dy[i, h, :], tilt[i, h, :]>;  da_edge = de
+//   da_dst[i, h] = <dy[i, h, :], tilt[i, h, :]>;  da_edge = de;  dbias = sum of dy
+//   of scores <x, att>: dx += da_src att_src + da_dst att_dst;  datt = sum over nodes of da x
 //
 // layout     transposed CSR: ccol[N+1], row, perm[E]; dy[M, H, D]; the rest as gat.cuh; gradients of scores in acc_t<T>
 // work       4*E*H*D flop; E*(8 + 16*H + H*D*s) bytes: each row of dy is gathered once
@@ -24,13 +25,13 @@ struct GatBackwardArguments {
   GatScores<acc_t<T>> scores;
   const T *dy, *x, *y, *tilt;
   const acc_t<T>* lse;
+  const acc_t<T>*bias, *att_src, *att_dst;  // [H, D] or null
   const int32_t *ccol, *row, *perm;
   T* dx;
-  acc_t<T>*da_src, *da_dst, *da_edge;  // da_edge may be null
+  acc_t<T>*da_src, *da_dst, *da_edge;    // da_edge may be null
+  acc_t<T>*datt_src, *datt_dst, *dbias;  // [H, D] or null
   int64_t rows, cols, edges;
 };
-
-constexpr int kGatThreads = 256;
 
 // What an edge needs of its target, for one head: a_dst, lse, D and nothing.
 template <typename A>
@@ -95,17 +96,6 @@ struct GatBackwardOp {
   }
 };
 
-// The product of two vectors of `width` elements, by a group of lanes; every lane gets it.
-template <int V, typename T>
-__device__ __forceinline__ acc_t<T> gat_product(const T* a, const T* b, int64_t width, int lanes) {
-  acc_t<T> sum = 0;
-  for (int64_t d = int64_t{threadIdx.x} % lanes * V; d < width; d += lanes * V) {
-    const vec<T, V> u = load<V>(a + d), v = load<V>(b + d);
-    for (int i = 0; i < V; ++i) sum += to_acc(u[i]) * to_acc(v[i]);
-  }
-  return warp_sum(sum, lanes);
-}
-
 // A group of lanes for each (node, head).
 template <typename T, int V>
 __global__ void __launch_bounds__(kGatThreads)
@@ -113,7 +103,8 @@ __global__ void __launch_bounds__(kGatThreads)
   const int64_t n = int64_t{blockIdx.x} * (kGatThreads / lanes) + threadIdx.x / lanes;
   const bool inside = n < a.rows * a.scores.heads;
   const int64_t width = inside ? a.scores.width : 0, at = inside ? n * width : 0;
-  const acc_t<T> flow = gat_product<V>(a.dy + at, a.y + at, width, lanes);
+  acc_t<T> flow = gat_product<V>(a.dy + at, a.y + at, width, lanes);
+  if (a.bias) flow -= gat_product<1>(a.dy + at, a.bias + (inside ? n % a.scores.heads * width : 0), width, lanes);
   const acc_t<T> da_dst = gat_product<V>(a.dy + at, a.tilt + at, width, lanes);
   if (!inside || threadIdx.x % lanes != 0) return;
   node[n] = {a.scores.a_dst[n], a.lse[n], flow, 0};
@@ -129,6 +120,32 @@ __global__ void __launch_bounds__(kGatThreads) gat_parts_kernel(const A* part, i
 #pragma unroll 4
   for (int64_t p = 0; p < parts; ++p) s += part[n * parts + p];
   sum[n] = s;
+}
+
+// Nodes that one part of datt or dbias sums over.
+inline int64_t gat_strip(int64_t nodes) { return max<int64_t>(64, ceil_div(nodes, 1024)); }
+
+// For column c of a strip of nodes: dx += da att, and its part of datt, [2, H*D, strips]; or its part of dbias.
+template <typename T>
+__global__ void __launch_bounds__(kGatThreads)
+    gat_columns_kernel(GatBackwardArguments<T> a, bool bias, int64_t strip, acc_t<T>* part) {
+  using A = acc_t<T>;
+  const int64_t columns = a.scores.heads * a.scores.width, nodes = bias ? a.rows : a.cols;
+  const int64_t c = int64_t{blockIdx.x} * kGatThreads + threadIdx.x, h = c / max<int64_t>(a.scores.width, 1);
+  if (c >= columns) return;
+  A first = 0, second = 0;
+  for (int64_t n = blockIdx.y * strip; n < min((blockIdx.y + 1) * strip, nodes); ++n) {
+    const int64_t at = n * columns + c;
+    if (bias) {
+      first += to_acc(a.dy[at]);
+      continue;
+    }
+    const A src = a.da_src[n * a.scores.heads + h], dst = a.da_dst[n * a.scores.heads + h], x = to_acc(a.x[at]);
+    a.dx[at] = from_acc<T>(to_acc(a.dx[at]) + src * a.att_src[c] + dst * a.att_dst[c]);
+    first += src * x, second += dst * x;
+  }
+  part[c * gridDim.y + blockIdx.y] = first;
+  if (!bias) part[(columns + c) * gridDim.y + blockIdx.y] = second;
 }
 
 constexpr int kGatEdges = 16;  // transposed edges of a group, so that the source is searched for once
@@ -167,11 +184,11 @@ bool gat_backward_vectors(const GatBackwardArguments<T>& a) {
   return can_vectorise(kVector<T>, a.scores.width, a.dy, a.x, a.y, a.tilt, a.dx);
 }
 
-// The three parts of the workspace, in bytes. The pointers of the arguments must be set: the widths of lanes hang on
+// The parts of the workspace, in bytes. The pointers of the arguments must be set: the widths of lanes hang on
 // their alignment.
 template <typename T>
 struct GatBackwardWorkspace {
-  int64_t nodes, parts, pieces;
+  int64_t nodes, parts, pieces, sums;
 
   explicit GatBackwardWorkspace(const GatBackwardArguments<T>& a) {
     const bool wide = gat_backward_vectors(a);
@@ -179,9 +196,12 @@ struct GatBackwardWorkspace {
     const int64_t columns = a.scores.heads * a.scores.width / (wide ? kVector<T> : 1);
     nodes = a.rows * a.scores.heads * sizeof(GatNode<acc_t<T>>);
     parts = ceil_div(a.cols * columns * sizeof(acc_t<T>), 16) * 16;
-    pieces = segment_pieces(a.edges) * columns * state;
+    pieces = ceil_div(segment_pieces(a.edges) * columns * state, 16) * 16;
+    const int64_t strips = max(a.datt_src ? 2 * strips_of(a.cols) : 0, a.dbias ? strips_of(a.rows) : 0);
+    sums = strips * a.scores.heads * a.scores.width * sizeof(acc_t<T>);
   }
-  int64_t bytes() const { return nodes + parts + pieces; }
+  static int64_t strips_of(int64_t nodes) { return ceil_div(nodes, gat_strip(nodes)); }
+  int64_t bytes() const { return nodes + parts + pieces + sums; }
 };
 
 template <typename T, int V>
@@ -204,16 +224,42 @@ cudaError_t launch_gat_backward_vectors(const GatBackwardArguments<T>& a, void* 
   if (error == cudaSuccess && a.cols * heads > 0)
     error = launch(gat_parts_kernel<A>, blocks(a.cols * heads, kGatThreads), kGatThreads, 0, stream, part,
                    a.cols * heads, width / V, a.da_src);
-  if (error != cudaSuccess || !a.da_edge || a.edges * heads == 0) return error;
-  return launch(gat_edges_kernel<T, V>, blocks(ceil_div(a.edges, kGatEdges) * heads, kGatThreads / lanes), kGatThreads,
-                0, stream, a, lanes, node);
+  if (error == cudaSuccess && a.da_edge && a.edges * heads > 0)
+    error = launch(gat_edges_kernel<T, V>, blocks(ceil_div(a.edges, kGatEdges) * heads, kGatThreads / lanes),
+                   kGatThreads, 0, stream, a, lanes, node);
+  return error;
+}
+
+// What sums over nodes: datt with its share of dx, and dbias.
+template <typename T>
+cudaError_t launch_gat_columns(const GatBackwardArguments<T>& a, bool bias, acc_t<T>* part, cudaStream_t stream) {
+  using A = acc_t<T>;
+  const int64_t columns = a.scores.heads * a.scores.width, nodes = bias ? a.rows : a.cols;
+  if (columns == 0) return cudaSuccess;
+  const int64_t strips = GatBackwardWorkspace<T>::strips_of(nodes);
+  const auto blocks = static_cast<unsigned>(ceil_div(columns, kGatThreads));
+  cudaError_t error = cudaSuccess;
+  if (strips > 0)
+    error = launch(gat_columns_kernel<T>, dim3(blocks, static_cast<unsigned>(strips)), kGatThreads, 0, stream, a, bias,
+                   gat_strip(nodes), part);
+  for (A* sum : {bias ? a.dbias : a.datt_src, bias ? nullptr : a.datt_dst}) {
+    if (error != cudaSuccess || !sum) return error;
+    error = launch(gat_parts_kernel<A>, dim3(blocks), kGatThreads, 0, stream, part, columns, strips, sum);
+    part += columns * strips;
+  }
+  return error;
 }
 
 // workspace: GatBackwardWorkspace<T>(a).bytes(), aligned to 16 bytes.
 template <typename T>
 cudaError_t launch_gat_backward(const GatBackwardArguments<T>& a, void* workspace, cudaStream_t stream) {
-  if (gat_backward_vectors(a)) return launch_gat_backward_vectors<T, kVector<T>>(a, workspace, stream);
-  return launch_gat_backward_vectors<T, 1>(a, workspace, stream);
+  const GatBackwardWorkspace<T> sizes(a);
+  auto* part = reinterpret_cast<acc_t<T>*>(static_cast<char*>(workspace) + sizes.nodes + sizes.parts + sizes.pieces);
+  cudaError_t error = gat_backward_vectors(a) ? launch_gat_backward_vectors<T, kVector<T>>(a, workspace, stream)
+                                              : launch_gat_backward_vectors<T, 1>(a, workspace, stream);
+  if (error == cudaSuccess && a.datt_src) error = launch_gat_columns(a, false, part, stream);
+  if (error == cudaSuccess && a.dbias) error = launch_gat_columns(a, true, part, stream);
+  return error;
 }
 
 }  // namespace sparsegnn::cuda

@@ -63,22 +63,21 @@ class GATConv(AttentionConv):
         x_src, x_dst = self._features(x)
         res = self.res(x_dst) if self.res is not None and x_dst is not None else None
         h_src = (self.lin or self.lin_src)(x_src)
-        if self.lin is not None and x_dst is x_src:
-            scores = h_src @ torch.cat([self._spread(self.att_src), self._spread(self.att_dst)], 1)
-            a_src, a_dst = scores.split(self.heads, 1)
+        n, m = size or (x_src.size(0), x_src.size(0) if x_dst is None else x_dst.size(0))
+        if self.lin is not None and x_dst is x_src and n == m:  # the op makes the scores
+            a_src, a_dst = self.att_src, self.att_dst
         else:
             a_src, a_dst = h_src @ self._spread(self.att_src), None
             if x_dst is not None:
                 a_dst = (self.lin or self.lin_dst)(x_dst) @ self._spread(self.att_dst)
-        n, m = size or (x_src.size(0), x_src.size(0) if x_dst is None else x_dst.size(0))
-        a_dst = a_src.new_zeros(m, self.heads) if a_dst is None else a_dst
+            a_dst = a_src.new_zeros(m, self.heads) if a_dst is None else a_dst
         graph, attr = self._edges(edge_index, edge_attr, m, n)
         a_edge = None if attr is None else self._edge_scores(attr).to(a_src.dtype)
         y = gat(graph, h_src.view(-1, self.heads, self.out_channels), a_src, a_dst, a_edge,
-                **self._options(x_src.device))  # fmt: skip
+                bias=self.bias if self.concat else None, **self._options(x_src.device))  # fmt: skip
         y = y.flatten(1) if self.concat else y.mean(1)
         y = y if res is None else y + res
-        return y if self.bias is None else y + self.bias.to(y.dtype)  # in the dtype of autocast
+        return y if self.concat or self.bias is None else y + self.bias.to(y.dtype)  # in the dtype of autocast
 
     def _spread(self, att: Tensor) -> Tensor:
         """[heads * out_channels, heads]: with it the scores are a product, and nothing of size N x H x C is stored."""

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from sparsegnn.ops._library import check
+
 _LOW = 0xFFFFFFFF
 
 
@@ -43,3 +45,15 @@ def dropout_factor(seed: Tensor, edge: Tensor, heads: int, p: float, dtype: torc
 def dropout_like(seed: Tensor, like: Tensor, p: float) -> Tensor:
     """:func:`dropout_factor` of every element of ``like`` [N, M]: rows count as edges, columns as heads."""
     return dropout_factor(seed, torch.arange(like.size(0), device=like.device), like.size(1), p, like.dtype)
+
+
+def check_dropout(op: str, p: float, seed: Tensor | None, x: Tensor) -> Tensor | None:
+    """The seed where something is dropped; raise unless it is int64 [1] on the device of ``x``."""
+    if not 0 <= p <= 1:
+        raise ValueError(f"{op}: dropout must be in [0, 1], got {p}")
+    if p == 0:
+        return None
+    check(op, "seed", seed, (1,))
+    if seed.dtype != torch.int64 or seed.device != x.device:
+        raise TypeError(f"{op}: seed must be int64 on {x.device}, got {seed.dtype} on {seed.device}")
+    return seed

@@ -1,9 +1,10 @@
 """Graph attention (GAT), softmax and weighted sum fused over the edges: nothing of size edges x features exists.
 
 e = leaky(a_src[j] + a_dst[i] + a_edge[e]);  alpha = softmax of e over the edges of row i;
-y[i, h] = sum_e dropout(alpha)[e, h] * x[col[e], h].   Veličković et al. 2018, https://arxiv.org/abs/1710.10903
-Backward, with m the dropout factor, l' the slope of leaky at e and D_i = <dy_i, y_i>:
+y[i, h] = sum_e dropout(alpha)[e, h] * x[col[e], h] + bias[h].   Veličković et al. 2018, https://arxiv.org/abs/1710.10903
+Backward, with m the dropout factor, l' the slope of leaky at e and D_i = <dy_i, y_i - bias>:
 de = alpha l' (m <dy_i, x_j> - D_i).  Its sum over a row is <dy_i, t_i>, t_i = sum alpha m l' x_j - (sum alpha l') y_i,
+y without its bias,
 which the forward saves; its sum over a source is <sum alpha m l' dy_i, x_j> - sum alpha l' D_i: one pass over the
 transpose gives every gradient.
 """
@@ -14,13 +15,17 @@ from torch.nn.functional import leaky_relu
 from torch.utils.flop_counter import register_flop_formula
 
 from sparsegnn.ops._library import check, check_like, define, register_autograd, rows_of
-from sparsegnn.ops._random import dropout_factor
+from sparsegnn.ops._random import check_dropout, dropout_factor
 
 
-def reference(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, negative_slope, dropout, seed, save):
+def reference(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, negative_slope, dropout, seed, save, bias=None):
     """The same in plain PyTorch: what the tests compare with, and what runs when nothing is compiled."""
     acc, edges = torch.promote_types(x.dtype, torch.float32), col.numel()
     rows, source = rows_of(crow, edges), col.long()
+    scores = x.new_empty(0, 0, 0, dtype=acc)
+    if a_src.dim() == 3:
+        scores = torch.stack([(x.to(acc) * a.to(acc)).sum(-1) for a in (a_src, a_dst)])
+        a_src, a_dst = scores
     score = a_src.to(acc)[source] + a_dst.to(acc)[rows]
     score = score if a_edge is None else score + a_edge.to(acc)
     logit = leaky_relu(score, negative_slope)
@@ -34,23 +39,26 @@ def reference(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, negative_slop
         kept = alpha * dropout_factor(seed, torch.arange(edges, device=x.device), x.size(1), dropout, acc)
     zero = x.new_zeros(a_dst.size(0), *x.shape[1:], dtype=acc)
     y = zero.index_add(0, rows, kept[:, :, None] * x.to(acc)[source])
+    out = y if bias is None else y + bias.to(acc).view(y.shape[1:])
     if not save:
-        return y.to(x.dtype), empty.new_empty(0, 0), x.new_empty(0, 0, 0)
+        return out.to(x.dtype), empty.new_empty(0, 0), x.new_empty(0, 0, 0), scores
     slope = torch.where(score > 0, score.new_ones(()), negative_slope)
     sloped = zero.index_add(0, rows, (kept * slope)[:, :, None] * x.to(acc)[source])
     tilt = sloped - empty.index_add(0, rows, alpha * slope)[:, :, None] * y
-    return y.to(x.dtype), top + total.log(), tilt.to(x.dtype)
+    return out.to(x.dtype), top + total.log(), tilt.to(x.dtype), scores
 
 
-def fake(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, negative_slope, dropout, seed, save):
-    m, h, d = crow.size(0) - 1, x.size(1), x.size(2)
-    lse = x.new_empty((m, h) if save else (0, 0), dtype=torch.promote_types(x.dtype, torch.float32))
-    return x.new_empty(m, h, d), lse, x.new_empty((m, h, d) if save else (0, 0, 0))
+def fake(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, negative_slope, dropout, seed, save, bias=None):
+    m, n, h, d, acc = crow.size(0) - 1, *x.shape, torch.promote_types(x.dtype, torch.float32)
+    scores = x.new_empty((2, n, h) if a_src.dim() == 3 else (0, 0, 0), dtype=acc)
+    lse, tilt = ((m, h), (m, h, d)) if save else ((0, 0), (0, 0, 0))
+    return x.new_empty(m, h, d), x.new_empty(lse, dtype=acc), x.new_empty(tilt), scores
 
 
 op = define(
     "gat(Tensor x, Tensor a_src, Tensor a_dst, Tensor? a_edge, Tensor crow, Tensor col, Tensor? ccol, Tensor? row, "
-    "Tensor? perm, float negative_slope, float dropout, Tensor? seed, bool save) -> (Tensor, Tensor, Tensor)",
+    "Tensor? perm, float negative_slope, float dropout, Tensor? seed, bool save, Tensor? bias=None) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
     reference,
     fake,
     cast=("x",),  # the scores stay as they are: they cost little and decide much
@@ -58,24 +66,27 @@ op = define(
 
 
 def setup_context(ctx, inputs, output):
-    x, a_src, a_dst, a_edge, _, _, ccol, row, perm, ctx.negative_slope, ctx.dropout, seed, ctx.saved = inputs
-    ctx.save_for_backward(x, a_src, a_dst, a_edge, *output, ccol, row, perm, seed)
+    x, a_src, a_dst, a_edge, _, _, ccol, row, perm, ctx.negative_slope, ctx.dropout, seed, ctx.saved, bias = inputs
+    ctx.save_for_backward(x, a_src, a_dst, a_edge, bias, *output, ccol, row, perm, seed)
     ctx.mark_non_differentiable(*output[1:])
 
 
 def backward(ctx, dy, *_):
-    x, a_src, a_dst, a_edge, y, lse, tilt, ccol, row, perm, seed = ctx.saved_tensors
+    x, a_src, a_dst, a_edge, bias, y, lse, tilt, scores, ccol, row, perm, seed = ctx.saved_tensors
     if not ctx.saved or ccol is None:
         raise RuntimeError("gat: backward needs save=True and the transpose (ccol, row, perm) in forward")
-    need_edge = ctx.needs_input_grad[3]
-    dx, *scores = torch.ops.sparsegnn.gat_backward(
-        dy, x, a_src, a_dst, a_edge, y, lse, tilt, ccol, row, perm, ctx.negative_slope, ctx.dropout, seed, need_edge
-    )
-    like = (a_src, a_dst, a_edge if need_edge else None)
-    return dx, *(None if a is None else g.to(a.dtype) for g, a in zip(scores, like, strict=True)), *[None] * 9
+    folded, need_edge = a_src.dim() == 3, ctx.needs_input_grad[3]
+    need_bias = bias is not None and ctx.needs_input_grad[13]
+    dx, da_src, da_dst, da_edge, dbias = torch.ops.sparsegnn.gat_backward(
+        dy, x, *(scores if folded else (a_src, a_dst)), a_edge, y, lse, tilt, ccol, row, perm, ctx.negative_slope,
+        ctx.dropout, seed, need_edge, *((a_src, a_dst) if folded else (None, None)), bias, need_bias,
+    )  # fmt: skip
+    da_edge = da_edge.to(a_edge.dtype) if need_edge else None
+    dbias = dbias.to(bias.dtype).view(bias.shape) if need_bias else None
+    return dx, da_src.to(a_src.dtype), da_dst.to(a_dst.dtype), da_edge, *[None] * 9, dbias
 
 
-register_autograd(op, backward, setup_context)
+apply = register_autograd(op, backward, setup_context)
 
 
 @register_flop_formula(torch.ops.sparsegnn.gat)
@@ -83,36 +94,34 @@ def _(x, a_src, a_dst, a_edge, crow, col, *args, out_shape=None, **kwargs) -> in
     return 2 * col[0] * x[1] * x[2]  # arguments are shapes
 
 
-def gat(graph, x: Tensor, a_src: Tensor, a_dst: Tensor, a_edge: Tensor | None = None, *,
-        negative_slope: float = 0.2, dropout: float = 0.0, seed: Tensor | None = None) -> Tensor:  # fmt: skip
+def gat(graph, x: Tensor, a_src: Tensor, a_dst: Tensor, a_edge: Tensor | None = None, *, negative_slope: float = 0.2,
+        dropout: float = 0.0, seed: Tensor | None = None, bias: Tensor | None = None) -> Tensor:  # fmt: skip
     """Attend over the in-neighbours of every node.
 
     Args:
         graph: a :class:`sparsegnn.CSRGraph` of shape ``(M, N)``; its ``val`` is not used.
         x: ``[N, H, D]`` features of the sources, float32, float64, bfloat16 or float16 (fp32 accumulation).
-        a_src, a_dst: ``[N, H]`` and ``[M, H]`` scores, the dtype of ``x`` or float32.
+        a_src, a_dst: ``[N, H]`` and ``[M, H]`` scores, the dtype of ``x`` or float32; or both ``[1, H, D]``, of a
+            square graph: the scores are then the products of these with ``x``, head by head.
         a_edge: ``[E, H]`` scores in the order of the graph's ``col``.
         dropout: probability that an attention weight is dropped; needs ``seed``, int64 ``[1]`` on the device of ``x``.
+        bias: ``[H * D]``, added to the result.
 
     Returns:
-        ``[M, H, D]``, 0 for rows without edges. Deterministic: the same bits for any number of threads.
+        ``[M, H, D]``, without bias 0 for rows without edges. Deterministic: the same bits for any number of threads.
     """
     check("gat", "x", x, (graph.num_cols, "H", "D"))
-    scores = {"a_src": (a_src, graph.num_cols), "a_dst": (a_dst, graph.num_rows)}
-    scores |= {} if a_edge is None else {"a_edge": (a_edge, graph.num_edges)}
-    for name, (value, size) in scores.items():
-        check("gat", name, value, (size, x.size(1)))
+    folded = isinstance(a_src, Tensor) and a_src.dim() == 3 and graph.num_rows == graph.num_cols
+    vector = (1, *x.shape[1:])
+    shapes = {"a_src": (a_src, vector if folded else (graph.num_cols, x.size(1)))}
+    shapes["a_dst"] = (a_dst, vector if folded else (graph.num_rows, x.size(1)))
+    shapes |= {} if a_edge is None else {"a_edge": (a_edge, (graph.num_edges, x.size(1)))}
+    shapes |= {} if bias is None else {"bias": (bias, (x.size(1) * x.size(2),))}
+    for name, (value, shape) in shapes.items():
+        check("gat", name, value, shape)
         if value.device != x.device or value.dtype not in (x.dtype, torch.promote_types(x.dtype, torch.float32)):
             check_like("gat", name, value, x)
-    if not 0 <= dropout <= 1:
-        raise ValueError(f"gat: dropout must be in [0, 1], got {dropout}")
-    if dropout > 0:
-        check("gat", "seed", seed, (1,))
-        if seed.dtype != torch.int64 or seed.device != x.device:
-            raise TypeError(f"gat: seed must be int64 on {x.device}, got {seed.dtype} on {seed.device}")
-    save = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *(value for value, _ in scores.values())))
-    transpose = graph.transpose() if save else (None, None, None)
-    seed = seed if dropout > 0 else None
-    return op(
-        x, a_src, a_dst, a_edge, graph.crow, graph.col, *transpose, float(negative_slope), float(dropout), seed, save
-    )[0]
+    seed = check_dropout("gat", dropout, seed, x)
+    save = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *(value for value, _ in shapes.values())))
+    pattern = (graph.crow, graph.col, *(graph.transpose() if save else (None, None, None)))
+    return apply(x, a_src, a_dst, a_edge, *pattern, float(negative_slope), float(dropout), seed, save, bias)[0]

@@ -13,7 +13,7 @@ from torch.nn.functional import leaky_relu
 from torch.utils.flop_counter import register_flop_formula
 
 from sparsegnn.ops._library import check, check_like, define, register_autograd, rows_of
-from sparsegnn.ops._random import dropout_factor
+from sparsegnn.ops._random import check_dropout, dropout_factor
 
 
 def reference(x_src, x_dst, att, edge, crow, col, ccol, row, perm, negative_slope, dropout, seed, save):
@@ -65,7 +65,7 @@ def backward(ctx, dy, _):
     return dx_src, dx_dst, datt.to(att.dtype), dedge if need_edge else None, *[None] * 9
 
 
-register_autograd(op, backward, setup_context)
+apply = register_autograd(op, backward, setup_context)
 
 
 @register_flop_formula(torch.ops.sparsegnn.gatv2)
@@ -97,14 +97,8 @@ def gatv2(graph, x_src: Tensor, x_dst: Tensor, att: Tensor, edge: Tensor | None 
         check_like("gatv2", "edge", edge, x_src, "x_src")
     if att.device != x_src.device or att.dtype not in (x_src.dtype, torch.promote_types(x_src.dtype, torch.float32)):
         check_like("gatv2", "att", att, x_src, "x_src")
-    if not 0 <= dropout <= 1:
-        raise ValueError(f"gatv2: dropout must be in [0, 1], got {dropout}")
-    if dropout > 0:
-        check("gatv2", "seed", seed, (1,))
-        if seed.dtype != torch.int64 or seed.device != x_src.device:
-            raise TypeError(f"gatv2: seed must be int64 on {x_src.device}, got {seed.dtype} on {seed.device}")
+    seed = check_dropout("gatv2", dropout, seed, x_src)
     leaves = (x_src, x_dst, att, edge)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves)
     pattern = (graph.crow, graph.col, *(graph.transpose() if save else (None, None, None)))
-    seed = seed if dropout > 0 else None
-    return op(*leaves, *pattern, float(negative_slope), float(dropout), seed, save)[0]
+    return apply(*leaves, *pattern, float(negative_slope), float(dropout), seed, save)[0]

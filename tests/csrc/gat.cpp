@@ -7,14 +7,14 @@ namespace {
 
 py::object gat(const py::array& x, const py::array& a_src, const py::array& a_dst, const py::object& a_edge,
                const py::array& crow, const py::array& col, double negative_slope, double dropout,
-               const py::object& seed, bool save) {
+               const py::object& seed, bool save, const py::object& bias) {
   return by_dtype(x, [&](auto scalar) -> py::object {
     using T = decltype(scalar);
     using A = acc_t<T>;
     const int64_t rows = crow.size() - 1, heads = x.shape(1), width = x.shape(2);
     Array<T> features(x), y({rows, heads, width}), tilt({save ? rows : 0, heads, width});
     Array<A> src(a_src), dst(a_dst), lse({save ? rows : 0, heads});
-    Optional<A> edge(a_edge);
+    Optional<A> edge(a_edge), b(bias);
     Array<int32_t> p(crow), c(col);
     Optional<int64_t> s(seed);
     Array<char> workspace({cuda::gat_workspace_bytes<T>(c.size(), heads * width, save)});
@@ -22,6 +22,7 @@ py::object gat(const py::array& x, const py::array& a_src, const py::array& a_ds
                                        width,      A(negative_slope), dropout,     s.data()};
     const cuda::GatArguments<T> arguments = {scores,
                                              features.data(),
+                                             b.data(),
                                              p.data(),
                                              c.data(),
                                              y.data(),
@@ -37,7 +38,8 @@ py::object gat(const py::array& x, const py::array& a_src, const py::array& a_ds
 py::object gat_backward(const py::array& dy, const py::array& x, const py::array& a_src, const py::array& a_dst,
                         const py::object& a_edge, const py::array& y, const py::array& lse, const py::array& tilt,
                         const py::array& ccol, const py::array& row, const py::array& perm, double negative_slope,
-                        double dropout, const py::object& seed, bool need_edge) {
+                        double dropout, const py::object& seed, bool need_edge, const py::object& att_src,
+                        const py::object& att_dst, const py::object& bias) {
   return by_dtype(x, [&](auto scalar) -> py::object {
     using T = decltype(scalar);
     using A = acc_t<T>;
@@ -45,7 +47,10 @@ py::object gat_backward(const py::array& dy, const py::array& x, const py::array
     Array<T> g(dy), features(x), out(y), t(tilt), dx({cols, heads, width});
     Array<A> src(a_src), dst(a_dst), l(lse), da_src({cols, heads}), da_dst({rows, heads});
     Array<A> da_edge({need_edge ? row.size() : 0, heads});
-    Optional<A> edge(a_edge);
+    const bool folded = !att_src.is_none(), biased = !bias.is_none();
+    Optional<A> edge(a_edge), as(att_src), ad(att_dst), b(bias);
+    Array<A> datt_src({folded ? heads : 0, width}), datt_dst({folded ? heads : 0, width});
+    Array<A> dbias({biased ? heads : 0, width});
     Array<int32_t> p(ccol), r(row), q(perm);
     Optional<int64_t> s(seed);
     const cuda::GatScores<A> scores = {src.data(), dst.data(),        edge.data(), heads,
@@ -56,6 +61,9 @@ py::object gat_backward(const py::array& dy, const py::array& x, const py::array
                                                      out.data(),
                                                      t.data(),
                                                      l.data(),
+                                                     b.data(),
+                                                     as.data(),
+                                                     ad.data(),
                                                      p.data(),
                                                      r.data(),
                                                      q.data(),
@@ -63,12 +71,28 @@ py::object gat_backward(const py::array& dy, const py::array& x, const py::array
                                                      da_src.data(),
                                                      da_dst.data(),
                                                      need_edge ? da_edge.data() : nullptr,
+                                                     folded ? datt_src.data() : nullptr,
+                                                     folded ? datt_dst.data() : nullptr,
+                                                     biased ? dbias.data() : nullptr,
                                                      rows,
                                                      cols,
                                                      row.size()};
     Array<char> workspace({cuda::GatBackwardWorkspace<T>(arguments).bytes()});
     check(cuda::launch_gat_backward(arguments, workspace.data() - misalignment(), nullptr));
-    return py::make_tuple(dx.numpy(), da_src.numpy(), da_dst.numpy(), da_edge.numpy());
+    return py::make_tuple(dx.numpy(), da_src.numpy(), da_dst.numpy(), da_edge.numpy(), datt_src.numpy(),
+                          datt_dst.numpy(), dbias.numpy());
+  });
+}
+
+py::object gat_scores(const py::array& x, const py::array& att_src, const py::array& att_dst) {
+  return by_dtype(x, [&](auto scalar) -> py::object {
+    using T = decltype(scalar);
+    const int64_t nodes = x.shape(0), heads = x.shape(1), width = x.shape(2);
+    Array<T> features(x);
+    Array<acc_t<T>> src(att_src), dst(att_dst), scores({2, nodes, heads});
+    check(
+        cuda::launch_gat_scores(features.data(), src.data(), dst.data(), nodes, heads, width, scores.data(), nullptr));
+    return scores.numpy();
   });
 }
 
@@ -77,11 +101,13 @@ py::object gat_backward(const py::array& dy, const py::array& x, const py::array
 SG_BINDINGS(m) {
   m.def("gat", &gat, py::arg("x"), py::arg("a_src"), py::arg("a_dst"), py::arg("a_edge"), py::arg("crow"),
         py::arg("col"), py::arg("negative_slope") = 0.2, py::arg("dropout") = 0.0, py::arg("seed") = py::none(),
-        py::arg("save") = true);
+        py::arg("save") = true, py::arg("bias") = py::none());
   m.def("gat_backward", &gat_backward, py::arg("dy"), py::arg("x"), py::arg("a_src"), py::arg("a_dst"),
         py::arg("a_edge"), py::arg("y"), py::arg("lse"), py::arg("tilt"), py::arg("ccol"), py::arg("row"),
         py::arg("perm"), py::arg("negative_slope") = 0.2, py::arg("dropout") = 0.0, py::arg("seed") = py::none(),
-        py::arg("need_edge") = false);
+        py::arg("need_edge") = false, py::arg("att_src") = py::none(), py::arg("att_dst") = py::none(),
+        py::arg("bias") = py::none());
+  m.def("gat_scores", &gat_scores);
 }
 
 }  // namespace sparsegnn::emulated

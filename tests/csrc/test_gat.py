@@ -93,7 +93,7 @@ def run(emulated, dtype, g, heads, width, *, edge=False, dropout=0.0, slope=0.2,
     np.testing.assert_allclose(lse[finite], expected.lse[finite], rtol=1e-5, atol=1e-5)
     close_to(dtype.unpack(tilt), expected.tilt, expected.y, dtype.tolerance)
 
-    dx, *scores = emulated.gat_backward(
+    dx, *scores, _, _, _ = emulated.gat_backward(
         dy, x, a_src, a_dst, a_edge, y, lse, tilt, g.ccol, g.row, g.perm, slope, dropout, seed, edge
     )
     dtype.close(dx, expected.dx)
@@ -122,6 +122,30 @@ def test_edge_scores_and_dropout(emulated, csr, dtype, dropout):
 @pytest.mark.parametrize("slope", [0.0, 1.0, -0.5])
 def test_slopes(emulated, csr, slope):
     run(emulated, Dtype("float32"), csr([3, 0, 21, 1], 9), 2, 4, slope=slope)
+
+
+@pytest.mark.parametrize("heads, width", [(1, 3), (8, 8), (2, 40)])
+def test_scores_of_features_and_bias(emulated, csr, dtype, heads, width):
+    """The scores as products with x, the bias, and the gradients of both."""
+    g = csr([3, 0, 400, 1, 5, 0, 2, 9], 8)
+    x, dy = dtype.pack(g.normal(8, heads, width)), dtype.pack(g.normal(8, heads, width))
+    att_src, att_dst, bias = (g.normal(heads, width).astype(dtype.accumulator) for _ in range(3))
+    wide, flow, *folded = dtype.unpack(x), dtype.unpack(dy), *(a.astype(np.float64) for a in (att_src, att_dst))
+    scores = emulated.gat_scores(x, att_src, att_dst)
+    for got, a in zip(scores, folded, strict=True):
+        np.testing.assert_allclose(got, (wide * a).sum(-1), rtol=1e-4, atol=1e-5 * width)
+    expected = Attention(g, wide, *((wide * a).sum(-1) for a in folded), None, flow, 0.2, np.ones((g.edges, heads)))
+    y, lse, tilt = emulated.gat(x, *scores, None, g.crow, g.col, bias=bias)
+    dtype.close(y, expected.y + bias)
+    dx, da_src, da_dst, _, *rest = emulated.gat_backward(
+        dy, x, *scores, None, y, lse, tilt, g.ccol, g.row, g.perm, att_src=att_src, att_dst=att_dst, bias=bias
+    )
+    size = np.abs(flow).sum(-1).max() * np.ones(1)
+    wanted = expected.dx + expected.da_src[:, :, None] * folded[0] + expected.da_dst[:, :, None] * folded[1]
+    close_to(dtype.unpack(dx), wanted, 4 * size, 2 * dtype.tolerance)
+    sums = ((da[:, :, None] * wide).sum(0) for da in (expected.da_src, expected.da_dst))
+    for got, want in zip(rest, (*sums, flow.sum(0)), strict=True):
+        close_to(got, want, 20 * size, 2 * dtype.tolerance)
 
 
 def test_large_scores(emulated, csr):

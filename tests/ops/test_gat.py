@@ -1,9 +1,6 @@
 """Attention over edges, against torch's softmax."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -37,8 +34,10 @@ def dropout_factor(seed: int, edges: int, heads: int, p: float) -> np.ndarray:
     return (np.array(bits, dtype=np.int64).reshape(edges, heads) >= min(int(p * 2**32), LOW)) / (1 - p)
 
 
-def oracle(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, dropout):
+def oracle(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, dropout, bias=None):
     """Rows of equal length at a time, with torch's softmax; differentiable."""
+    if a_src.dim() == 3:
+        a_src, a_dst = (x * a_src).sum(-1), (x * a_dst).sum(-1)
     factor = torch.ones(col.numel(), x.size(1), dtype=x.dtype)
     if dropout:
         factor = torch.from_numpy(dropout_factor(SEED, col.numel(), x.size(1), dropout)).to(x.dtype)
@@ -50,7 +49,7 @@ def oracle(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, dropout):
         score = a_src[source] + a_dst[rows, None] + (0 if a_edge is None else a_edge[edges])
         alpha = torch.where(score > 0, score, SLOPE * score).softmax(1) * factor[edges]
         y = y.index_copy(0, rows, torch.einsum("reh,rehc->rhc", alpha, x[source]))
-    return y
+    return y if bias is None else y + bias.view(y.shape[1:])
 
 
 def inputs(case: Case) -> dict:
@@ -58,10 +57,12 @@ def inputs(case: Case) -> dict:
     crow, col, ccol, row, perm, (m, n) = case.csr()
     heads, *extras = (case.variant or "2").split("+")
     h = int(heads)
+    d = -(-case.width // h)
+    folded = "fold" in extras and m == n
     return dict(
-        x=case.tensor(n, h, -(-case.width // h)),
-        a_src=case.tensor(n, h),
-        a_dst=case.tensor(m, h),
+        x=case.tensor(n, h, d),
+        a_src=case.tensor(1, h, d) / (d + 1) ** 0.5 if folded else case.tensor(n, h),
+        a_dst=case.tensor(1, h, d) / (d + 2) ** 0.5 if folded else case.tensor(m, h),
         a_edge=case.tensor(col.numel(), h) if "edge" in extras else None,
         crow=crow,
         col=col,
@@ -69,46 +70,47 @@ def inputs(case: Case) -> dict:
         row=row,
         perm=perm,
         dropout=RATE if "dropout" in extras else 0.0,
+        bias=case.tensor(h * d) if "bias" in extras else None,
     )
 
 
-def call(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, dropout):
+def call(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, dropout, bias=None):
     seed = torch.tensor([SEED], device=x.device) if dropout else None
     op = torch.ops.sparsegnn.gat
-    return op(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, SLOPE, dropout, seed, True)[0]
+    return op(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, SLOPE, dropout, seed, True, bias)[0]
 
 
 def raw_args(case: Case) -> tuple:
-    *args, dropout = inputs(case).values()
-    floats = [a.detach().requires_grad_() if a is not None else None for a in args[:4]]
+    *args, dropout, bias = inputs(case).values()
+    *floats, bias = [a.detach().requires_grad_() if a is not None else None for a in (*args[:4], bias)]
     seed = torch.tensor([SEED]) if dropout else None
-    return (*floats, *args[4:], SLOPE, dropout, seed, True)
+    return (*floats, *args[4:], SLOPE, dropout, seed, True, bias)
 
 
 GAT = Op(
     call,
     oracle,
     inputs,
-    grad=("x", "a_src", "a_dst", "a_edge"),
+    grad=("x", "a_src", "a_dst", "a_edge", "bias"),
     autocast=("x",),
     raw=torch.ops.sparsegnn.gat.default,
     raw_args=raw_args,
     # a score's gradient is a difference of nearly equal products, one of them of the rounded output
     grad_tolerance={torch.float32: 4e-5, torch.bfloat16: 4e-2, torch.float16: 8e-3},
 )
-HERE = os.path.dirname(os.path.abspath(__file__))  # not the checkout, whose package has no libraries
 SOME_EDGES = tuple(g for g in GRAPHS if g not in ("empty", "zero_edges"))
-VARIANTS = ("1", "8", "3+edge", "8+dropout", "2+edge+dropout", "17")
+SCORES = ("1", "8", "3+edge", "8+dropout", "2+edge+dropout", "17")
+VARIANTS = (*SCORES, "3+edge+bias", "8+fold+bias", "17+fold")
 
 
 @pytest.mark.parametrize("case", cases(VARIANTS))
 def test_values(case):
     # rows of one edge have no gradient of their scores: on graphs of such rows the next test is the sharper one
     lone = case.graph in ("isolated", "hub_source", "tall")
-    check_op(dataclasses.replace(GAT, grad=("x",)) if lone else GAT, case)
+    check_op(dataclasses.replace(GAT, grad=("x", "bias")) if lone else GAT, case)
 
 
-@pytest.mark.parametrize("case", cases(VARIANTS, SOME_EDGES, (1, 8, 17, 40), layouts=("contiguous",)))
+@pytest.mark.parametrize("case", cases(SCORES, SOME_EDGES, (1, 8, 17, 40), layouts=("contiguous",)))
 def test_score_gradients(case):
     """They are sums of terms that cancel, to zero in rows of one edge: held against the size of the terms."""
     args = inputs(case)
@@ -133,7 +135,7 @@ def test_score_gradients(case):
         assert (error <= eps * bound).all(), f"{name}: {(error / bound).nan_to_num().max():.1e}"
 
 
-@pytest.mark.parametrize("variant", ["2+edge+dropout"])
+@pytest.mark.parametrize("variant", ["2+edge+dropout", "2+fold+bias"])
 def test_contract(variant):
     check_contract(GAT, Case(width=6, variant=variant))
 
@@ -156,7 +158,7 @@ def test_tiles_of_heads_and_columns(heads, width, dtype):
 
 def random_args(dtype=torch.float64, heads=3, width=4, **options):
     case = Case("random", heads * width, dtype, variant=f"{heads}+edge")
-    *args, _ = inputs(case).values()
+    *args, _, _ = inputs(case).values()
     return args, case
 
 
@@ -171,7 +173,7 @@ def test_reference_and_saved_state(dtype):
         torch.testing.assert_close(
             g, w, atol=1e-5 if dtype == torch.float32 else None, rtol=None if dtype != torch.float32 else 1e-5
         )
-    y, lse, tilt = torch.ops.sparsegnn.gat(*args, *rest, False)
+    y, lse, tilt, _ = torch.ops.sparsegnn.gat(*args, *rest, False)
     assert torch.equal(y, got[0]) and lse.numel() == tilt.numel() == 0
 
 
@@ -185,6 +187,24 @@ def test_gradcheck(dropout):
         return torch.ops.sparsegnn.gat(*values, *args[4:], SLOPE, dropout, seed, True)[0]
 
     assert torch.autograd.gradcheck(function, leaves)
+
+
+@pytest.mark.parametrize("heads, width", [(2, 4), (8, 8), (3, 5), (1, 520), (20, 3)])
+@pytest.mark.parametrize("dropout", [0.0, RATE])
+def test_scores_of_features_and_bias(heads, width, dropout):
+    """Attention vectors [1, H, D] in place of scores, and a bias: as products outside the op, in every gradient."""
+    args, case = random_args(torch.float64, heads, width)
+    x, _, _, a_edge, *pattern = args
+    vectors = [case.tensor(1, heads, width) / width for _ in range(2)]
+    leaves = [t.clone().requires_grad_() for t in (x, *vectors, a_edge, torch.randn(heads * width).double())]
+    rest = (SLOPE, dropout, torch.tensor([SEED]) if dropout else None, True)
+    inside = torch.ops.sparsegnn.gat(*leaves[:4], *pattern, *rest, leaves[4])[0]
+    scores = [(leaves[0] * v).sum(-1) for v in leaves[1:3]]
+    outside = torch.ops.sparsegnn.gat(leaves[0], *scores, leaves[3], *pattern, *rest)[0] + leaves[4].view(heads, width)
+    flow = torch.randn_like(inside)
+    for g, w in zip(torch.autograd.grad(inside, leaves, flow), torch.autograd.grad(outside, leaves, flow), strict=True):
+        torch.testing.assert_close(g, w, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(inside, outside)
 
 
 @pytest.mark.parametrize("slope", [0.0, 1.0, -0.5, 3.0])
@@ -261,31 +281,6 @@ def test_dropout_statistics():
     assert not everything.any()
 
 
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
-def test_every_instruction_set(isa):
-    """The reference in a process of its own; one seed, so the results of all are close too."""
-    code = """
-import torch, sparsegnn
-from sparsegnn.ops.gat import reference
-from ops.test_gat import random_args, RATE, SEED, SLOPE
-from ops.harness import DTYPES
-assert torch.ops.sparsegnn.isa() == ISA
-for dtype in DTYPES:
-    for heads, width in ((1, 1), (1, 40), (8, 8), (3, 5), (20, 9)):
-        args, _ = random_args(dtype, heads, width)
-        rest = (SLOPE, RATE, torch.tensor([SEED]), True)
-        for g, w in zip(torch.ops.sparsegnn.gat(*args, *rest), reference(*args, *rest)):
-            torch.testing.assert_close(g.float(), w.float(), atol=0.03 if dtype.itemsize == 2 else 1e-5, rtol=0.01)
-"""
-    env = os.environ | {"SPARSEGNN_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code.replace("ISA", repr(isa))], env=env, capture_output=True, text=True, cwd=HERE
-    )
-    if "is not supported by this processor" in done.stderr:
-        pytest.skip(f"this processor has no {isa}")
-    assert done.returncode == 0, done.stderr
-
-
 def test_public_function_and_its_checks():
     graph = CSRGraph.from_edge_index(torch.tensor([[0, 1, 2, 0], [1, 2, 2, 0]]), 3)
     x, a, edge = torch.randn(3, 2, 4), torch.randn(3, 2), torch.randn(4, 2)
@@ -298,6 +293,8 @@ def test_public_function_and_its_checks():
         (dict(a_src=a[:, :1]), ValueError, r"gat: a_src must have shape \[3, 2\], got \[3, 1\]"),
         (dict(a_dst=a.double()), TypeError, "gat: a_dst must have the dtype of x"),
         (dict(a_edge=a), ValueError, r"gat: a_edge must have shape \[4, 2\], got \[3, 2\]"),
+        (dict(a_src=x[:1]), ValueError, r"gat: a_dst must have shape \[1, 2, 4\], got \[3, 2\]"),
+        (dict(bias=a), ValueError, r"gat: bias must have shape \[8\], got \[3, 2\]"),
         (dict(dropout=-0.1), ValueError, r"gat: dropout must be in \[0, 1\], got -0.1"),
         (dict(dropout=0.5), TypeError, "gat: seed must be a Tensor"),
         (dict(dropout=0.5, seed=torch.zeros(1)), TypeError, "gat: seed must be int64"),

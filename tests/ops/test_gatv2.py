@@ -83,7 +83,7 @@ def test_values(case):
 
 
 @pytest.mark.parametrize("case", cases(VARIANTS, SOME_EDGES, (1, 8, 17, 40, 64), layouts=("contiguous",)))
-def test_gradients(case):
+def test_values_of_gradients(case):
     """Sums of terms that cancel, to zero in rows of one edge: held against the size of the terms."""
     args = inputs(case)
     crow, col, dropout = args["crow"], args["col"].long(), args["dropout"]
