@@ -33,8 +33,7 @@ def reference(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, negative_slop
     top = (empty - torch.inf).scatter_reduce(0, rows[:, None].expand_as(logit), logit, "amax", include_self=False)
     alpha = (logit - top[rows]).exp()
     total = empty.index_add(0, rows, alpha)
-    alpha = alpha / total[rows]
-    kept = alpha
+    kept = alpha = alpha / total[rows]
     if dropout > 0:
         kept = alpha * dropout_factor(seed, torch.arange(edges, device=x.device), x.size(1), dropout, acc)
     zero = x.new_zeros(a_dst.size(0), *x.shape[1:], dtype=acc)
@@ -75,14 +74,12 @@ def backward(ctx, dy, *_):
     x, a_src, a_dst, a_edge, bias, y, lse, tilt, scores, ccol, row, perm, seed = ctx.saved_tensors
     if not ctx.saved or ccol is None:
         raise RuntimeError("gat: backward needs save=True and the transpose (ccol, row, perm) in forward")
-    folded, need_edge = a_src.dim() == 3, ctx.needs_input_grad[3]
-    need_bias = bias is not None and ctx.needs_input_grad[13]
+    folded, need_edge, need_bias = a_src.dim() == 3, ctx.needs_input_grad[3], bias is not None and bias.requires_grad
+    score, att = (scores, (a_src, a_dst)) if folded else ((a_src, a_dst), (None, None))
     dx, da_src, da_dst, da_edge, dbias = torch.ops.sparsegnn.gat_backward(
-        dy, x, *(scores if folded else (a_src, a_dst)), a_edge, y, lse, tilt, ccol, row, perm, ctx.negative_slope,
-        ctx.dropout, seed, need_edge, *((a_src, a_dst) if folded else (None, None)), bias, need_bias,
-    )  # fmt: skip
-    da_edge = da_edge.to(a_edge.dtype) if need_edge else None
-    dbias = dbias.to(bias.dtype).view(bias.shape) if need_bias else None
+        dy, x, *score, a_edge, y, lse, tilt, ccol, row, perm, ctx.negative_slope, ctx.dropout, seed, need_edge, *att,
+        bias, need_bias)  # fmt: skip
+    da_edge, dbias = da_edge.to(a_edge.dtype) if need_edge else None, dbias.to(bias.dtype) if need_bias else None
     return dx, da_src.to(a_src.dtype), da_dst.to(a_dst.dtype), da_edge, *[None] * 9, dbias
 
 
@@ -112,16 +109,15 @@ def gat(graph, x: Tensor, a_src: Tensor, a_dst: Tensor, a_edge: Tensor | None = 
     """
     check("gat", "x", x, (graph.num_cols, "H", "D"))
     folded = isinstance(a_src, Tensor) and a_src.dim() == 3 and graph.num_rows == graph.num_cols
-    vector = (1, *x.shape[1:])
-    shapes = {"a_src": (a_src, vector if folded else (graph.num_cols, x.size(1)))}
-    shapes["a_dst"] = (a_dst, vector if folded else (graph.num_rows, x.size(1)))
-    shapes |= {} if a_edge is None else {"a_edge": (a_edge, (graph.num_edges, x.size(1)))}
-    shapes |= {} if bias is None else {"bias": (bias, (x.size(1) * x.size(2),))}
-    for name, (value, shape) in shapes.items():
+    heads, vector = x.size(1), (1, *x.shape[1:]) if folded else None
+    given = [("a_src", a_src, vector or (graph.num_cols, heads)), ("a_dst", a_dst, vector or (graph.num_rows, heads))]
+    given += [] if a_edge is None else [("a_edge", a_edge, (graph.num_edges, heads))]
+    given += [] if bias is None else [("bias", bias, (heads * x.size(2),))]
+    for name, value, shape in given:
         check("gat", name, value, shape)
         if value.device != x.device or value.dtype not in (x.dtype, torch.promote_types(x.dtype, torch.float32)):
             check_like("gat", name, value, x)
     seed = check_dropout("gat", dropout, seed, x)
-    save = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *(value for value, _ in shapes.values())))
+    save = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *(t for _, t, _ in given)))
     pattern = (graph.crow, graph.col, *(graph.transpose() if save else (None, None, None)))
     return apply(x, a_src, a_dst, a_edge, *pattern, float(negative_slope), float(dropout), seed, save, bias)[0]
