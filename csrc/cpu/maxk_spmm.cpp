@@ -137,10 +137,12 @@ std::tuple<Tensor, Tensor> maxk_spmm_backward(const Tensor& dy_in, const Tensor&
   STD_TORCH_CHECK(dy_in.dim() == 2 && dy_in.size(0) == crow.numel() - 1, op, ": dy must have one row per row of A");
   check_same_dtype(op, "dy", dy_in, values);
   const Inputs in = check_inputs(op, values, index, dy_in.size(1), crow, col, val, row_scale, col_scale, diag, reduce);
-  STD_TORCH_CHECK(
-      ccol && row && perm && ccol->numel() == in.cols + 1 && row->numel() == in.edges && perm->numel() == in.edges, op,
-      ": ccol, row and perm must be those of the transpose");
-  for (const Tensor* t : {&*ccol, &*row, &*perm}) check_index(op, "the transpose", *t);
+  if (need_dvalues) {
+    STD_TORCH_CHECK(
+        ccol && row && perm && ccol->numel() == in.cols + 1 && row->numel() == in.edges && perm->numel() == in.edges,
+        op, ": ccol, row and perm must be those of the transpose");
+    for (const Tensor* t : {&*ccol, &*row, &*perm}) check_index(op, "the transpose", *t);
+  }
   const Tensor dy = as_contiguous(dy_in);
   Tensor dvalues = new_output(in.values, {need_dvalues ? in.cols : 0, need_dvalues ? in.k : 0});
   Tensor dval = new_output(in.values, {need_dval ? in.edges : 0});

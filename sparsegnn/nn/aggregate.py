@@ -8,16 +8,19 @@ import torch
 from torch import Tensor
 
 from sparsegnn.graph import CSRGraph, extend
+from sparsegnn.nn.maxk import CompressedRows
 from sparsegnn.ops.spmm import apply as spmm
 
 REDUCTIONS = {"add": "sum", "sum": "sum", "mean": "mean", "max": "max", "min": "min"}
 
 
-def aggregate(graph: CSRGraph, x: Tensor, aggr: str = "add", normalize: bool = True, improved: bool = False,
-              add_self_loops: bool = True) -> Tensor:  # fmt: skip
+def aggregate(graph: CSRGraph, x: Tensor | CompressedRows, aggr: str = "add", normalize: bool = True,
+              improved: bool = False, add_self_loops: bool = True) -> Tensor:  # fmt: skip
     """A x, reduced over the edges of every row; A has the symmetric GCN norm when ``normalize``."""
     scale = diag = None
     reduce, val = REDUCTIONS[aggr], graph.val
+    if isinstance(x, CompressedRows) and reduce in ("max", "min"):
+        x = x.to_dense()
     dtype = torch.promote_types(x.dtype, torch.float32)
     if normalize and reduce == "sum" and (val is None or not val.requires_grad):
         scale, diag = graph.gcn_norm(improved, add_self_loops, dtype)
@@ -25,6 +28,9 @@ def aggregate(graph: CSRGraph, x: Tensor, aggr: str = "add", normalize: bool = T
         graph, val = normalized(graph, improved, add_self_loops, dtype)
     transpose = graph.transpose() if needs_grad(x) else (None, None, None)
     val = None if val is None else val.to(x.dtype)
+    if isinstance(x, CompressedRows):
+        matrix = graph.crow, graph.col, val, scale, scale, diag
+        return torch.ops.sparsegnn.maxk_spmm(x.values, x.index, x.width, *matrix, *transpose, reduce)
     need_arg = needs_grad(x) or (val is not None and needs_grad(val))
     return spmm(x, graph.crow, graph.col, val, scale, scale, diag, *transpose, reduce, need_arg)[0]
 
@@ -44,7 +50,7 @@ def normalized(graph: CSRGraph, improved: bool, add_self_loops: bool, dtype: tor
     return structure, val * norm
 
 
-def needs_grad(x: Tensor) -> bool:
+def needs_grad(x: Tensor | CompressedRows) -> bool:
     return x.requires_grad and torch.is_grad_enabled()
 
 
@@ -64,7 +70,9 @@ class KeptAggregate:
     def __call__(self, x: Tensor, graph: CSRGraph, make) -> Tensor | None:
         """``make()`` or what it returned before; None where ``x`` is new or is no constant."""
         val = graph.val
-        if torch.compiler.is_compiling() or needs_grad(x) or x.is_inference() or x.layout != torch.strided:
+        if not isinstance(x, Tensor) or torch.compiler.is_compiling() or needs_grad(x):
+            return None
+        if x.is_inference() or x.layout != torch.strided:
             return None
         if val is not None and val.requires_grad:
             return None

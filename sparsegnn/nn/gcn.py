@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from sparsegnn.graph import CSRGraph
 from sparsegnn.nn.aggregate import REDUCTIONS, KeptAggregate, aggregate
 from sparsegnn.nn.inner import check_activation, check_features, finish, glorot_, inner_linear, new_seed, transform
+from sparsegnn.nn.maxk import CompressedRows, dense
 from sparsegnn.ops.spmm_gcn import aggregate_first
 
 
@@ -69,7 +70,8 @@ class GCNConv(nn.Module):
         """Features of the nodes after one step of message passing.
 
         Args:
-            x: ``[N, in_channels]``; ``torch.sparse_csr`` or coo where most features are 0 and need no gradient.
+            x: ``[N, in_channels]``; ``torch.sparse_csr`` or coo where most features are 0 and need no gradient;
+                or :class:`CompressedRows`, the output of :class:`MaxK`.
             edge_index: a :class:`CSRGraph`, or anything that ``CSRGraph.from_any`` takes, which is then converted at
                 every call unless ``cached``.
             edge_weight: ``[E]`` in the order of the edges that the graph was made from; differentiable.
@@ -77,7 +79,7 @@ class GCNConv(nn.Module):
         Returns:
             ``[N, out_channels]``.
         """
-        check_features("GCNConv", x, self.in_channels)
+        check_features("GCNConv", x, self.in_channels, compressed=True)
         graph = self._graph(x, edge_index, edge_weight)
         if graph.shape != (x.size(0), x.size(0)):
             raise ValueError(f"GCNConv: x must have one row per node of the graph {graph.shape}, got {list(x.shape)}")
@@ -85,11 +87,11 @@ class GCNConv(nn.Module):
         epilogue = (self.bias, self.act, dropout, new_seed(dropout, x.device))
         if commutes(self.aggr):
             ax = self._kept(x, graph, lambda: self._aggregate(graph, x)) if self.cached else None
-            if ax is None and aggregate_first(x, self.out_channels):
+            if ax is None and (isinstance(x, CompressedRows) or aggregate_first(x, self.out_channels)):
                 ax = self._aggregate(graph, x)
             if ax is not None:
                 return transform(self.lin, ax, *epilogue)
-        return finish(self._aggregate(graph, self.lin(x)), *epilogue)
+        return finish(self._aggregate(graph, self.lin(dense(x))), *epilogue)
 
     def _graph(self, x: Tensor, edge_index: object, edge_weight: Tensor | None) -> CSRGraph:
         if self._cached_graph is not None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sparsegnn.nn.features import features_linear, is_sparse
 from sparsegnn.nn.linear import SparseLinear
+from sparsegnn.nn.maxk import CompressedRows
 from sparsegnn.ops.sparse_linear import apply as sparse_linear
 
 
@@ -105,12 +106,13 @@ def finish(y: Tensor, bias: Tensor | None, act: str | None, dropout: float, seed
     return y if seed is None else nn.functional.dropout(y, dropout)
 
 
-def check_features(layer: str, x, channels: int) -> None:
+def check_features(layer: str, x, channels: int, *, compressed: bool = False) -> None:
     """x must be floating point [N, channels]; any width when ``channels`` is -1."""
     if isinstance(x, (tuple, list)):
         raise ValueError(f"{layer}: x must be a Tensor [N, {channels}], got a {type(x).__name__} (no bipartite graphs)")
-    if not isinstance(x, Tensor) or not x.is_floating_point():
+    kinds = (Tensor, CompressedRows) if compressed else Tensor
+    if not isinstance(x, kinds) or not x.dtype.is_floating_point:
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"{layer}: x must be a floating-point Tensor [N, {channels}], got {got}")
-    if x.dim() != 2 or (channels != -1 and channels != x.size(1)):
+    if len(x.shape) != 2 or (channels != -1 and channels != x.size(1)):
         raise ValueError(f"{layer}: x must have shape [N, {channels}], got {list(x.shape)}")

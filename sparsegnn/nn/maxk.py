@@ -1,0 +1,98 @@
+"""MaxK: keep the k largest features of every node (Peng et al., ASPLOS 2024, https://arxiv.org/abs/2312.08656)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from sparsegnn.ops.maxk import check_k, maxk
+
+
+@dataclass(eq=False, repr=False)
+class CompressedRows:
+    """Rows ``[N, width]`` of which only ``values`` [N, k] at the columns ``index`` [N, k] are not zero.
+
+    What ``MaxK(compressed=True)`` hands to :class:`GCNConv` and :class:`SAGEConv`, which then aggregate k features per
+    edge instead of all. Columns are distinct and ascending within rows.
+    """
+
+    values: Tensor
+    index: Tensor
+    width: int
+
+    def to_dense(self) -> Tensor:
+        """``[N, width]``; differentiable."""
+        return torch.ops.sparsegnn.maxk_expand(self.values, self.index, self.width)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> CompressedRows:
+        """With ``function(values)``: of an elementwise function that keeps zeros, such as dropout."""
+        return CompressedRows(function(self.values), self.index, self.width)
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((self.values.shape[0], self.width))
+
+    def size(self, dim: int | None = None):
+        return self.shape if dim is None else self.shape[dim]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.values.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+    @property
+    def requires_grad(self) -> bool:
+        return self.values.requires_grad
+
+    def __repr__(self) -> str:
+        return f"CompressedRows({list(self.shape)}, k={self.values.shape[1]}, dtype={self.dtype}, device={self.device})"
+
+
+pytree.register_pytree_node(
+    CompressedRows,
+    lambda rows: ([rows.values, rows.index], rows.width),
+    lambda children, width: CompressedRows(*children, width),
+    serialized_type_name="sparsegnn.nn.CompressedRows",
+)
+
+
+class MaxK(nn.Module):
+    """Keep the ``k`` largest features of every row, by value; the others become zero, and so do their gradients.
+
+    Args:
+        k: features to keep. 32 of 256 kept the accuracy of ReLU in the paper, and here.
+        group: keep equally many, ``k * group / F``, of every ``group`` neighbouring features; None: of all.
+        compressed: return :class:`CompressedRows` for the graph layer behind it, instead of a tensor with zeros.
+
+    In a network: ``conv2(MaxK(32, compressed=True)(conv1(x, graph)), graph)``.
+    """
+
+    def __init__(self, k: int, group: int | None = None, compressed: bool = False):
+        super().__init__()
+        check_k("MaxK", k, None, 1 << 15)
+        self.k, self.group, self.compressed = k, group, compressed
+
+    def forward(self, x: Tensor) -> Tensor | CompressedRows:
+        """``x`` [..., F], floating point; [N, F] when ``compressed``."""
+        if not isinstance(x, Tensor) or x.dim() < 1 or (self.compressed and x.dim() != 2):
+            got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"MaxK: x must be a Tensor of shape [{'N' if self.compressed else '...'}, F], got {got}")
+        width = x.size(-1)
+        rows = CompressedRows(*maxk(x.reshape(-1, width), self.k, self.group), width)
+        return rows if self.compressed else rows.to_dense().view(x.shape)
+
+    def extra_repr(self) -> str:
+        text = f"{self.k}" + ("" if self.group is None else f", group={self.group}")
+        return text + (", compressed=True" if self.compressed else "")
+
+
+def dense(x):
+    """``x`` without compression, if it has any."""
+    return x.to_dense() if isinstance(x, CompressedRows) else x

@@ -1,0 +1,103 @@
+"""SAGEConv: x' = W_l aggregate(x) + W_r x + b (Hamilton et al., https://arxiv.org/abs/1706.02216)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from sparsegnn.graph import CSRGraph
+from sparsegnn.nn.aggregate import REDUCTIONS, aggregate
+from sparsegnn.nn.gcn import commutes
+from sparsegnn.nn.inner import Linear, check_features, inner_linear
+from sparsegnn.nn.maxk import CompressedRows, dense
+from sparsegnn.ops.spmm_gcn import aggregate_first
+
+
+class SAGEConv(nn.Module):
+    """Drop-in for PyG's ``SAGEConv``: same arguments, same ``state_dict`` keys when dense, same results to rounding.
+
+    Args:
+        in_channels: width of ``x``, or a pair: that of sources and of targets (-1: that of the first input).
+        out_channels: width of the result.
+        aggr: ``"mean"``, ``"add"`` (or ``"sum"``), ``"max"`` or ``"min"``.
+        normalize: scale every row of the result to length 1.
+        root_weight: add ``W_r x`` of the node itself.
+        project: first replace the features of the sources by ``relu(W x + b)``.
+        bias: learn an additive bias.
+        sparsity: fraction of the weights of ``lin_l`` and ``lin_r`` that do not exist.
+        pattern: where the weights may be, see :class:`SparseLinear`.
+
+    As in PyG, edge weights of the graph do not count.
+    """
+
+    def __init__(self, in_channels: int | tuple[int, int], out_channels: int, aggr: str = "mean",
+                 normalize: bool = False, root_weight: bool = True, project: bool = False, bias: bool = True, *,
+                 sparsity: float = 0.0, pattern: str = "unstructured"):  # fmt: skip
+        super().__init__()
+        if aggr not in REDUCTIONS:
+            raise ValueError(f"SAGEConv: aggr must be one of {', '.join(REDUCTIONS)}, got {aggr!r}")
+        self.in_channels, self.out_channels, self.aggr = in_channels, out_channels, aggr
+        self.normalize, self.root_weight, self.project = normalize, root_weight, project
+        self.sources, self.targets = (in_channels, in_channels) if isinstance(in_channels, int) else in_channels
+        if project and self.sources == -1:
+            raise ValueError("SAGEConv: in_channels must be given with project, got -1")
+        if project:
+            self.lin = inner_linear("SAGEConv", self.sources, self.sources, 0.0, "unstructured", bias=True)
+        self.lin_l = inner_linear("SAGEConv", self.sources, out_channels, sparsity, pattern, bias=bias)
+        if root_weight:
+            self.lin_r = inner_linear("SAGEConv", self.targets, out_channels, sparsity, pattern)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """New weights, as ``nn.Linear``'s; at the same places when sparse."""
+        for linear in self.children():
+            reset = nn.Linear.reset_parameters if type(linear) is Linear else type(linear).reset_parameters
+            reset(linear)
+
+    def forward(self, x, edge_index: object, size: tuple[int, int] | None = None) -> Tensor:
+        """Features of the nodes after one step of message passing.
+
+        Args:
+            x: ``[N, in_channels]``, a tensor or :class:`CompressedRows`; or a pair, of the sources and of the targets
+                (None: without ``root_weight``) of a bipartite graph.
+            edge_index: a :class:`CSRGraph`, or anything that ``CSRGraph.from_any`` takes.
+            size: numbers of sources and targets, needed where a pair has no targets.
+
+        Returns:
+            ``[M, out_channels]``.
+        """
+        source, target = x if isinstance(x, (tuple, list)) else (x, x)
+        check_features("SAGEConv", source, self.sources, compressed=True)
+        if target is not None:
+            check_features("SAGEConv", target, self.targets, compressed=True)
+        graph = self._graph(source, target, edge_index, size)
+        if self.project:
+            source = self.lin(dense(source)).relu()
+        y = self._neighbours(graph, source)
+        if self.root_weight and target is not None:
+            y = y + self.lin_r(dense(target))
+        return nn.functional.normalize(y, p=2.0, dim=-1) if self.normalize else y
+
+    def _graph(self, source, target, edge_index: object, size: tuple[int, int] | None) -> CSRGraph:
+        rows = size[1] if target is None and size is not None else None if target is None else target.size(0)
+        if rows is None and not isinstance(edge_index, CSRGraph):
+            raise ValueError("SAGEConv: size must be given where x has no targets, got None")
+        shape = None if rows is None else (rows, source.size(0))
+        graph = edge_index if isinstance(edge_index, CSRGraph) else CSRGraph.from_any(edge_index, shape)
+        if graph.num_cols != source.size(0) or (rows is not None and graph.num_rows != rows):
+            raise ValueError(f"SAGEConv: x must have one row per node of the graph {graph.shape}, "
+                             f"got {[source.size(0), rows]}")  # fmt: skip
+        return graph if graph.val is None else graph.weighted(None)
+
+    def _neighbours(self, graph: CSRGraph, x) -> Tensor:
+        """``lin_l`` of the aggregate; at the narrower of the two widths where that is the same."""
+        linear = self.lin_l
+        plain = type(linear) is Linear and not linear._forward_hooks and not linear._forward_pre_hooks
+        if not plain or isinstance(x, CompressedRows) or not commutes(self.aggr):
+            return linear(aggregate(graph, x, self.aggr, normalize=False))
+        if aggregate_first(x, self.out_channels):
+            return linear(aggregate(graph, x, self.aggr, normalize=False))
+        y = aggregate(graph, nn.functional.linear(x, linear.weight), self.aggr, normalize=False)
+        return y if linear.bias is None else y + linear.bias.to(y.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, aggr={self.aggr!r}"
