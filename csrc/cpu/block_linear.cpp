@@ -116,8 +116,9 @@ Plan choose_backward(const Sizes& s, int64_t tile, int64_t element) {
   const int64_t chunks = std::clamp<int64_t>(affordable, 4, 16);
   const auto round_up = [](int64_t n, int64_t to) { return (n + to - 1) / to * to; };
   Plan p{};
-  const int64_t wide = s.outputs + (s.grouped() ? 0 : s.inputs);
-  p.parts = std::clamp<int64_t>(l2 / (wide * tile * element), 2, s.grouped() ? 4 : 8);
+  const int64_t wide = s.outputs + s.inputs;
+  // Groups: dy is read in order, so it may leave L2; fewer parts cost more in sums over lanes (1024 wide: 4 %).
+  p.parts = s.grouped() ? 4 : std::clamp<int64_t>(l2 / (wide * tile * element), 2, 8);
   p.parts = std::clamp<int64_t>(s.samples / 4 / tile, 1, p.parts);
   if (s.grouped()) {  // a block of dx in L1, unless a group would meet it with a few entries only
     const int64_t few = entries * s.inputs * (s.outputs / s.height) / std::max<int64_t>(1, s.blocks);
