@@ -5,8 +5,8 @@ import itertools
 
 import pytest
 import torch
-from nn.test_gat import AXES, random_graph, run
-from nn.twins import assert_close, twins
+from nn.test_gat import AXES, assert_close, random_graph, run
+from nn.twins import twins
 from ops.harness import pairwise
 
 from sparsegnn import CSRGraph

@@ -19,7 +19,7 @@ def twins(layer: str, *sizes, dtype=torch.float64, **options):
     return ours, theirs
 
 
-def assert_close(got, wanted, tolerance=1e-10, least=1e-2):
+def assert_close(got, wanted, tolerance=1e-11, least=1e-6):
     """Outputs and gradients, each held against its norm or ``least``."""
     for g, w in zip(got, wanted, strict=True):
         assert g.shape == w.shape and g.dtype == w.dtype
