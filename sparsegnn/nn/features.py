@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakIdKeyDictionary
 
 from sparsegnn.graph_formats import check_csr
+from sparsegnn.ops.spmm import apply as spmm
 
 LAYOUTS = (torch.sparse_csr, torch.sparse_coo)
 
@@ -40,7 +41,7 @@ class Structure:
 
 
 def product(table: Tensor, crow: Tensor, col: Tensor, val: Tensor) -> Tensor:
-    return torch.ops.sparsegnn.spmm(table, crow, col, val, None, None, None, None, None, None, "sum")[0]
+    return spmm(table, crow, col, val, None, None, None, None, None, None, "sum")[0]
 
 
 class _Product(torch.autograd.Function):
