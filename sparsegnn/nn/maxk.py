@@ -67,7 +67,7 @@ class MaxK(nn.Module):
     """Keep the ``k`` largest features of every row, by value; the others become zero, and so do their gradients.
 
     Args:
-        k: features to keep. 32 of 256 kept the accuracy of ReLU in the paper, and here.
+        k: features to keep. The paper keeps the accuracy of ReLU with 32 of 256.
         group: keep equally many, ``k * group / F``, of every ``group`` neighbouring features; None: of all.
         compressed: return :class:`CompressedRows` for the graph layer behind it, instead of a tensor with zeros.
 
