@@ -1,0 +1,53 @@
+"""The CUDA maxk kernels under the emulator, against a stable sort."""
+
+import numpy as np
+import pytest
+
+SHAPES = [(1, 1, 0), (40, 7, 0), (64, 64, 0), (256, 32, 0), (256, 32, 8), (96, 18, 16), (48, 24, 4), (90, 12, 15)]
+SHAPES += [(300, 9, 0), (1000, 31, 0), (1500, 8, 0), (320, 20, 32), (40, 20, 2), (12, 12, 1)]
+
+
+def expected(x, k, group):
+    """Columns: NaN first, then the largest, of equals the lower."""
+    rows, width = x.shape
+    group = group or width
+    parts = np.where(np.isnan(x), np.inf, x).reshape(rows, -1, group)
+    order = np.lexsort((-parts, ~np.isnan(x.reshape(parts.shape))), axis=2)[..., : k * group // width]
+    return np.sort((order + np.arange(0, width, group)[:, None]).reshape(rows, k), 1)
+
+
+def rows(kind, width):
+    rng = np.random.default_rng(width)
+    x = rng.standard_normal((9, width))
+    if kind == "ties":
+        x = np.round(x)
+    if kind == "special":
+        x = np.where(rng.random(x.shape) < 0.3, np.nan, x)
+        x = np.where(rng.random(x.shape) < 0.2, rng.choice([np.inf, -np.inf, 0.0, -0.0], x.shape), x)
+    return x
+
+
+@pytest.mark.parametrize("kind", ["normal", "ties", "special"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_choice(emulated, dtype, shape, kind):
+    width, k, group = shape
+    x = dtype.pack(rows(kind, width))
+    values, index = emulated.maxk(x, k, group)
+    wanted = expected(dtype.unpack(x), k, group)
+    np.testing.assert_array_equal(index, wanted)
+    np.testing.assert_array_equal(dtype.unpack(values), np.take_along_axis(dtype.unpack(x), wanted, 1))
+
+
+@pytest.mark.parametrize("width", [1, 40, 256, 300])
+def test_expand_and_gather(emulated, dtype, width):
+    x = dtype.pack(rows("normal", width))
+    values, index = emulated.maxk(x, max(1, width // 3))
+    dense = np.zeros_like(x)
+    np.put_along_axis(dense, index.astype(np.int64), values, 1)
+    np.testing.assert_array_equal(emulated.maxk_expand(values, index, width), dense)
+    np.testing.assert_array_equal(emulated.maxk_gather(x, index), values)
+
+
+def test_nothing(emulated):
+    values, index = emulated.maxk(np.zeros((0, 8), np.float32), 3)
+    assert values.shape == index.shape == (0, 3)
