@@ -107,7 +107,7 @@ def block_linear(x, values, bias, crow, col, ccol, row, perm, height, width) -> 
         ``[..., M]``. Deterministic: the same bits for any number of threads, gradients included.
     """
     name = "block_linear"
-    if (height, width) not in BLOCKS:
+    if not any(height == h and width == w for h, w in BLOCKS):  # one guard each, where these are symbols
         supported = ", ".join(f"{h}x{w}" for h, w in BLOCKS)
         raise ValueError(f"{name}: height and width must be one of {supported}, got {height}x{width}")
     m, k = (crow.numel() - 1) * height, (ccol.numel() - 1) * width
