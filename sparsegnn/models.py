@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -131,7 +132,11 @@ def features_of(backend: str, data) -> Tensor:
     x = data.x
     if backend == "pyg" or x.device.type != "cpu" or x.numel() == 0:
         return x
-    return x.to_sparse_csr() if torch.count_nonzero(x) < SPARSE_FEATURES * x.numel() else x
+    if torch.count_nonzero(x) >= SPARSE_FEATURES * x.numel():
+        return x
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse (CSR|invariant)")  # torch's: its layout is in beta
+        return x.to_sparse_csr()
 
 
 def _layers(backend: str):
