@@ -20,21 +20,6 @@ namespace sparsegnn {
 namespace SG_ISA {
 namespace {
 
-// --- floats as integers in the same order: -0 and 0 are both 0 ---
-
-template <typename A>
-struct key_of {
-  using type = int32_t;
-  static constexpr int32_t lowest = INT32_MIN, infinity = 0x7f800000;
-};
-template <>
-struct key_of<double> {
-  using type = int64_t;
-  static constexpr int64_t lowest = INT64_MIN, infinity = 0x7ff0000000000000;
-};
-template <typename A>
-using Key = typename key_of<A>::type;
-
 // The distance between keys of neighbouring values of T.
 template <typename T>
 constexpr Key<acc<T>> key_step = __is_same(T, bf16)  ? 1 << 16
@@ -172,37 +157,6 @@ void select(const T* x, int64_t n, int64_t k, float guess, uint64_t* bits) {
 }
 
 // --- groups ---
-
-// Groups of at most a vector: `size` lanes, a power of two. One bit each round for the first maximum of every group.
-template <int size, typename A>
-SG_INLINE uint32_t select_lanes(vec<A> x, int64_t kept) {
-  constexpr int L = lanes<A>;
-  constexpr uint32_t firsts = [] {
-    uint32_t bits = 0;
-    for (int i = 0; i < L; i += size) bits |= 1u << i;
-    return bits;
-  }();
-  const ivec<A> raw = reinterpret_cast<ivec<A>>(x);
-  ivec<A> key = raw < 0 ? key_of<A>::lowest - raw : raw;
-  key = x == x ? key : ivec<A>{} + (key_of<A>::infinity + 1);
-  uint32_t chosen = 0;
-  for (int64_t round = 0; round < kept; ++round) {
-    ivec<A> best = key;
-    for (int s = 1; s < size; s *= 2) {
-      ivec<A> swap;
-      for (int i = 0; i < L; ++i) swap[i] = i ^ s;
-      const ivec<A> other = __builtin_shuffle(best, swap);
-      best = other > best ? other : best;
-    }
-    const ivec<A> hit = key == best;
-    const uint32_t hits = to_bits<A>(hit), first = hits & ~(hits - firsts);
-    chosen |= first;
-    ivec<A> lane;
-    for (int i = 0; i < L; ++i) lane[i] = Key<A>{1} << i;
-    key = ((ivec<A>{} + Key<A>(first)) & lane) != 0 ? ivec<A>{} + key_of<A>::lowest : key;
-  }
-  return chosen;
-}
 
 template <int size, typename T>
 SG_INLINE void select_groups(const MaxkArgs<T>& a, const T* x, uint64_t* bits) {
