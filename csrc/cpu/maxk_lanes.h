@@ -85,7 +85,8 @@ SG_INLINE uint32_t select_lanes(vec<A> x, int64_t kept) {
     return bits;
   }();
   const ivec<A> raw = reinterpret_cast<ivec<A>>(x);
-  ivec<A> key = raw < 0 ? key_of<A>::lowest - raw : raw;
+  const ivec<A> negative = raw < 0 ? raw : ivec<A>{};
+  ivec<A> key = raw < 0 ? key_of<A>::lowest - negative : raw;
   key = x == x ? key : ivec<A>{} + (key_of<A>::infinity + 1);
   uint32_t chosen = 0;
   for (int64_t round = 1;; ++round) {
