@@ -47,15 +47,18 @@ def load(op: str):
 
 
 def device_name(device: str = "cpu") -> str:
-    """A folder name for results: the processor's or the GPU's model."""
+    """A folder name for results: the GPU's model, or the processor's, which several kinds share, with what it can."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device).replace(" ", "-").lower()
+    import sparsegnn  # noqa: F401
+
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         model = lines[0].partition(":")[2].strip() if lines else model
-    return f"cpu-{'-'.join(model.lower().split())}-{torch.get_num_threads()}t".replace("/", "-").replace("@", "")
+    isa = [torch.ops.sparsegnn.best_isa()] if hasattr(torch.ops.sparsegnn, "best_isa") else []
+    return "-".join(["cpu", *model.lower().split(), *isa, f"{torch.get_num_threads()}t"]).translate({47: 45, 64: None})
 
 
 def environment(device: str = "cpu") -> dict:

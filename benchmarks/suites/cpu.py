@@ -93,7 +93,7 @@ def weights(shape: tuple[int, int, int], bars: dict) -> Group:
             work=bench.work(case)) for s, case in cases.items()
     ]  # fmt: skip
     errors = functools.partial(oracles.linear, bench, cases, percent)
-    return Group(f"weights {named(shape)}", dict(shape=shape), tuple(rows), make, errors, regimes=USER, seconds=14)
+    return Group(f"weights {named(shape)}", dict(shape=shape), tuple(rows), make, errors, regimes=USER, seconds=5)
 
 
 def layer(shape: tuple[int, int, int], bar: float | None, bar_sparseprop: float) -> Group:
@@ -113,7 +113,7 @@ def layer(shape: tuple[int, int, int], bar: float | None, bar_sparseprop: float)
         Row(f"{text}: SparseProp", "SparseLinear", ("SparseProp",), {"default": (bar_sparseprop, None)},
             work=work),
     )  # fmt: skip
-    return Group(f"layer {named(shape)}", dict(shape=shape, sparsity=0.9), rows, make, regimes=USER, seconds=7)
+    return Group(f"layer {named(shape)}", dict(shape=shape, sparsity=0.9), rows, make, regimes=USER, seconds=4)
 
 
 def layer_work(shape: tuple[int, int, int], sparsity: float) -> dict:
@@ -139,7 +139,7 @@ def structured(shape: tuple[int, int, int], sparsity: float) -> Group:
     work = blocks.work(case)
     rows.append(Row(f"block:16x16 {text}, share of FMA peak", "block:16x16", (), {"default": (75, None)},
                     "share of peak", work))  # fmt: skip
-    return Group(f"structured {text}", dict(shape=shape, sparsity=sparsity), tuple(rows), make, regimes=USER, seconds=5)
+    return Group(f"structured {text}", dict(shape=shape, sparsity=sparsity), tuple(rows), make, regimes=USER, seconds=4)
 
 
 def scaling(shape: tuple[int, int, int]) -> Group:
@@ -166,7 +166,7 @@ def scaling(shape: tuple[int, int, int]) -> Group:
         Row(f"two threads for one, {named(shape)}, {percent(s)}", percent(s), (f"{percent(s)}, one thread",),
             {"default": (1.85, None)}, "scaling", bench.work(case)) for s, case in cases.items()
     ]  # fmt: skip
-    return Group(f"scaling {named(shape)}", dict(shape=shape), tuple(rows), make, regimes=USER, seconds=8)
+    return Group(f"scaling {named(shape)}", dict(shape=shape), tuple(rows), make, regimes=USER, seconds=5)
 
 
 def overhead() -> Group:
@@ -202,7 +202,7 @@ def spmm(graph: str, reduce: str, width: int, size: dict, bars: tuple | None) ->
 
     row = Row(text, "sparsegnn", SPMM_PEERS if reduce == "sum" else SPMM_PEERS[1:], both(bars), work=bench.work(case))
     errors = functools.partial(oracles.spmm, bench, case)
-    seconds = 7 if width < 128 else 10
+    seconds = 5 if width < 128 else 7
     return Group(text, case, (row,), make, errors, regimes=USER if graph == "rmat" else BOTH, seconds=seconds)
 
 
@@ -217,7 +217,7 @@ def gat(op: str, train: bool, size: dict, quick: bool) -> Group:
     bars = both(GAT[train]) if op == "gat" else {}
     row = Row(text, "sparsegnn", ("PyG edge_index", "PyG SparseTensor"), bars, work=bench.work(case))
     errors = functools.partial(oracles.gat, bench) if op == "gat" and train and not quick else None
-    return Group(text, case, (row,), make, errors, regimes=BOTH if bars else USER, seconds=12 if train else 7)
+    return Group(text, case, (row,), make, errors, regimes=BOTH if bars else USER, seconds=8 if train else 5)
 
 
 def gcn(size: dict, quick: bool) -> list[Group]:
@@ -239,7 +239,7 @@ def gcn(size: dict, quick: bool) -> list[Group]:
 
     def group(name: str, rows: tuple[Row, ...], regimes: tuple[str, ...], errors: Callable | None) -> Group:
         names = tuple({name for row in rows for name in (row.ours, *row.against)})
-        return Group(name, case, rows, functools.partial(make, names), errors, regimes=regimes, seconds=18)
+        return Group(name, case, rows, functools.partial(make, names), errors, regimes=regimes, seconds=12)
 
     rows = (
         row("", "sparsegnn", adj, {"default": (4, None), "kept": (3.5, None)}),

@@ -7,7 +7,7 @@ namespace sparsegnn {
 
 // How one matmul is cut. All of it depends on shapes and counts alone, never on the number of threads.
 struct SparseLinearPlan {
-  int32_t vectors = 0;      // samples of a batch tile, in vectors: 1 (not in the backward), 2 or 4
+  int32_t vectors = 0;      // samples of a batch tile, in vectors: 1 (not in the backward), 2, 4, or 8 with AVX2
   int32_t tile = 0;         // the same in samples
   int32_t block = 0;        // inputs of a block: block * tile elements stay in L1
   int32_t panel = 0;        // outputs of a panel: panel * tile elements stay in L2
@@ -122,7 +122,8 @@ SG_DECLARE(template <typename T, typename A> void sparse_linear_sum_partials(con
                                                                              T* out, int64_t begin, int64_t end))
 // Elements of scratch before the tiles of the backward.
 SG_DECLARE(int64_t sparse_linear_backward_scratch(int element_size))
-// Elements of a vector.
+// Elements of a vector, and vectors of the widest tile of the forward.
 SG_DECLARE(int sparse_linear_lanes(int element_size))
+SG_DECLARE(int sparse_linear_widest())
 
 }  // namespace sparsegnn

@@ -155,8 +155,10 @@ void sparse_linear_tiles(const SparseLinearArgs<T, A>& a, int64_t begin, int64_t
       return tiles<1>(a, begin, end, workspace);
     case 2:
       return tiles<2>(a, begin, end, workspace);
-    default:
+    case 4:
       return tiles<4>(a, begin, end, workspace);
+    default:
+      return tiles<widest>(a, begin, end, workspace);
   }
 }
 
@@ -175,6 +177,7 @@ bool sparse_linear_rows(const SparseLinearDirectArgs<T, A>& a, int64_t begin, in
 }
 
 int sparse_linear_lanes(int element_size) { return vector_bytes / element_size; }
+int sparse_linear_widest() { return widest; }
 
 #define SG_INSTANTIATE(T, A)                                                                    \
   template void sparse_linear_tiles<T, A>(const SparseLinearArgs<T, A>&, int64_t, int64_t, A*); \

@@ -217,7 +217,8 @@ void chunk_of(const SparseLinearBackwardArgs<T, A>& a, int64_t chunk, A* workspa
 template <typename T, typename A>
 void sparse_linear_backward_chunk(const SparseLinearBackwardArgs<T, A>& a, int64_t chunk, A* workspace) {
   if (a.w.plan.vectors == 2) return chunk_of<2>(a, chunk, workspace);
-  chunk_of<4>(a, chunk, workspace);
+  if (a.w.plan.vectors == 4) return chunk_of<4>(a, chunk, workspace);
+  chunk_of<widest>(a, chunk, workspace);
 }
 
 template <typename T, typename A>

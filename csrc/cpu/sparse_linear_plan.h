@@ -9,6 +9,7 @@ namespace sparsegnn {
 // What tells the two kernels apart for the policy.
 struct SparseLinearTuning {
   int min_vectors;        // the narrowest tile that is compiled
+  int max_vectors;        // the widest
   int64_t l2;             // bytes that one tile of a panel may take
   int64_t entries;        // a row of a block has about this many entries at least
   int64_t passes_inputs;  // times that the wide side [samples, rows] crosses memory
@@ -17,6 +18,8 @@ struct SparseLinearTuning {
 
 // Measured on a 2-core Zen 4 machine (AVX-512, fp32, one thread, kernels alone; docs/kernels-log.md):
 //   tile     4 vectors; 8 gain nothing at 50 % and lose 7 % at 90 %; 2 with twice the block lose 3 to 10 %
+//   AVX2     (Zen 3) 8 vectors, 64 samples as there: forward 5 to 25 % faster than 4; backward 10 % at 50 %, equal
+//   at 90 %, 10 % slower at 98 %
 //   block    32 KiB of tile: 24 KiB loses 4 to 8 % at 90 %
 //   entries  fewer per row and block cost more than a tile that spills L1: forward 5, backward 10 (95 %: -11 %, 98 %:
 //   -10 %) window   sorting whole panels; windows of 64 rows lose 7 %, of 16 rows 20 % stream   stores past the caches
@@ -27,8 +30,8 @@ inline SparseLinearPlan choose_plan(const SparseLinearTuning& tuning, int64_t sa
   const auto round_up = [](int64_t n, int64_t to) { return (n + to - 1) / to * to; };
   const int64_t lanes = SG_PICK(sparse_linear_lanes)(int(element));
   SparseLinearPlan p;
-  p.vectors = samples <= lanes ? 1 : samples <= 2 * lanes ? 2 : 4;
-  p.vectors = std::max(p.vectors, tuning.min_vectors);
+  p.vectors = tuning.min_vectors;
+  while (p.vectors < tuning.max_vectors && samples > p.vectors * lanes) p.vectors *= 2;
   p.tile = int32_t(p.vectors * lanes);
   const int64_t tile_row = p.tile * element;
   const int64_t sparse_block = round_up(tuning.entries * rows * cols / std::max<int64_t>(1, nnz), 16);
@@ -47,15 +50,17 @@ inline SparseLinearPlan choose_plan(const SparseLinearTuning& tuning, int64_t sa
 
 inline SparseLinearPlan choose_forward(int64_t samples, int64_t rows, int64_t cols, int64_t nnz, int64_t element,
                                        int64_t stored) {
-  return choose_plan({1, 512 << 10, 5, 1, 64}, samples, rows, cols, nnz, element, stored);
+  return choose_plan({1, SG_PICK(sparse_linear_widest)(), 512 << 10, 5, 1, 64}, samples, rows, cols, nnz, element,
+                     stored);
 }
 
 // A chunk has a partial of every gradient: as many as balance threads, within 64 MiB.
 inline SparseLinearPlan choose_backward(int64_t samples, int64_t rows, int64_t cols, int64_t nnz, int64_t element,
                                         int64_t stored) {
   const int64_t affordable = (int64_t{64} << 20) / std::max<int64_t>(1, (nnz + cols) * element);
-  return choose_plan({2, 256 << 10, 10, 2, std::clamp<int64_t>(affordable, 4, 16)}, samples, rows, cols, nnz, element,
-                     stored);
+  const int64_t widest = nnz * 12 < rows * cols ? 4 : SG_PICK(sparse_linear_widest)();
+  return choose_plan({2, int(widest), 256 << 10, 10, 2, std::clamp<int64_t>(affordable, 4, 16)}, samples, rows, cols,
+                     nnz, element, stored);
 }
 
 }  // namespace sparsegnn

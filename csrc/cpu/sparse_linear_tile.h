@@ -26,6 +26,9 @@ template <typename A>
 constexpr int max_unroll = 2;
 #endif
 
+// Vectors of the widest tile: with two FMAs a cycle, as of AVX2, fewer than 8 chains of sums would wait for each other.
+constexpr int widest = vector_bytes == 32 ? 8 : 4;
+
 // --- shuffles, as index formulas that compile to unpack and 128-bit lane instructions ---
 
 template <int... I>
@@ -179,40 +182,54 @@ SG_NOINLINE void tile_in(const T* matrix, Place at, int64_t samples, int64_t wid
   }
 }
 
-// dst[n, k] = epilogue(tile[k][n]) for n < samples, k < width.
+// r[i] = epilogue of L outputs of sample i, from the tile: `columns` <= L of them exist.
+template <int Z, typename A>
+SG_INLINE void block_out(const A* tile, int64_t columns, const SparseLinearEpilogue<A>& epilogue, int64_t row,
+                         int64_t column, vec<A>* r) {
+  constexpr int L = lanes<A>, B = Z * L;
+  if (columns == L) {
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) r[i] = load(tile + i * B);
+  } else {
+    for (int i = 0; i < L; ++i) r[i] = i < columns ? load(tile + i * B) : vec<A>{};
+  }
+  transpose<A>(r);
+  if (epilogue.relu || epilogue.threshold != 0) way_out(r, epilogue, row, column);
+}
+
+// dst[n, k] = epilogue(tile[k][n]) for n < samples, k < width. Cache lines are written whole, or stores past the caches
+// would each take a pass over the memory bus.
 template <int Z, typename T, typename A>
 SG_NOINLINE void tile_out(const A* tile, T* matrix, Place at, int64_t samples, int64_t width, bool stream,
                           const SparseLinearEpilogue<A>& epilogue = {}) {
-  constexpr int L = lanes<A>, B = Z * L;
-  const bool more = epilogue.relu || epilogue.threshold != 0;
+  constexpr int L = lanes<A>, B = Z * L, P = vector_bytes == 32 ? 2 : 1;
   const int64_t stride = at.stride;
   T* dst = matrix + at.row * stride + at.column;
   for (int64_t n = 0; n < samples; n += L) {
     const int64_t rows = samples - n < L ? samples - n : L;
-    for (int64_t k = 0; k < width; k += L) {
-      const int64_t columns = width - k < L ? width - k : L;
-      const A* p = tile + k * B + n;
+    int64_t k = 0;
+    for (; rows == L && k + P * L <= width; k += P * L) {
+      vec<A> r[P][L];
+#pragma GCC unroll 2
+      for (int p = 0; p < P; ++p)
+        block_out<Z>(tile + (k + p * L) * B + n, L, epilogue, at.row + n, at.column + k + p * L, r[p]);
       T* out = dst + n * stride + k;
-      vec<A> r[L];
-      if (columns == L) {
 #pragma GCC unroll 16
-        for (int i = 0; i < L; ++i) r[i] = load(p + i * B);
-      } else {
-        for (int i = 0; i < L; ++i) r[i] = i < columns ? load(p + i * B) : vec<A>{};
-      }
-      transpose<A>(r);
-      if (more) way_out(r, epilogue, at.row + n, at.column + k);
-      if (rows == L && columns == L) {
-        if (stream) {
-#pragma GCC unroll 16
-          for (int i = 0; i < L; ++i) store_past_caches(out + i * stride, r[i]);
-        } else {
-#pragma GCC unroll 16
-          for (int i = 0; i < L; ++i) store(out + i * stride, r[i]);
+      for (int i = 0; i < L; ++i)
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p) {
+          if (stream) {
+            store_past_caches(out + i * stride + p * L, r[p][i]);
+          } else {
+            store(out + i * stride + p * L, r[p][i]);
+          }
         }
-      } else {
-        for (int i = 0; i < rows; ++i) store_n(out + i * stride, r[i], int(columns));
-      }
+    }
+    for (; k < width; k += L) {
+      const int64_t columns = width - k < L ? width - k : L;
+      vec<A> r[L];
+      block_out<Z>(tile + k * B + n, columns, epilogue, at.row + n, at.column + k, r);
+      for (int i = 0; i < rows; ++i) store_up_to(dst + (n + i) * stride + k, r[i], int(columns));
     }
   }
 }
