@@ -115,6 +115,7 @@ DENSE_RATE = {torch.float32: 50, TF32: 380, torch.bfloat16: 790, torch.float16: 
 SPARSE_RATE = {
     "unstructured": {torch.float32: 12, TF32: 12, torch.bfloat16: 20, torch.float16: 20},  # V=1: a shared-memory word
     "fan_in": {torch.float32: 12, TF32: 12, torch.bfloat16: 20, torch.float16: 20},  # for each multiplication
+    "2:4": {torch.float32: 12, TF32: 12, torch.bfloat16: 20, torch.float16: 20},  # where torch's own 2:4 does not run
     "grouped:4": {torch.float32: 42, TF32: 42, torch.bfloat16: 42, torch.float16: 42},  # V=4 does not fill an mma
     "grouped:8": {torch.float32: 42, TF32: 80, torch.bfloat16: 80, torch.float16: 80},  # V=8, mma.sync
     "grouped:16": {torch.float32: 42, TF32: 120, torch.bfloat16: 120, torch.float16: 120},  # V=16, the lower end

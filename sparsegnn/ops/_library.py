@@ -85,15 +85,23 @@ def register_autograd(op, backward: Callable, setup_context: Callable) -> Callab
             raise NotImplementedError(f"{op.name()} has no second derivative")
         if all(g is None for g in grads):
             return (None,) * len(defaults)
-        return backward(ctx, *grads)
+        try:
+            return backward(ctx, *grads)
+        except RuntimeError as error:
+            _raise_out_of_memory(error)
+            raise
 
     def setup(ctx, inputs, output):
         ctx.set_materialize_grads(False)  # or every saved state and index output gets a gradient of zeros
         setup_context(ctx, inputs, output)
 
     def below(*args):
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)
+        try:
+            with torch._C._AutoDispatchBelowAutograd():
+                return op(*args)
+        except RuntimeError as error:
+            _raise_out_of_memory(error)
+            raise
 
     def forward(ctx, *args):
         output = below(*args)
@@ -113,6 +121,12 @@ def register_autograd(op, backward: Callable, setup_context: Callable) -> Callab
         return function.apply(*args) if torch.is_grad_enabled() else below(*args)
 
     return apply
+
+
+def _raise_out_of_memory(error: RuntimeError) -> None:
+    """As torch's own ops do: a kernel can raise RuntimeError only, and callers that retry catch the other."""
+    if "out of memory" in str(error) or "can't allocate memory" in str(error):
+        raise torch.OutOfMemoryError(str(error)) from error
 
 
 def check(op: str, name: str, value, shape: tuple, beside=None) -> None:
