@@ -46,7 +46,7 @@ def line(text: str, regimes: dict[str, dict]) -> str:
         reason = row.get("note") or f"not installed: {', '.join(row['missing'])}"
         return f"| {text} | | {reason} | {cells[0]} | {cells[1]} | | | |"
     size = "MB" if row["kind"] == "memory" else "ms"
-    text += " (ran dense)" if row.get("kernel") == "dense" else ""
+    text += f" (ran {row['kernel']})" if (row.get("kernel") or "").startswith("dense") else ""
     other = "" if row["baseline"] is None else f"{row['baseline']} {row['theirs']:.3g} {size}"
     bars = [f"{r['bar']:g}" for name in ("default", "kept") if (r := regimes.get(name)) and r["bar"] is not None]
     roofline = "" if row["roofline"] is None else f"{100 * row['roofline']:.0f} %"

@@ -324,7 +324,7 @@ def show(name: str, rows: list[dict], seconds: float) -> None:
             continue
         size = "MB" if row["kind"] == "memory" else "ms"
         other = "" if row["baseline"] is None else f"{row['baseline']} {row['theirs']:.3g} {size}"
-        text += " (ran dense)" if row.get("kernel") == "dense" else ""
+        text += f" (ran {row['kernel']})" if (row.get("kernel") or "").startswith("dense") else ""
         roofline = "" if row["roofline"] is None else f"{100 * row['roofline']:.0f} %"
         errors = " / ".join("-" if e is None else f"{e:.1e}" for e in (row["error"], row["error_baseline"]))
         ours = "" if row["ours"] is None else f"{row['ours']:.3g} {size}"

@@ -4,6 +4,13 @@
 if(NOT CMAKE_CUDA_ARCHITECTURES)
   set(CMAKE_CUDA_ARCHITECTURES "80-real;90" CACHE STRING "SASS for sm_80 and sm_90, PTX for what comes later" FORCE)
 endif()
+foreach(architecture ${CMAKE_CUDA_ARCHITECTURES})
+  string(REGEX MATCH "^[0-9]+" number "${architecture}")
+  if(number AND number LESS 80)
+    message(FATAL_ERROR "sparsegnn: the CUDA kernels need compute capability 8.0 (A100) or newer, got ${architecture}: "
+            "set TORCH_CUDA_ARCH_LIST=8.0, or SPARSEGNN_CUDA=off to build without them")
+  endif()
+endforeach()
 include(CheckLanguage)
 check_language(CUDA)
 if(NOT CMAKE_CUDA_COMPILER)

@@ -15,6 +15,7 @@ from sparsegnn.controllers import StaticSparse as StaticSparse  # noqa: E402
 from sparsegnn.convert import densify as densify  # noqa: E402
 from sparsegnn.convert import sparsify as sparsify  # noqa: E402
 from sparsegnn.graph import CSRGraph as CSRGraph  # noqa: E402
+from sparsegnn.policy import use_kernel as use_kernel  # noqa: E402
 from sparsegnn.report import flops as flops  # noqa: E402
 from sparsegnn.report import info as info  # noqa: E402
 from sparsegnn.report import summary as summary  # noqa: E402

@@ -16,6 +16,7 @@ from sparsegnn._version import __version__
 VARIABLES = {
     "SPARSEGNN_STRICT": "1: falling back to plain PyTorch is an error",
     "SPARSEGNN_ISA": "instruction set of the CPU kernels: portable, avx2, avx512; default the best there is",
+    "SPARSEGNN_KERNEL": "sparse or dense: force the kernel of every sparse layer; auto: choose, the default",
     "SPARSEGNN_DATA": "folder(s) in which `train --data NAME` looks for NAME.npz",
     "SPARSEGNN_CACHE": "folder for downloaded graphs and measured plans; default ~/.cache/sparsegnn",
     "SPARSEGNN_PLAN": "a file of measured verdicts, sparse or dense: then sparsify(only_if_faster=True) measures none",
@@ -41,7 +42,7 @@ def info() -> dict:
             "isa": _isa(),
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
-        "libraries": {name: reason or "loaded" for name, reason in _native.status.items()},
+        "libraries": {name: _native.reason(name) or "loaded" for name in _native.status},
         "build": _build(),
         "environment": {name: os.environ.get(name) for name in VARIABLES},
         "ops": [{"op": name, "cpu": _kernel(name, "cpu"), "cuda": _kernel(name, "cuda")} for name in _ops()],
@@ -72,7 +73,7 @@ def _kernel(op: str, device: str) -> str:
 
     if op in COMPOSITE:
         return "PyTorch"
-    reason = _native.status.get(device, "not built")
+    reason = _native.reason(device)
     try:
         present = _native.has_kernel(op, device.upper())
     except RuntimeError:  # an op without a schema in this process

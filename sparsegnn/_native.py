@@ -1,7 +1,10 @@
 """Loads the compiled libraries if they are there, and remembers why not."""
 
 import ctypes
+import functools
+import mmap
 import os
+import struct
 from pathlib import Path
 
 import torch
@@ -35,9 +38,68 @@ def load() -> None:
                 status[name] = f"does not load: {error}"
 
 
+def reason(device: str) -> str:
+    """Why the kernels of a type of device do not run, "" where they do. Asks the GPU: not to be called on import."""
+    found = status.get(device, f"no kernels for device {device}")
+    return unsupported_gpu() if device == "cuda" and not found and torch.cuda.is_available() else found
+
+
 def has_kernel(op: str, key: str) -> bool:
     """Whether a compiled kernel of ``sparsegnn::op`` is registered for the dispatch key ``CPU`` or ``CUDA``."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"sparsegnn::{op}", key)
+
+
+# --- GPUs: is there code for this one? -------------------------------------------------------------------------------
+
+LEAST_CAPABILITY = (8, 0)  # cp.async, conversion to bfloat16
+
+
+def unsupported_gpu(device: int | str | torch.device | None = None) -> str:
+    """What is wrong with this GPU, the current one by default, and what to do; "" where the kernels run on it."""
+    capability = torch.cuda.get_device_capability(device)
+    wrong = missing_architecture(capability, architectures(FOLDER / "libsparsegnn_cuda.so"))
+    return f"{torch.cuda.get_device_name(device)}: {wrong}" if wrong else ""
+
+
+def check_gpu(device: int | str | torch.device | None = None) -> None:
+    """RuntimeError where the library is loaded but has no code for this GPU."""
+    if status.get("cuda") == "" and (wrong := unsupported_gpu(device)):
+        raise RuntimeError(f"sparsegnn: {wrong}")
+
+
+def missing_architecture(capability: tuple[int, int], built: frozenset[tuple[str, int]]) -> str:
+    """Why a GPU of this compute capability cannot run code for ``built``; "" if it can.
+
+    Machine code runs on GPUs of its own major version that are not older; PTX is compiled there for any newer one.
+    """
+    version, mine = f"{capability[0]}.{capability[1]}", 10 * capability[0] + capability[1]
+    if capability < LEAST_CAPABILITY:
+        return f"compute capability {version} is too old, the kernels need 8.0 (A100) or newer: use the CPU"
+    if any(number <= mine and (kind == "PTX" or number // 10 == capability[0]) for kind, number in built):
+        return ""
+    have = ", ".join(f"{'sm' if kind == 'SASS' else 'compute'}_{n}" for kind, n in sorted(built)) or "no GPU code"
+    how = f"TORCH_CUDA_ARCH_LIST={version} {BUILD_HINT}"
+    return f"this build has no kernels for compute capability {version} (it has {have}); to rebuild: {how}"
+
+
+@functools.cache
+def architectures(library: Path) -> frozenset[tuple[str, int]]:
+    """``("SASS", 90)``, ``("PTX", 90)``, ...: what the fat binaries inside a library say of themselves."""
+    found, at = set(), -1
+    with open(library, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        while (at := content.find(b"\x50\xed\x55\xba", at + 1)) >= 0:
+            header, size = struct.unpack_from("<HQ", content, at + 6)
+            entry, end = at + header, min(at + header + size, len(content))
+            while entry + 64 <= end:
+                kind, _, entry_header, entry_size = struct.unpack_from("<HHIQ", content, entry)
+                if kind not in (1, 2) or entry_header == 0:
+                    break
+                found.add(("PTX" if kind == 1 else "SASS", struct.unpack_from("<I", content, entry + 28)[0]))
+                entry += entry_header + entry_size
+    return frozenset(found)
+
+
+# --- memory of the CPU ops -------------------------------------------------------------------------------------------
 
 
 def kept_memory() -> tuple[int, int]:

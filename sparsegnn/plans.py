@@ -1,10 +1,10 @@
-"""Which kernel a sparse weight runs on: a static policy, and measured verdicts that are kept in a file.
+"""Which kernel a sparse weight runs on, measured: verdicts, and the files that keep them.
 
-The static policy is deterministic: dense below a sparsity that was measured once. ``sparsify(only_if_faster=True)``
+Without a verdict a layer follows the static policy (:mod:`sparsegnn.policy`). ``sparsify(only_if_faster=True)``
 measures both kernels instead; verdicts are kept in ``plans-<version>.json`` in the user's cache folder, one for every
-shape, number of weights, pattern, dtype, device, number of rows, number of threads and instruction set.
-``SPARSEGNN_PLAN=<file>`` names a copy of such a file and makes the choice deterministic: then nothing is measured or
-written, and what the file does not know follows the static policy.
+shape, number of weights, pattern, precision, device, number of rows, and on a CPU number of threads and instruction
+set. ``SPARSEGNN_PLAN=<file>`` names a copy of such a file and makes the choice deterministic: then nothing is measured
+or written, and what the file does not know follows the static policy.
 """
 
 from __future__ import annotations
@@ -15,28 +15,16 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
+from math import ceil
 from pathlib import Path
 from statistics import median
 
 import torch
 
-from sparsegnn import _native
+from sparsegnn import _native, policy
 from sparsegnn._version import __version__
 
 FORMAT = "sparsegnn-plans/1"
-#: Least sparsity at which the sparse kernels win, forward and backward together, by dtype of the weight; measured on
-#: Zen 4 with AVX-512 over widths of 64 to 1024 and 4,000 rows or more. Dense bfloat16 has instructions of its own
-#: there; dense float16 has none, and always loses. With few rows dense wins longer: `only_if_faster` measures that.
-LEAST_SPARSITY = {torch.float32: 0.16, torch.float64: 0.07, torch.bfloat16: 0.7, torch.float16: 0.0}
-#: no more inputs or outputs than this: the dense kernels leave so much unused that sparse ones win at any sparsity
-NARROW = 40
-
-
-def static_kernel(nnz: int, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> str:
-    """``"sparse"`` or ``"dense"`` for a weight of this shape, ``nnz`` of which exist."""
-    narrow = min(shape) <= NARROW and dtype in (torch.float32, torch.float64)
-    least = 0.0 if narrow else LEAST_SPARSITY.get(dtype, LEAST_SPARSITY[torch.float32])
-    return "dense" if nnz > (1 - least) * shape[0] * shape[1] else "sparse"
 
 
 def choose(layer, rows: int) -> None:
@@ -64,7 +52,7 @@ def key(layer, rows: int) -> str:
     facts = (
         f"linear {layer.out_features}x{layer.in_features}",
         f"{values.numel()} {layer.structure}",
-        str(values.dtype).removeprefix("torch."),
+        str(policy.precision(device.type, values.dtype)).removeprefix("torch."),
         f"{rows} rows",
         f"{device.type}: {where}",
         f"torch {torch.__version__}",
@@ -77,20 +65,50 @@ def measure(layer, rows: int, repeats: int = 7, clock: Callable[[], float] = tim
     x = torch.randn(rows, layer.in_features, device=layer.values.device, dtype=layer.values.dtype, requires_grad=True)
     dy = torch.randn(rows, layer.out_features, device=x.device, dtype=x.dtype)
     inputs = [x, *(p for p in layer.parameters() if p.requires_grad)]
+    time_it = on_gpu(x.device) if x.is_cuda else on_cpu(clock)
 
-    def ms(ratio: float) -> float:
-        layer.choose_kernel_(ratio)
-        if x.is_cuda:
-            torch.cuda.synchronize(x.device)
-        start = clock()
-        torch.autograd.grad(layer(x), inputs, dy)
-        if x.is_cuda:
-            torch.cuda.synchronize(x.device)
-        return 1e3 * (clock() - start)
+    def ms(kernel: str) -> float:
+        with policy.use_kernel(kernel):
+            return time_it(lambda: torch.autograd.grad(layer(x), inputs, dy))
 
-    pairs = [(ms(0.0), ms(float("inf"))) for _ in range(repeats + 2)][2:]
+    pairs = [(ms("sparse"), ms("dense")) for _ in range(repeats + 2)][2:]
     sparse, dense = (median(column) for column in zip(*pairs, strict=True))
     return {"ratio": sparse / dense, "sparse_ms": sparse, "dense_ms": dense}
+
+
+def on_cpu(clock: Callable[[], float]) -> Callable[[Callable], float]:
+    """Milliseconds of one call."""
+
+    def time_it(run: Callable) -> float:
+        start = clock()
+        run()
+        return 1e3 * (clock() - start)
+
+    return time_it
+
+
+def on_gpu(device: torch.device, sample_ms: float = 2.0, most: int = 100) -> Callable[[Callable], float]:
+    """Milliseconds of a call between two events on the current stream, in samples of several calls that follow on.
+
+    Two calls that do not count go before: one warms up, one says how many make a sample of about ``sample_ms``.
+    """
+
+    def between(run: Callable, launches: int) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(launches):
+            run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / launches
+
+    def time_it(run: Callable) -> float:
+        with torch.cuda.device(device):
+            run()
+            once = between(run, 1)
+            return between(run, min(most, max(3, ceil(sample_ms / max(once, 1e-3)))))
+
+    return time_it
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

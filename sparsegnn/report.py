@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparsegnn import _info, _native
+from sparsegnn import _info, _native, policy
 from sparsegnn.nn import linear as _linear
 from sparsegnn.nn import sparse_weight as _sparse_weight
 
@@ -27,7 +27,8 @@ def summary(model: nn.Module, *, show: bool = True) -> list[dict]:
         weights         number of parameters that it stores; a shared one counts where it comes first
         flops_per_row   floating-point operations of one forward pass per row of its input, or None
         bytes           of its parameters and buffers, index tensors included
-        kernel          what multiplies: cpu/<instruction set>, cuda, reference (plain PyTorch) or dense
+        kernel          what multiplies: cpu/<instruction set>, cuda, reference (plain PyTorch) or dense; followed by
+                        "(forced)" where :func:`sparsegnn.use_kernel` or ``SPARSEGNN_KERNEL`` chose it
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"summary: model must be an nn.Module, got {type(model).__name__}")
@@ -74,27 +75,29 @@ def _row(name: str, module: nn.Module, seen: set[int]) -> dict:
     if isinstance(module, _sparse_weight.SparseWeight):
         size, kept = module.out_features * module.in_features, module.values.numel()
         row |= {"shape": [module.out_features, module.in_features], "sparsity": module.sparsity, "missing": size - kept}
-        row["flops_per_row"] = 2 * (kept if row["kernel"] != "dense" else size)
+        row["flops_per_row"] = 2 * (size if row["kernel"].startswith("dense") else kept)
     elif isinstance(module, nn.Linear) and not is_lazy(module.weight):
         row |= {"shape": list(module.weight.shape), "sparsity": 0.0, "flops_per_row": 2 * module.weight.numel()}
     return row
 
 
 def kernel(module: nn.Module) -> str:
-    """What multiplies in ``module``: cpu/<instruction set>, cuda, reference or dense."""
+    """What multiplies in ``module``: cpu/<instruction set>, cuda, reference or dense, each perhaps "(forced)"."""
     ours = (t.__name__ for t in type(module).__mro__ if t.__module__.startswith("sparsegnn."))
     op = next((OPS[name] for name in ours if name in OPS), None)
     if getattr(module, "block", (1, 1)) != (1, 1):
         op = "block_linear"
-    if op is None or (isinstance(module, _linear.SparseLinear) and module.kernel == "dense"):
-        return "dense"
-    device = next((t.device.type for t in (*module.parameters(), *module.buffers())), "cpu")
-    return kernel_of(op, device)
+    sparse = isinstance(module, _linear.SparseLinear)
+    if op is None or (sparse and module.kernel == "dense"):
+        name = "dense"
+    else:
+        name = kernel_of(op, next((t.device.type for t in (*module.parameters(), *module.buffers())), "cpu"))
+    return f"{name} (forced)" if sparse and policy.forced() else name
 
 
 def kernel_of(op: str, device: str) -> str:
     """What runs ``torch.ops.sparsegnn.<op>`` on a device."""
-    if _native.status.get(device) != "" or not _native.has_kernel(op, device.upper()):
+    if _native.reason(device) or not _native.has_kernel(op, device.upper()):
         return "reference"
     return f"cpu/{torch.ops.sparsegnn.isa()}" if device == "cpu" else device
 

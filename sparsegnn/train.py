@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam
 
+from sparsegnn import _native
 from sparsegnn import data as graphs
 from sparsegnn._version import __version__
 from sparsegnn.measure import PeakMemory, StepFlops, StepTimer
@@ -135,6 +136,8 @@ def check_device(name: str) -> torch.device:
         raise ValueError(
             f"device {name!r} is not there: torch {torch.__version__} sees {torch.cuda.device_count()} GPU(s)"
         )
+    if device.type == "cuda" and not _native.status["cuda"] and (wrong := _native.unsupported_gpu(device)):
+        raise ValueError(f"device must be one that the kernels run on, got {name!r}: {wrong}")
     return device
 
 

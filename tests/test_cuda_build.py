@@ -87,6 +87,24 @@ def test_ptx_has_no_float_atomics_and_no_local_memory(source):
     assert not re.search(r"\b(ld|st)\.local\b", text)
 
 
+@pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
+def test_block_indices_are_multiplied_in_64_bits(source):
+    """What a block is told to do begins at its index times a size, past 2^31 where matrices are large.
+
+    A 32-bit product by a variable shows in PTX; one by a constant looks like what a hash does with the lower half.
+    """
+    for header in sorted((ROOT / "csrc").glob(f"cuda/{source.stem}*.cuh")):
+        narrow = re.findall(r"(?<!int64_t\{)\bblockIdx\.[xyz]\s*\*\s*(?:k[A-Z]\w*|\d+|\w+::k\w+)", header.read_text())
+        assert not narrow, (header.name, narrow)
+    ptx = BUILD / "ptxas" / f"{source.stem}.ptx"
+    if not ptx.is_file():
+        missing(f"{ptx} is missing; run `make build-ptxas`")
+    for function in ptx.read_text().split(".entry ")[1:]:
+        for index in re.findall(r"mov\.u32\s+(%r\d+), %ctaid\.[xyz];", function):
+            found = re.findall(rf"m(?:ul|ad)\.lo\.[su]32\s+%r\d+, (?:\S+, )?{index}[,;].*", function)
+            assert not found, (function.partition("(")[0], found)
+
+
 @pytest.mark.parametrize("stem", ["spmm", "sddmm"])
 def test_rows_are_read_128_bits_at_a_time(stem):
     ptx = BUILD / "ptxas" / f"{stem}.ptx"
@@ -124,8 +142,21 @@ def test_device_code(library):
             entry += entry_header + entry_size
         at += 4
     assert found >= {("SASS", 90), ("PTX", 90)}, found
+    assert sparsegnn._native.architectures(library) == found
     if "TORCH_CUDA_ARCH_LIST" not in os.environ:
         assert ("SASS", 80) in found
+
+
+@pytest.mark.parametrize("architecture", ["75", "70-real", "61;90"])
+def test_gpus_that_are_too_old_are_refused_when_configuring(architecture, tmp_path):
+    if not shutil.which("cmake") or not shutil.which("ninja"):
+        missing("cmake or ninja is not installed")
+    command = ["cmake", "-S", ROOT, "-B", tmp_path, "-G", "Ninja", "-DSPARSEGNN_TORCH=/nowhere", "-DSPARSEGNN_CUDA=on",
+               f"-DCMAKE_CUDA_ARCHITECTURES={architecture}", f"-DSPARSEGNN_OUTPUT={tmp_path}"]  # fmt: skip
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    said = " ".join(done.stderr.split())
+    assert done.returncode != 0 and "need compute capability 8.0 (A100) or newer, got" in said
+    assert "set TORCH_CUDA_ARCH_LIST=8.0, or SPARSEGNN_CUDA=off" in said
 
 
 def test_registers_every_op(library, tmp_path):

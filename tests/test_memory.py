@@ -3,6 +3,7 @@
 Every step runs in a process of its own; a small one first loads the code.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -84,3 +85,31 @@ def test_gcn():
     n, e = 60_000, 600_000
     arrays = 4 * n * (128 + 3 * 256 + 2 * 40)  # A x, the hidden layer, its ReLU and gradient, what the output layer has
     assert peak("gcn", n, e) < SLACK * arrays + WORKSPACE
+
+
+RUN_OUT = """
+import resource, sys
+import torch
+from sparsegnn import CSRGraph, ops
+
+graph = CSRGraph.from_edge_index(torch.tensor([[0], [1]]), (40_000_000, 2))
+x = torch.randn(2, 64, requires_grad=True)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))
+try:
+    ops.spmm(graph, x)
+except Exception as error:
+    print(type(error).__name__, "memory" in str(error))
+resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+small = ops.spmm(CSRGraph.from_edge_index(torch.tensor([[0], [1]]), (4, 2)), x)
+assert torch.equal(small[1], x[0]) and small[0].count_nonzero() == 0  # and goes on
+"""
+
+
+@pytest.mark.parametrize("pool", ["0", "1"])
+def test_memory_that_runs_out_is_reported_as_by_torch(pool):
+    """10 GB of output with 1 GiB left, from the pool of outputs and from torch."""
+    env = os.environ | {"SPARSEGNN_POOL": pool}
+    done = subprocess.run([sys.executable, "-c", RUN_OUT], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["OutOfMemoryError", "True"], done.stdout

@@ -40,11 +40,6 @@ def wide(sparsity, **kwargs):
 
 
 def test_static_policy_is_dense_below_a_sparsity():
-    for dtype, least in plans.LEAST_SPARSITY.items():
-        below, above = ([plans.static_kernel(round(10_000 * (1 - s)), (100, 100), dtype) for s in some]
-                        for some in ((0.0, least - 0.02) if least else (), (least + 0.02, 0.99)))  # fmt: skip
-        assert set(below) <= {"dense"} and set(above) == {"sparse"}
-    assert plans.static_kernel(4000, (100, 40)) == plans.static_kernel(400, (4, 100)) == "sparse"
     assert wide(0.0).kernel == wide(0.1).kernel == "dense" and wide(0.5).kernel == layer(0.0).kernel == "sparse"
     assert "kernel='dense'" in repr(wide(0.0))
 

@@ -190,3 +190,16 @@ def test_disturbed_samples_are_taken_again_and_left_out(monkeypatch):
 def test_limits_of_the_machine():
     found = machine.limits(1)
     assert found["by"] in ("C", "torch") and found["flops"] > 1e8 and found["bandwidth"] > 1e7
+
+
+def test_rows_name_a_forced_kernel():
+    from suites import peers
+
+    from sparsegnn import use_kernel
+    from sparsegnn.nn import SparseLinear
+
+    layer = SparseLinear(50, 41, sparsity=0.9)
+    assert peers.linear_step(4, 50, 41, layer).kernel == "sparse"
+    with use_kernel("dense"):
+        assert peers.linear_step(4, 50, 41, layer).kernel == "dense (forced)"
+    assert peers.linear_step(4, 50, 41, torch.nn.Linear(50, 41)).kernel is None

@@ -198,6 +198,8 @@ __device__ __forceinline__ int64_t row_of_edge(const int32_t* crow, int64_t rows
 
 // ---- launch
 
+constexpr int64_t kGridRows = 65535;  // blocks of a grid in y, and in z; in x 2^31 - 1, more than memory can need
+
 #if defined(__CUDACC__)
 template <typename... P, typename... A>
 cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,

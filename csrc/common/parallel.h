@@ -3,12 +3,12 @@
 // The chunks depend on the input alone, never on the number of threads, and each owns its outputs: results are the same
 // bits for any thread count.
 #pragma once
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <vector>
+
+#include "stable.h"
 
 namespace sparsegnn {
 

@@ -22,6 +22,7 @@ struct RowSegments {
   int64_t rows, width, edges;
   int64_t window = 0, windows = 0, window_blocks = 0;
   int lanes = 0, groups = 0;  // lanes in a group, groups in a block
+  int64_t first = 0;          // slice of columns that blockIdx.y counts from: a grid has 65535 rows of blocks at most
 };
 
 // Edges in a window: 256, or more where that would make over 16384 windows.
@@ -40,7 +41,7 @@ inline int64_t segment_pieces(int64_t edges) {
 template <typename Op>
 __global__ void __launch_bounds__(kSegmentThreads, Op::kLeastBlocks)
     segments_kernel(Op op, RowSegments s, typename Op::State* piece) {
-  const int64_t j = (int64_t{blockIdx.y} * s.lanes + threadIdx.x % s.lanes) * Op::V;
+  const int64_t j = ((s.first + blockIdx.y) * s.lanes + threadIdx.x % s.lanes) * Op::V;
   if (j >= s.width) return;
   const int64_t group = int64_t{blockIdx.x} * s.groups + threadIdx.x / s.lanes;
   const bool rows = blockIdx.x >= s.window_blocks;
@@ -72,7 +73,7 @@ __global__ void __launch_bounds__(kSegmentThreads, Op::kLeastBlocks)
 template <typename Op>
 __global__ void __launch_bounds__(kSegmentThreads, Op::kLeastBlocks)
     segments_merge_kernel(Op op, RowSegments s, const typename Op::State* piece) {
-  const int64_t j = (int64_t{blockIdx.y} * s.lanes + threadIdx.x % s.lanes) * Op::V;
+  const int64_t j = ((s.first + blockIdx.y) * s.lanes + threadIdx.x % s.lanes) * Op::V;
   const int64_t w = int64_t{blockIdx.x} * s.groups + threadIdx.x / s.lanes;
   if (j >= s.width || w >= s.windows) return;
   const int64_t r = row_of_edge(s.crow, s.rows, min((w + 1) * s.window, s.edges) - 1);
@@ -96,12 +97,17 @@ cudaError_t launch_segments(Op op, RowSegments s, void* workspace, cudaStream_t 
   s.windows = segment_pieces(s.edges) / 2;
   s.window_blocks = ceil_div(s.windows, s.groups);
   auto* piece = static_cast<typename Op::State*>(workspace);
-  const unsigned slices = static_cast<unsigned>(ceil_div(columns, s.lanes));
-  const dim3 grid(static_cast<unsigned>(s.window_blocks + ceil_div(s.rows, s.groups)), slices);
-  const cudaError_t error = launch(segments_kernel<Op>, grid, kSegmentThreads, 0, stream, op, s, piece);
-  if (error != cudaSuccess || s.windows == 0) return error;
-  return launch(segments_merge_kernel<Op>, dim3(static_cast<unsigned>(s.window_blocks), slices), kSegmentThreads, 0,
-                stream, op, s, piece);
+  const int64_t slices = ceil_div(columns, s.lanes);
+  cudaError_t error = cudaSuccess;
+  for (; s.first < slices && error == cudaSuccess; s.first += kGridRows) {
+    const unsigned here = static_cast<unsigned>(min(slices - s.first, kGridRows));
+    const dim3 grid(static_cast<unsigned>(s.window_blocks + ceil_div(s.rows, s.groups)), here);
+    error = launch(segments_kernel<Op>, grid, kSegmentThreads, 0, stream, op, s, piece);
+    if (error == cudaSuccess && s.windows > 0)
+      error = launch(segments_merge_kernel<Op>, dim3(static_cast<unsigned>(s.window_blocks), here), kSegmentThreads, 0,
+                     stream, op, s, piece);
+  }
+  return error;
 }
 
 }  // namespace sparsegnn::cuda

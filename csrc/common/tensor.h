@@ -1,15 +1,13 @@
 // What every torch entry needs: the Tensor alias, argument checks, dtype dispatch, outputs.
 #pragma once
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <tuple>
+
+#include "stable.h"
 
 namespace sparsegnn {
 

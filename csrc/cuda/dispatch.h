@@ -1,4 +1,4 @@
-// What the CUDA entries share: the list of element types, the current stream, workspaces.
+// What the CUDA entries share: the list of element types, the current stream, what CUDA's errors say, workspaces.
 #pragma once
 #include "../common/gpu.cuh"
 #include "../common/tensor.h"
@@ -15,9 +15,41 @@
 namespace sparsegnn::cuda {
 
 #if defined(__CUDACC__)
+// Throws unless `status` is cudaSuccess; where this build has no code for the GPU it says how to make some.
+inline void check_status(cudaError_t status, const char* file, const char* function, uint32_t line) {
+  if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorUnsupportedPtxVersion) {
+    int device = 0, major = 0, minor = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    STD_TORCH_CHECK(major >= 8, "sparsegnn: compute capability ", major, ".", minor,
+                    " is too old, the kernels need 8.0 (A100) or newer: use the CPU");
+    STD_TORCH_CHECK(false, "sparsegnn: this build has no kernels for compute capability ", major, ".", minor,
+                    "; to rebuild: TORCH_CUDA_ARCH_LIST=", major, ".", minor, " pip install --no-build-isolation .");
+  }
+  STD_TORCH_CHECK(status != cudaErrorInvalidConfiguration,
+                  "sparsegnn: the tensors are too wide for one launch: split their columns (", function, ")");
+  char* message = nullptr;
+  torch_c10_cuda_check_msg(static_cast<int32_t>(status), file, function, line, true, &message);
+  if (message == nullptr) return;
+  const std::string text(message);
+  torch_c10_cuda_free_error_msg(message);
+  throw std::runtime_error(text);
+}
+#undef STD_CUDA_CHECK
+#define STD_CUDA_CHECK(...) ::sparsegnn::cuda::check_status(__VA_ARGS__, __FILE__, __func__, __LINE__)
+
+// The GPU of a tensor. An op runs here as soon as one of its tensors is on a GPU, so the first may be elsewhere.
+inline int32_t gpu_of(const Tensor& t) {
+  STD_TORCH_CHECK(t.is_cuda(),
+                  "sparsegnn: all tensors of an op must be on one device, got some on a GPU, and the first "
+                  "is not; move it with .to(device)");
+  return t.get_device_index();
+}
+
 // Makes the device of a tensor the current one for the life of this object; `stream` is torch's current stream there.
 struct OnDevice {
-  explicit OnDevice(const Tensor& t) : guard(t.get_device_index()) {
+  explicit OnDevice(const Tensor& t) : guard(gpu_of(t)) {
     void* current = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &current));
     stream = static_cast<cudaStream_t>(current);

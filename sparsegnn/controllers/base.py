@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from sparsegnn.controllers.schedules import Cosine
 from sparsegnn.nn import SparseLinear
-from sparsegnn.pattern import rearrange
 
 UPDATES = 20  # without stop_at; 13 to 14 closed the gap to dense training on the graphs that were measured
 
@@ -77,6 +76,7 @@ class Controller:
         self.optimizer = optimizer
         self.step = 0  # optimizer steps seen
         self.updates = 0
+        self._moved: set[str] = set()  # layers that an update has moved which then failed
         self.grown = {name: torch.zeros((), dtype=torch.int64, device=x.col.device) for name, x in self.layers.items()}
         self._handle = optimizer.register_step_post_hook(self._after_step)
         self._arm()
@@ -97,20 +97,24 @@ class Controller:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Drop and grow now."""
+        """Drop and grow now. Where memory runs out in between, every layer is as it was or has moved.
+
+        Another call then moves the layers that have not.
+        """
         fraction = self.drop_fraction(self.step)
         if not 0 <= fraction <= 1:
             raise ValueError(f"{self._name}: drop_fraction must be in [0, 1], got {fraction} at step {self.step}")
         for name, layer in self.layers.items():
             n = int(fraction * layer.col.numel())
-            if n == 0 or layer.values.numel() == layer.in_features * layer.out_features:
+            if name in self._moved or n == 0 or layer.values.numel() == layer.in_features * layer.out_features:
                 continue
             grow = self.grow_scores(name, layer)
             if grow is None:
                 continue
-            source = layer.rewire_(self.drop_scores(name, layer), grow, n)
-            self.move_state(layer.values, source)
+            source = layer.rewire_(self.drop_scores(name, layer), grow, n, self.carried(layer.values))
+            self._moved.add(name)
             self.grown[name] += (source < 0).sum() * (layer.values.numel() // layer.col.numel())
+        self._moved.clear()
 
     # --- for methods ---
 
@@ -132,12 +136,10 @@ class Controller:
         size = (layer.out_features, layer.in_features)
         return torch.rand(size, generator=generator, device=layer.values.device, dtype=torch.float32)
 
-    def move_state(self, parameter: nn.Parameter, source: Tensor) -> None:
-        """Let the gradient and the optimizer's state follow the weights; zero where ``source`` is -1."""
-        state = self.optimizer.state.get(parameter, {})
-        for slot in (parameter.grad, *state.values()):
-            if isinstance(slot, Tensor) and slot.shape == parameter.shape:
-                slot.copy_(rearrange(slot, source))
+    def carried(self, parameter: nn.Parameter) -> list[Tensor]:
+        """The gradient and the optimizer's state of a parameter, as far as they have its shape: they move with it."""
+        slots = (parameter.grad, *self.optimizer.state.get(parameter, {}).values())
+        return [slot for slot in slots if isinstance(slot, Tensor) and slot.shape == parameter.shape]
 
     # --- checkpoints ---
 
@@ -213,13 +215,21 @@ class Controller:
             return
         self.step += 1
         if self.due(self.step):
-            self.update()
+            try:
+                self.update()
+            except BaseException:  # out of memory, say: the next step tries again
+                self.step -= 1
+                for layer in self.layers.values():
+                    if layer.probe is not None:
+                        layer.probe.grad = None
+                raise
             self.updates += 1
         self._arm()
 
     def _arm(self) -> None:
         """Ask for dense gradients if the next step is an update, and for none otherwise."""
-        wanted = self.needs_dense_gradient and self.due(self.step + 1)
-        for layer in self.layers.values():
-            size = (layer.out_features, layer.in_features)
-            layer.probe = layer.values.new_zeros(size).requires_grad_() if wanted else None
+        wanted, layers = self.needs_dense_gradient and self.due(self.step + 1), self.layers.values()
+        size = [(layer.out_features, layer.in_features) for layer in layers]
+        probes = [x.values.new_zeros(s).requires_grad_() if wanted else None for x, s in zip(layers, size, strict=True)]
+        for layer, probe in zip(layers, probes, strict=True):
+            layer.probe = probe

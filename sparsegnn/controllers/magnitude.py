@@ -78,10 +78,10 @@ class GradualMagnitude(Controller):
             return tensor.view(layer.col.numel(), -1)[slots].flatten()
 
         state, full = self.optimizer.state.get(layer.values, {}), layer.values.shape
-        for key, slot in state.items():
-            if isinstance(slot, Tensor) and slot.shape == full:
-                state[key] = kept(slot)
+        fits = {key: slot for key, slot in state.items() if isinstance(slot, Tensor) and slot.shape == full}
+        moved = {key: kept(slot) for key, slot in fits.items()}
         layer.set_pattern_(*subset(*layer.pattern(), slots), kept(layer.values))
+        state.update(moved)  # last: where memory runs out nothing has changed
 
 
 def survivors(layer: SparseLinear, score: Tensor, n: int) -> Tensor:

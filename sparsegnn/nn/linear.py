@@ -30,7 +30,7 @@ class SparseLinear(SparseWeight):
             features it costs accuracy.
 
     The positions are drawn from torch's generator. Where so few weights are missing that dense kernels are faster, they
-    run, on the weight with its zeros (``kernel``).
+    run, on the weight with its zeros (``kernel``; :func:`sparsegnn.use_kernel` forces one).
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, sparsity: float = 0.9,
@@ -38,8 +38,6 @@ class SparseLinear(SparseWeight):
         super().__init__(in_features, out_features, sparsity=sparsity, pattern=pattern, device=device, dtype=dtype)
         bias_value = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
         self.register_parameter("bias", bias_value)
-        self.register_buffer("dense_kernel", None)  # sparse over dense time, once measured: goes into checkpoints
-        self._ratio: float | None = None  # its value
         self.probe: Tensor | None = None  # [out, in] requiring grad, while a controller wants the dense gradient
         self.reset_parameters()
 
@@ -87,22 +85,10 @@ class SparseLinear(SparseWeight):
             nn.init.uniform_(p, -bound, bound)
 
     @property
-    def kernel(self) -> str:
-        """Which kernel runs: ``"sparse"`` or ``"dense"``, as :meth:`choose_kernel_` said or :mod:`sparsegnn.plans`."""
-        if self._ratio is not None:
-            return "dense" if self._ratio > 1 else "sparse"
-        return self._static
-
-    @property
     def fusible(self) -> bool:
         """Whether a call is one call of ``sparse_linear``, whose epilogue a layer around this one may use."""
         plain = self.structure in ("unstructured", "fan_in") and self.bias is None and self.probe is None
         return plain and self.kernel == "sparse"
-
-    def choose_kernel_(self, ratio: float | None) -> None:
-        """Run the dense kernel if ``ratio``, sparse over dense time, is above 1; None: follow the static policy."""
-        self._ratio = ratio
-        self.dense_kernel = None if ratio is None else torch.tensor(float(ratio), device=self.values.device)
 
     def forward(self, x: Tensor) -> Tensor:
         if is_sparse(x):
@@ -129,11 +115,6 @@ class SparseLinear(SparseWeight):
         text += f", nnz={self.values.numel()}, sparsity={self.sparsity:.3f}"
         text += f", pattern={self.structure!r}" if self.structure != "unstructured" else ""
         return text + (", kernel='dense'" if self.kernel == "dense" else "")
-
-    def _load_from_state_dict(self, state_dict, prefix, *args):
-        verdict = state_dict.get(prefix + "dense_kernel")
-        self.choose_kernel_(None if verdict is None or verdict.is_meta else float(verdict))
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 @torch.fx.wrap  # one node of a traced graph, so that the check may look at the shape

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from sparsegnn import pattern as patterns
-from sparsegnn import plans
+from sparsegnn.nn.kernel_choice import KernelChoice
 from sparsegnn.nn.storage import check_saved, resize_
 
-DERIVED = ("ccol", "row", "perm")  # the transpose: not saved, rebuilt whenever the positions change
+DERIVED = ("ccol", "row", "perm", "flat")  # not saved: the transpose, and positions where the dense kernel runs
 
 
-class SparseWeight(nn.Module):
+class SparseWeight(KernelChoice):
     """Base of layers with a sparse weight [out_features, in_features].
 
     ``values`` [nnz] is an ordinary 1-D parameter, so optimizers, AMP, DDP, ``deepcopy`` and safetensors need nothing
@@ -32,7 +32,6 @@ class SparseWeight(nn.Module):
         self.values = nn.Parameter(torch.empty(self._weights(col), device=device, dtype=dtype))
         for name in ("crow", "col", *DERIVED):
             self.register_buffer(name, None, persistent=name not in DERIVED)
-        self.register_buffer("flat", None, persistent=False)  # positions, where the dense kernel runs
         self.register_buffer("shape", self._shape(crow.device))  # or a narrower checkpoint would load unnoticed
         self._place(crow, col)
 
@@ -65,8 +64,8 @@ class SparseWeight(nn.Module):
         if self.flat is not None:
             return self.flat
         flat = patterns.rows_of(self.crow, self.col) * self.grid[1] + self.col
-        if not torch.compiler.is_compiling():
-            self.flat = flat
+        if not torch.compiler.is_compiling() and not (flat.is_cuda and torch.cuda.is_current_stream_capturing()):
+            self.flat = flat  # what is captured is computed when the graph runs, not now
         return flat
 
     @torch.no_grad()
@@ -74,7 +73,7 @@ class SparseWeight(nn.Module):
         """Put ``values`` [nnz] at the positions ``(crow, col)``.
 
         With as many weights as before every tensor keeps its storage. With another number ``values`` remains the same
-        Parameter object, on new storage and without a gradient.
+        Parameter object, on new storage and without a gradient. Where memory runs out nothing has changed.
         """
         op = type(self).__name__
         patterns.check_pattern(crow, col, *self.grid, op)
@@ -82,50 +81,55 @@ class SparseWeight(nn.Module):
             raise ValueError(f"{op}: values must have shape [{self._weights(col)}], got {list(values.shape)}")
         if self.structure == "fan_in" and not crow.is_meta and crow.diff().unique().numel() != 1:
             raise ValueError(f"{op}: crow must give every output as many inputs (pattern 'fan_in'), got other counts")
+        derived = self._derive(crow, col)
         if values.shape != self.values.shape:
             resize_(self.values, values.shape)
         self.values.copy_(values)
-        self._place(crow, col)
+        self._place(crow, col, derived)
 
     @torch.no_grad()
-    def rewire_(self, drop_score: Tensor, grow_score: Tensor, n: int) -> Tensor:
+    def rewire_(self, drop_score: Tensor, grow_score: Tensor, n: int, carried: list[Tensor] | tuple = ()) -> Tensor:
         """Drop the ``n`` weights of lowest ``drop_score`` [nnz], grow ``n`` of highest ``grow_score`` [out, in].
 
-        Grown weights are zero, one that was just dropped may return with its value. In place, without host
-        synchronisation. Returns ``source``, one per entry of ``col``: where it was before, -1 for a new one. Blocks
-        move as a whole, ``n`` of them, by the sums of their scores; ``"fan_in"`` moves ``n // out`` of every output.
+        Grown weights are zero, one that was just dropped may return with its value; tensors ``carried`` [nnz] go along.
+        In place, without host synchronisation; where memory runs out nothing has changed. Returns ``source``, one per
+        entry of ``col``: where it was before, -1 for a new one. Blocks move as a whole, ``n`` of them, by the sums of
+        their scores; ``"fan_in"`` moves ``n // out`` of every output.
         """
+        crow, col = self.crow, self.col
         if self.structure == "fan_in":
-            col, source = patterns.rewire_rows(self.crow, self.col, drop_score, grow_score, n // self.out_features)
-            self.col.copy_(col)
+            col, source = patterns.rewire_rows(crow, col, drop_score, grow_score, n // self.out_features)
         else:
             if self.block != (1, 1):
                 grow_score = patterns.tiles(grow_score, self.structure).flatten(2).sum(2)
-            source = torch.ops.sparsegnn.topology_(self.crow, self.col, self.per_position(drop_score), grow_score, n)
-        self.values.copy_(patterns.rearrange(self.values, source))
-        self._place(self.crow, self.col)
+            crow, col = crow.clone(), col.clone()
+            source = torch.ops.sparsegnn.topology_(crow, col, self.per_position(drop_score), grow_score, n)
+        moved = [(t, patterns.rearrange(t, source)) for t in (self.values, *carried)]
+        derived = self._derive(crow, col)  # no memory is needed from here on
+        for tensor, new in moved:
+            tensor.copy_(new)
+        self._place(crow, col, derived)
         return source
 
     def per_position(self, score: Tensor) -> Tensor:
         """Sums of ``score`` [nnz] over the weights of each entry of ``col``."""
         return score if self.block == (1, 1) else score.view(self.col.numel(), -1).sum(1)
 
-    def _place(self, crow: Tensor, col: Tensor) -> None:
-        """Store positions and their transpose, in place where they fit."""
+    def _derive(self, crow: Tensor, col: Tensor) -> tuple[Tensor | None, ...]:
+        """The transpose of positions, and the flat ones where those are kept."""
+        flat = None if self.flat is None else patterns.rows_of(crow, col) * self.grid[1] + col
+        return *torch.ops.sparsegnn.csr_transpose(crow, col, self.grid[1]), flat
+
+    def _place(self, crow: Tensor, col: Tensor, derived: tuple[Tensor | None, ...] | None = None) -> None:
+        """Store positions and what is derived from them, in place where they fit."""
         self._follow_policy(self._weights(col))
-        derived = torch.ops.sparsegnn.csr_transpose(crow, col, self.grid[1])
-        for name, new in zip(("crow", "col", *DERIVED), (crow, col, *derived), strict=True):
+        tensors = crow, col, *(derived or self._derive(crow, col))
+        for name, new in zip(("crow", "col", *DERIVED), tensors, strict=True):
             old = getattr(self, name)
-            if old is new:
-                continue
             if old is not None and old.shape == new.shape and old.device == new.device:
                 old.copy_(new)
             else:
                 setattr(self, name, new)
-        if self.flat is not None:
-            known, self.flat = self.flat, None
-            new = self._positions()
-            self.flat = known.copy_(new) if known.shape == new.shape and known.device == new.device else new
 
     def _apply(self, fn, recurse=True):
         deferred = self.crow.is_meta
@@ -136,10 +140,6 @@ class SparseWeight(nn.Module):
             self.shape = self._shape(self.crow.device)
         self._follow_policy(self.values.numel())
         return self
-
-    def _follow_policy(self, nnz: int) -> None:
-        """Look up the kernel that the static policy gives to so many weights of this dtype."""
-        self._static = plans.static_kernel(nnz, (self.out_features, self.in_features), self.values.dtype)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         col = check_saved(self, state_dict, prefix)

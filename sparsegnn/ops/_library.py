@@ -85,15 +85,23 @@ def register_autograd(op, backward: Callable, setup_context: Callable) -> Callab
             raise NotImplementedError(f"{op.name()} has no second derivative")
         if all(g is None for g in grads):
             return (None,) * len(defaults)
-        return backward(ctx, *grads)
+        try:
+            return backward(ctx, *grads)
+        except RuntimeError as error:
+            _raise_out_of_memory(error)
+            raise
 
     def setup(ctx, inputs, output):
         ctx.set_materialize_grads(False)  # or every saved state and index output gets a gradient of zeros
         setup_context(ctx, inputs, output)
 
     def below(*args):
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)
+        try:
+            with torch._C._AutoDispatchBelowAutograd():
+                return op(*args)
+        except RuntimeError as error:
+            _raise_out_of_memory(error)
+            raise
 
     def forward(ctx, *args):
         output = below(*args)
@@ -115,8 +123,15 @@ def register_autograd(op, backward: Callable, setup_context: Callable) -> Callab
     return apply
 
 
-def check(op: str, name: str, value, shape: tuple) -> None:
-    """Raise ``TypeError`` unless ``value`` is a tensor, ``ValueError`` unless it has this shape.
+def _raise_out_of_memory(error: RuntimeError) -> None:
+    """As torch's own ops do: a kernel can raise RuntimeError only, and callers that retry catch the other."""
+    if "out of memory" in str(error) or "can't allocate memory" in str(error):
+        raise torch.OutOfMemoryError(str(error)) from error
+
+
+def check(op: str, name: str, value, shape: tuple, beside=None) -> None:
+    """Raise ``TypeError`` unless ``value`` is a tensor, ``ValueError`` unless it has this shape, and the device of
+    ``beside``, a tensor or a graph.
 
     A string in ``shape`` stands for any size; ``"..."`` in front of it for any number of sizes.
     """
@@ -126,6 +141,20 @@ def check(op: str, name: str, value, shape: tuple) -> None:
     got = value.shape[max(0, value.dim() - len(sizes)) :] if shape[0] == "..." else value.shape
     if len(got) != len(sizes) or not all(isinstance(s, str) or s == g for s, g in zip(sizes, got, strict=True)):
         raise ValueError(f"{op}: {name} must have shape {_text(shape)}, got {list(value.shape)}")
+    if beside is not None:
+        check_device(op, name, value, beside.device)
+
+
+def check_device(op: str, name: str, value: Tensor | None, device: torch.device) -> None:
+    """Raise unless ``value``, if given, is on this device, that of the other arguments."""
+    if value is not None and value.device != device:
+        raise ValueError(f"{op}: {name} must be on the device of the other arguments ({device}), got {value.device}")
+
+
+def check_pattern_device(op: str, device: torch.device, *pattern: Tensor) -> None:
+    """Raise unless ``(crow, col, ccol, row, perm)`` are on this device."""
+    for name, value in zip(("crow", "col", "ccol", "row", "perm"), pattern, strict=False):
+        check_device(op, name, value, device)
 
 
 def _text(shape: tuple) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from sparsegnn.ops._library import check, check_like, define, register_autograd, rows_of
+from sparsegnn.ops._library import check, check_like, check_pattern_device, define, register_autograd, rows_of
 
 BLOCKS = ((4, 1), (8, 1), (16, 1), (16, 16), (32, 32))
 
@@ -112,10 +112,11 @@ def block_linear(x, values, bias, crow, col, ccol, row, perm, height, width) -> 
         raise ValueError(f"{name}: height and width must be one of {supported}, got {height}x{width}")
     m, k = (crow.numel() - 1) * height, (ccol.numel() - 1) * width
     check(name, "x", x, ("...", k))
-    check(name, "values", values, (col.numel() * height * width,))
+    check(name, "values", values, (col.numel() * height * width,), x)
+    check_pattern_device(name, x.device, crow, col, ccol, row, perm)
     if not torch.is_autocast_enabled(x.device.type):
         check_like(name, "values", values, x)
     if bias is not None:
-        check(name, "bias", bias, (m,))
+        check(name, "bias", bias, (m,), x)
     flat = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), k)
     return apply(flat, values, bias, crow, col, ccol, row, perm, height, width).view(*x.shape[:-1], m)

@@ -107,7 +107,7 @@ def gat(graph, x: Tensor, a_src: Tensor, a_dst: Tensor, a_edge: Tensor | None = 
     Returns:
         ``[M, H, D]``, without bias 0 for rows without edges. Deterministic: the same bits for any number of threads.
     """
-    check("gat", "x", x, (graph.num_cols, "H", "D"))
+    check("gat", "x", x, (graph.num_cols, "H", "D"), graph)
     folded = isinstance(a_src, Tensor) and a_src.dim() == 3 and graph.num_rows == graph.num_cols
     heads, vector = x.size(1), (1, *x.shape[1:]) if folded else None
     given = [("a_src", a_src, vector or (graph.num_cols, heads)), ("a_dst", a_dst, vector or (graph.num_rows, heads))]

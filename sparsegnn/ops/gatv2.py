@@ -87,7 +87,7 @@ def gatv2(graph, x_src: Tensor, x_dst: Tensor, att: Tensor, edge: Tensor | None 
     Returns:
         ``[M, H, D]``, 0 for rows without edges. Deterministic: the same bits for any number of threads.
     """
-    check("gatv2", "x_src", x_src, (graph.num_cols, "H", "D"))
+    check("gatv2", "x_src", x_src, (graph.num_cols, "H", "D"), graph)
     sizes = x_src.shape[1:]
     check("gatv2", "x_dst", x_dst, (graph.num_rows, *sizes))
     check("gatv2", "att", att, tuple(sizes))

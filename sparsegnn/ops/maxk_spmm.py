@@ -84,8 +84,8 @@ def maxk_spmm(graph, values: Tensor, index: Tensor, width: int, reduce: str = "s
     Returns:
         ``[M, F]``, dense. Deterministic: the same bits for any number of threads.
     """
-    check("maxk_spmm", "values", values, (graph.num_cols, "k"))
-    check("maxk_spmm", "index", index, tuple(values.shape))
+    check("maxk_spmm", "values", values, (graph.num_cols, "k"), graph)
+    check("maxk_spmm", "index", index, tuple(values.shape), graph)
     if index.dtype != index_dtype(width):
         raise TypeError(f"maxk_spmm: index must be {index_dtype(width)} for width={width}, got {index.dtype}")
     if index.numel() and not torch.compiler.is_compiling():

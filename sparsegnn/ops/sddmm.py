@@ -58,7 +58,7 @@ def sddmm(graph, a: Tensor, b: Tensor) -> Tensor:
     Returns:
         ``[E]`` in the order of the graph's ``col``; differentiable in ``a`` and ``b``.
     """
-    check("sddmm", "a", a, (graph.num_rows, "K"))
+    check("sddmm", "a", a, (graph.num_rows, "K"), graph)
     check("sddmm", "b", b, (graph.num_cols, a.size(1)))
     check_like("sddmm", "b", b, a, "a")
     transpose = graph.transpose() if b.requires_grad else (None, None, None)

@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from sparsegnn.ops._library import check, check_epilogue, check_like, define, register_autograd, rows_of
+from sparsegnn.ops._library import (
+    check,
+    check_epilogue,
+    check_like,
+    check_pattern_device,
+    define,
+    register_autograd,
+    rows_of,
+)
 from sparsegnn.ops._out import check_out
 from sparsegnn.ops._random import dropout_like
 
@@ -74,11 +82,12 @@ def sparse_linear(x, values, bias, crow, col, ccol, row, perm, act="none", dropo
     """
     m, k, name = crow.numel() - 1, ccol.numel() - 1, "sparse_linear"
     check(name, "x", x, ("...", k))
-    check(name, "values", values, (col.numel(),))
+    check(name, "values", values, (col.numel(),), x)
+    check_pattern_device(name, x.device, crow, col, ccol, row, perm)
     if not torch.is_autocast_enabled(x.device.type):
         check_like(name, "values", values, x)
     if bias is not None:
-        check(name, "bias", bias, (m,))
+        check(name, "bias", bias, (m,), x)
     check_epilogue(name, act, dropout, seed, x.device)
     pattern = (crow, col, ccol)
     flat = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), k)

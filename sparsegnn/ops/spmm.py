@@ -100,7 +100,7 @@ def spmm(
     Returns:
         ``[M, K]``. Deterministic: the same bits for any number of threads.
     """
-    check("spmm", "x", x, (graph.num_cols, "K"))
+    check("spmm", "x", x, (graph.num_cols, "K"), graph)
     if reduce not in REDUCTIONS:
         raise ValueError(f"spmm: reduce must be one of {', '.join(REDUCTIONS)}, got {reduce!r}")
     val = graph.val if edge_weight is None else edge_weight

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sparsegnn.ops._library import check, check_epilogue, check_like
+from sparsegnn.ops._library import check, check_epilogue, check_like, check_pattern_device
 from sparsegnn.ops._random import dropout_like
 
 
@@ -25,13 +25,14 @@ def gcn(graph, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, pattern
         ``[N, M]``. Aggregation runs on the narrower side; where it comes first and the weight is sparse, the epilogue
         is part of the product.
     """
-    check("gcn", "x", x, (graph.num_rows, "K"))
+    check("gcn", "x", x, (graph.num_rows, "K"), graph)
     sparse = pattern is not None
     outputs, inputs = (t.numel() - 1 for t in (pattern[0], pattern[2])) if sparse else weight.shape
     check("gcn", "x", x, (graph.num_rows, inputs))
-    check("gcn", "weight", weight, (pattern[1].numel(),) if sparse else (outputs, inputs))
+    check("gcn", "weight", weight, (pattern[1].numel(),) if sparse else (outputs, inputs), x)
+    check_pattern_device("gcn", x.device, *(pattern or ()))
     if bias is not None:
-        check("gcn", "bias", bias, (outputs,))
+        check("gcn", "bias", bias, (outputs,), x)
     if not torch.is_autocast_enabled(x.device.type):
         check_like("gcn", "weight", weight, x)
     check_epilogue("gcn", act, dropout, seed, x.device)

@@ -58,12 +58,12 @@ def topology_(crow: Tensor, col: Tensor, drop_score: Tensor, grow_score: Tensor,
         ``source`` int32 ``[nnz]``: the old slot of each entry, or -1 where it is new.
     """
     check("topology_", "crow", crow, ("M+1",))
-    check("topology_", "col", col, ("nnz",))
+    check("topology_", "col", col, ("nnz",), crow)
     if not crow.numel():
         raise ValueError("topology_: crow must have shape [M+1], got [0]")
     scores = ("drop_score", drop_score), ("grow_score", grow_score)
-    check("topology_", *scores[0], (col.numel(),))
-    check("topology_", *scores[1], (crow.numel() - 1, "K"))
+    check("topology_", *scores[0], (col.numel(),), crow)
+    check("topology_", *scores[1], (crow.numel() - 1, "K"), crow)
     for name, score in scores:
         if not score.is_floating_point():
             raise TypeError(f"topology_: {name} must be floating point, got {score.dtype}")

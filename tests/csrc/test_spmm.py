@@ -151,3 +151,15 @@ def test_rows_cut_anywhere(emulated, csr, seed):
 def test_offsets_beyond_32_bits(emulated, width):
     y = emulated.spmm_far_row(width)
     np.testing.assert_array_equal(y.astype(np.uint32) << 16, np.arange(1, width + 1, dtype=np.float32)[None].view("u4"))
+
+
+@pytest.mark.parametrize("reduce", ["sum", "max"])
+def test_rows_wider_than_one_grid(emulated_module, csr, reduce):
+    """A grid has 65535 blocks in y at most, of 32 columns here: what is left takes a second launch."""
+    width = 65535 * 32 + 41
+    g = csr([2, 0], 3)
+    x = g.normal(3, width).astype(np.float32)
+    emulated_module.set_schedule("forward", 1)
+    y, _ = emulated_module.spmm(x, g.crow, g.col, reduce=reduce)
+    np.testing.assert_array_equal(y[0], x[g.col].sum(0) if reduce == "sum" else x[g.col].max(0))
+    assert not y[1].any()

@@ -1,0 +1,162 @@
+"""Which kernel multiplies by a sparse weight, the sparse or the dense one: a static policy, and how to force one.
+
+In order of precedence: :func:`use_kernel`, the environment variable ``SPARSEGNN_KERNEL``, a measured verdict
+(:mod:`sparsegnn.plans`), the static policy. That is deterministic: it depends on the shape, the number of weights, the
+pattern, the type of device, on a CPU the instruction set, and the precision in which the dense product would run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import threading
+from collections.abc import Iterator
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+from sparsegnn import _native
+
+KERNELS = ("sparse", "dense", "auto")
+TF32 = "tf32"  # the precision of float32 products on a GPU where torch is allowed to round their factors
+PRECISIONS = (torch.float32, torch.float64, torch.bfloat16, torch.float16, TF32)
+
+# --- force one -------------------------------------------------------------------------------------------------------
+
+
+class _Innermost(threading.local):
+    kernel: str | None = None  # of the use_kernel() that this thread is in
+
+
+_innermost = _Innermost()
+_environment: str | None = None  # SPARSEGNN_KERNEL, as it was when a sparse layer was last made or moved
+
+
+@contextlib.contextmanager
+def use_kernel(kernel: str) -> Iterator[None]:
+    """Run every sparse layer on the ``"sparse"`` or the ``"dense"`` kernel within this context, in this thread.
+
+    ``"auto"`` leaves the choice to measured verdicts and the static policy, whatever ``SPARSEGNN_KERNEL`` says. The
+    results are equal to rounding: the dense kernel multiplies by the weight with its zeros filled in. Contexts nest;
+    the end of one restores what was before. ``torch.compile`` compiles a model once for each kernel. A backward pass
+    uses the kernel of its forward pass.
+    """
+    check_kernel("use_kernel", "kernel", kernel)
+    before, _innermost.kernel = _innermost.kernel, kernel
+    try:
+        yield
+    finally:
+        _innermost.kernel = before
+
+
+def forced() -> str | None:
+    """``"sparse"`` or ``"dense"`` where the user asks for it, by context or environment; else None."""
+    kernel = _innermost.kernel or _environment
+    return None if kernel == "auto" else kernel
+
+
+def read_environment() -> None:
+    """Look at ``SPARSEGNN_KERNEL``, not at every call: that would cost more than the rest of the choice."""
+    global _environment
+    kernel = os.environ.get("SPARSEGNN_KERNEL") or None
+    if kernel is not None:
+        check_kernel("sparsegnn", "SPARSEGNN_KERNEL", kernel)
+    _environment = kernel
+
+
+def check_kernel(op: str, name: str, kernel: object) -> None:
+    if kernel not in KERNELS:
+        raise ValueError(f"{op}: {name} must be one of {', '.join(KERNELS)}, got {kernel!r}")
+
+
+# --- the precision of a call -----------------------------------------------------------------------------------------
+
+
+@torch.compiler.assume_constant_result  # it is guarded: a change compiles again
+def tf32_allowed() -> bool:
+    """Whether torch multiplies float32 matrices in TF32 on a GPU, by whichever of its settings."""
+    return torch._C._get_fp32_precision_getter("cuda", "matmul") == "tf32"  # the legacy getter raises if both are used
+
+
+def precision(device: str, dtype: torch.dtype) -> torch.dtype | str:
+    """In what a product by a weight of this ``dtype`` would run now: autocast and the TF32 setting may change it."""
+    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+    return TF32 if device == "cuda" and dtype == torch.float32 and tf32_allowed() else dtype
+
+
+# --- the static policy -----------------------------------------------------------------------------------------------
+
+_MEASURED_WITH_AVX512 = {torch.float32: 0.16, torch.float64: 0.07, torch.bfloat16: 0.7, torch.float16: 0.0}
+#: CPU: least sparsity at which the sparse kernels win, forward and backward together, by instruction set and dtype;
+#: measured on Zen 4 with AVX-512 over widths of 64 to 1024 and 4,000 rows or more. Dense bfloat16 has instructions of
+#: its own there; dense float16 has none, and always loses. With few rows dense wins longer: `only_if_faster` measures
+#: that. Not measured with the other instruction sets: they have the numbers of AVX-512.
+LEAST_SPARSITY = {
+    "avx512": _MEASURED_WITH_AVX512,
+    "avx2": dict(_MEASURED_WITH_AVX512),
+    "portable": dict(_MEASURED_WITH_AVX512),
+    "reference": dict(_MEASURED_WITH_AVX512),  # plain PyTorch
+}
+#: CPU: no more inputs or outputs than this, and the dense kernels leave so much unused that sparse ones always win
+NARROW = 40
+
+# CUDA: a roofline of both kernels. All numbers are EXPECTED, NOT MEASURED ON A GPU BY THIS PROJECT'S KERNELS; "2.2" is
+# the section of the notes on the arithmetic of an H200 (shared/notes/cuda-kernels.md) that derives them. The
+# consequences, of which tests keep account: in strict float32 unstructured weights win from 78 % sparsity on (2.3 says
+# 76 to 80); against TF32 and 16 bit nothing wins below a width of about 384 (0.1), unstructured weights from 97 % on
+# (0.2), groups of 8 and blocks at a width of 512 and more (0.3).
+BANDWIDTH = 4.3  # TB/s, copies: section 1, measured on an H200
+#: TFLOP/s of cuBLAS: section 1, for bfloat16 measured on an H200, else planned; float64: 90 % of its tensor cores' peak
+DENSE_RATE = {torch.float32: 50, TF32: 380, torch.bfloat16: 790, torch.float16: 790, torch.float64: 60}
+#: TFLOP/s of ours, planned, by pattern: section 2.2. float32 has no tensor cores, so that V outputs that share an input
+#: reach the FMA's 42 at most. float64 is not in the notes: half of float32, with words twice as wide and half the FMAs
+SPARSE_RATE = {
+    "unstructured": {torch.float32: 12, TF32: 12, torch.bfloat16: 20, torch.float16: 20},  # V=1: a shared-memory word
+    "fan_in": {torch.float32: 12, TF32: 12, torch.bfloat16: 20, torch.float16: 20},  # for each multiplication
+    "2:4": {torch.float32: 12, TF32: 12, torch.bfloat16: 20, torch.float16: 20},  # where torch's own 2:4 does not run
+    "grouped:4": {torch.float32: 42, TF32: 42, torch.bfloat16: 42, torch.float16: 42},  # V=4 does not fill an mma
+    "grouped:8": {torch.float32: 42, TF32: 80, torch.bfloat16: 80, torch.float16: 80},  # V=8, mma.sync
+    "grouped:16": {torch.float32: 42, TF32: 120, torch.bfloat16: 120, torch.float16: 120},  # V=16, the lower end
+    "block:16x16": {torch.float32: 42, TF32: 120, torch.bfloat16: 300, torch.float16: 300},  # ldmatrix, the lower end
+    "block:32x32": {torch.float32: 42, TF32: 200, torch.bfloat16: 300, torch.float16: 300},
+}
+#: sparse is taken where it is expected to be so much faster; the 1.05 to 1.09 at a width of 384 (0.1) do not count
+MARGIN = 1.1
+
+
+def static_kernel(
+    nnz: int,
+    shape: tuple[int, int],
+    precision: torch.dtype | str = torch.float32,
+    device: str = "cpu",
+    structure: str = "unstructured",
+) -> str:
+    """``"sparse"`` or ``"dense"`` for a weight of this shape and pattern, ``nnz`` of which exist."""
+    if device == "cuda":
+        return _by_roofline(nnz, shape, precision, structure)
+    dense_types = LEAST_SPARSITY[_instructions()]
+    narrow = min(shape) <= NARROW and precision in (torch.float32, torch.float64)
+    least = 0.0 if narrow else dense_types.get(precision, dense_types[torch.float32])
+    return "dense" if nnz > (1 - least) * shape[0] * shape[1] else "sparse"
+
+
+def _by_roofline(nnz: int, shape: tuple[int, int], precision: torch.dtype | str, structure: str) -> str:
+    """Per row of x, in ps: what multiplies, or what reads x and writes y, whichever takes longer."""
+    size = {torch.float64: 8, torch.float32: 4, TF32: 4}.get(precision, 2)
+    memory = size * sum(shape) / BANDWIDTH
+    rates = SPARSE_RATE[structure]
+    rate = rates[torch.float32] / 2 if precision == torch.float64 else rates[precision]
+    dense = max(2 * shape[0] * shape[1] / DENSE_RATE[precision], memory)
+    return "sparse" if MARGIN * max(2 * nnz / rate, memory) <= dense else "dense"
+
+
+def _instructions() -> str:
+    return "reference" if _native.status.get("cpu", "not built") else _isa()
+
+
+@functools.cache
+def _isa() -> str:
+    with _disable_current_modes():  # a layer may be made under FakeTensorMode, which knows tensors only
+        return torch.ops.sparsegnn.isa()
