@@ -88,32 +88,32 @@ class SparseWeight(nn.Module):
         self._place(crow, col)
 
     @torch.no_grad()
-    def rewire_(self, drop_score: Tensor, grow_score: Tensor, n: int) -> Tensor:
+    def rewire_(self, drop_score: Tensor, grow_score: Tensor, n: int | Tensor) -> Tensor:
         """Drop the ``n`` weights of lowest ``drop_score`` [nnz], grow ``n`` of highest ``grow_score`` [out, in].
 
-        Grown weights are zero, one that was just dropped may return with its value. In place, without host
-        synchronisation. Returns ``source``, one per entry of ``col``: where it was before, -1 for a new one. Blocks
-        move as a whole, ``n`` of them, by the sums of their scores; ``"fan_in"`` moves ``n // out`` of every output.
+        Grown weights are zero, one that was just dropped may return with its value. In place, without waiting for a
+        GPU, ``n`` an int64 tensor [] too. Returns ``source``, one per entry of ``col``: where it was before, -1 for a
+        new one. Blocks move as a whole, by the sums of their scores; ``"fan_in"`` moves ``n // out`` of every output.
         """
         if self.structure == "fan_in":
-            col, source = patterns.rewire_rows(self.crow, self.col, drop_score, grow_score, n // self.out_features)
-            self.col.copy_(col)
+            source = patterns.rewire_rows_(self.col, drop_score, grow_score, n // self.out_features)
         else:
             if self.block != (1, 1):
                 grow_score = patterns.tiles(grow_score, self.structure).flatten(2).sum(2)
-            source = torch.ops.sparsegnn.topology_(self.crow, self.col, self.per_position(drop_score), grow_score, n)
+            n = n if isinstance(n, Tensor) else torch.full((), n, device=self.col.device)
+            source = torch.ops.sparsegnn.topology_(*self.pattern(), self.per_position(drop_score), grow_score, n)
         self.values.copy_(patterns.rearrange(self.values, source))
-        self._place(self.crow, self.col)
+        self._place(self.crow, self.col, check=False)
         return source
 
     def per_position(self, score: Tensor) -> Tensor:
         """Sums of ``score`` [nnz] over the weights of each entry of ``col``."""
         return score if self.block == (1, 1) else score.view(self.col.numel(), -1).sum(1)
 
-    def _place(self, crow: Tensor, col: Tensor) -> None:
-        """Store positions and their transpose, in place where they fit."""
+    def _place(self, crow: Tensor, col: Tensor, check: bool = True) -> None:
+        """Store positions and their transpose, in place where they fit; ``check`` waits for a GPU."""
         self._follow_policy(self._weights(col))
-        derived = torch.ops.sparsegnn.csr_transpose(crow, col, self.grid[1])
+        derived = torch.ops.sparsegnn.csr_transpose(crow, col, self.grid[1], check)
         for name, new in zip(("crow", "col", *DERIVED), (crow, col, *derived), strict=True):
             old = getattr(self, name)
             if old is new:
