@@ -236,7 +236,7 @@ def smoke(device: str) -> None:
         found = []
         for place in (device, "cpu"):
             p, c = crow.to(place, copy=True), col.to(place, copy=True)
-            source = torch.ops.sparsegnn.topology_(p, c, drop.to(place), grow.to(place), 5)
+            source = torch.ops.sparsegnn.topology_(p, c, drop.to(place), grow.to(place), torch.tensor(5, device=place))
             found.append([t.cpu().tolist() for t in (p, c, source)])
         assert found[0] == found[1], found
     print("smoke: all ops agree with the CPU")

@@ -257,7 +257,7 @@ def topology(s):
         torch.manual_seed(0)
         crow, col = (t.to(s.device) for t in pattern.random_pattern(m, k, sparsity=0.9))
         drop, grow = torch.randn(col.numel(), device=s.device), torch.randn(m, k, device=s.device)
-        n = int(0.3 * col.numel())
+        n = torch.tensor(int(0.3 * col.numel()), device=s.device)
         op, copies = torch.ops.sparsegnn.topology_, [(crow.clone(), col.clone()) for _ in range(2)]
         sources = [op(*copies[0], drop, grow, n), reference(*copies[1], drop, grow, n)]
         for a, b in zip((*copies[0], sources[0]), (*copies[1], sources[1]), strict=True):

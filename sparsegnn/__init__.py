@@ -7,6 +7,7 @@ from sparsegnn._version import __version__ as __version__
 _native.load()
 
 from sparsegnn import ops as ops  # noqa: E402  (the libraries come first)
+from sparsegnn.capture import CapturedStep as CapturedStep  # noqa: E402
 from sparsegnn.controllers import SET as SET  # noqa: E402
 from sparsegnn.controllers import Controller as Controller  # noqa: E402
 from sparsegnn.controllers import GradualMagnitude as GradualMagnitude  # noqa: E402

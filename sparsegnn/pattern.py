@@ -204,21 +204,25 @@ def gather(matrix: Tensor, crow: Tensor, col: Tensor, kind: str) -> Tensor:
     return tiles(matrix, kind)[rows_of(crow, col), col.long()].flatten()
 
 
-def rewire_rows(crow: Tensor, col: Tensor, drop: Tensor, grow: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """``(col, source)`` after every row has dropped ``n`` of its entries and grown ``n``: ``topology_`` row by row.
+def rewire_rows_(col: Tensor, drop: Tensor, grow: Tensor, n: int | Tensor) -> Tensor:
+    """Let every row drop ``n`` of its entries and grow ``n``: ``topology_`` row by row, with what that returns.
 
-    For patterns with the same number of entries in every row, which keep it. ``drop`` [nnz], ``grow`` [M, K].
+    For patterns with the same number of entries in every row, which keep it. ``drop`` [nnz], ``grow`` [M, K]. No size
+    depends on ``n``, which may be a tensor [] and change between the replays of a CUDA graph.
     """
     rows, cols = grow.shape
-    held = col.long().view(rows, -1)
-    kept = held.gather(1, top(drop.view(rows, -1), held.size(1) - n))
-    taken = torch.zeros_like(grow, dtype=torch.bool).scatter_(1, kept, True)
+    held, place = col.long().view(rows, -1), torch.arange(cols, device=col.device)
+    each = held.size(1)
+    kept = torch.zeros_like(grow, dtype=torch.bool)
+    kept.scatter_(1, held.gather(1, top(drop.view(rows, -1), each)), (place[:each] < each - n).expand_as(held))
     best = grow.neg().argsort(dim=1, stable=True)  # NaN last
-    free = taken.gather(1, best).byte().argsort(dim=1, stable=True)[:, :n]
-    chosen = torch.cat([kept, best.gather(1, free)], 1).sort(1).values
+    best = best.gather(1, kept.gather(1, best).byte().argsort(dim=1, stable=True))  # the free ones first
+    grown = torch.zeros_like(kept).scatter_(1, best, (place < n).expand_as(best))
+    chosen = (kept | grown).byte().argsort(dim=1, descending=True, stable=True)[:, :each]
     slot = torch.arange(col.numel(), device=col.device).view_as(held)
     before = torch.full_like(grow, -1, dtype=torch.long).scatter_(1, held, slot)
-    return chosen.flatten().int(), before.gather(1, chosen).flatten().int()
+    col.copy_(chosen.flatten())
+    return before.gather(1, chosen).flatten().int()
 
 
 def subset(crow: Tensor, col: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:

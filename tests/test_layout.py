@@ -60,7 +60,7 @@ RANK = {
     "ops": 2,
     "nn": 3,
     **dict.fromkeys(("convert", "controllers"), 4),
-    **dict.fromkeys(("_info", "measure", "models", "report", "train", "integrations"), 5),
+    **dict.fromkeys(("_info", "capture", "measure", "models", "report", "train", "integrations"), 5),
     **dict.fromkeys(("cli", "__main__"), 6),
 }
 

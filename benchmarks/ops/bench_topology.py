@@ -19,7 +19,7 @@ def inputs(case: dict) -> dict:
     weight = torch.randn(col.numel(), generator=g)
     mask = pattern.to_mask(crow, col, size[1])
     dense = torch.zeros(size).masked_scatter_(mask, weight)
-    n = int(case["drop"] * col.numel())
+    n = torch.tensor(int(case["drop"] * col.numel()))
     grow = torch.randn(size, generator=g).abs()
     return dict(crow=crow, col=col, drop=weight.abs(), grow=grow, n=n, dense=dense, mask=mask)
 
@@ -31,7 +31,7 @@ def ours(case: dict):
 
 def baselines(case: dict) -> dict:
     i = inputs(case)
-    nnz, n = i["drop"].numel(), i["n"]
+    nnz, n = i["drop"].numel(), int(i["n"])
 
     def masks_topk():  # what mask-based libraries do; ties are left to chance, and nothing is compressed
         kept = torch.where(i["mask"], i["dense"].abs(), -1.0).flatten().topk(nnz - n, sorted=False).indices
@@ -42,7 +42,7 @@ def baselines(case: dict) -> dict:
     reference = sparsegnn.ops.topology.reference
     return {
         "masks_topk": masks_topk,
-        "stable_sort": lambda: reference(i["crow"], i["col"], i["drop"], i["grow"], n),
+        "stable_sort": lambda: reference(i["crow"], i["col"], i["drop"], i["grow"], i["n"]),
     }
 
 

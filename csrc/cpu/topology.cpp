@@ -110,13 +110,15 @@ Tensor grow(Tensor& crow, Tensor& col, const std::vector<uint8_t>& kept, const T
   return source;
 }
 
-Tensor topology(Tensor crow, Tensor col, const Tensor& drop_score_in, const Tensor& grow_score_in, int64_t n) {
+Tensor topology(Tensor crow, Tensor col, const Tensor& drop_score_in, const Tensor& grow_score_in, const Tensor& n_in) {
   check_index("topology_", "crow", crow);
   check_index("topology_", "col", col);
   STD_TORCH_CHECK(grow_score_in.dim() == 2 && grow_score_in.size(0) + 1 == crow.numel(),
                   "topology_: grow_score must have shape [", crow.numel() - 1, ", K]");
   STD_TORCH_CHECK(drop_score_in.dim() == 1 && drop_score_in.numel() == col.numel(),
                   "topology_: drop_score must have shape [", col.numel(), "]");
+  STD_TORCH_CHECK(n_in.numel() == 1 && n_in.scalar_type() == ScalarType::Long, "topology_: n must be one int64");
+  const int64_t n = *data<int64_t>(n_in);
   STD_TORCH_CHECK(n >= 0 && n <= col.numel(), "topology_: n must be in [0, ", col.numel(), "], got ", n);
   check_pattern(data<int32_t>(crow), data<int32_t>(col), grow_score_in.size(0), grow_score_in.size(1), col.numel());
   const Tensor drop_score = as_contiguous(drop_score_in), grow_score = as_contiguous(grow_score_in);

@@ -3,12 +3,13 @@
 //   keeps the nnz - n entries of highest drop_score (ties: the lower slot), adds the n other positions of highest
 //   grow_score (ties: the lower index), rewrites crow and col in place; source[e] = old slot of entry e, -1 if new
 //
-// layout     crow[M+1], col[nnz] int32; drop_score[nnz], grow_score[M, K]; a map[M, K] int32 in the workspace holds
-//            slot + 1 of every entry, its negative once the entry is kept, and 0 elsewhere
+// layout     crow[M+1], col[nnz] int32; drop_score[nnz], grow_score[M, K]; n[1] int64, read by the first kernel alone;
+//            a map[M, K] int32 in the workspace holds slot + 1 of every entry, its negative once the entry is kept, and
+//            0 elsewhere
 // work       one pass over the M*K positions for each byte of a key, twice, and four more
 // schedule   the entries that stay are selected and marked in the map, then the positions that are added; then every
-//            tile writes its part of the new pattern. About 25 launches (41 in fp64), no wait for the host, nothing
-//            allocated: it can be captured in a CUDA graph
+//            tile writes its part of the new pattern. 24 launches (40 in fp64), no wait for the host, nothing
+//            allocated: it can be captured in a CUDA graph, and n may change between its replays
 // numerics   integers only; NaN is lowest, -0 equals 0; the same result in every run and as on the CPU
 // see        sparsegnn/ops/topology.py, tests/csrc/test_topology.py, benchmarks/ops/bench_topology.py
 #pragma once
@@ -18,16 +19,16 @@ namespace sparsegnn::cuda {
 
 // ---- kernels
 
-__global__ void __launch_bounds__(kTopologyThreads)
-    topology_clear_kernel(TopologyWorkspace w, int64_t keep, int64_t grow) {
+__global__ void __launch_bounds__(kTopologyThreads) topology_clear_kernel(TopologyArguments a, TopologyWorkspace w) {
   const int64_t i = int64_t{blockIdx.x} * kTopologyThreads + threadIdx.x;
   if (i < w.positions) w.map[i] = 0;
   if (blockIdx.x > 0) return;
+  const int64_t n = min(max(*a.n, int64_t{0}), a.entries);
   for (int s = 0; s < 2; ++s) {
     w.selection[s].bins[threadIdx.x] = 0;
     if (threadIdx.x > 0) continue;
     w.selection[s].key = w.selection[s].mask = 0;
-    w.selection[s].left = s == 0 ? keep : grow;
+    w.selection[s].left = s == 0 ? a.entries - n : n;
   }
 }
 
@@ -66,8 +67,8 @@ __global__ void __launch_bounds__(kTopologyThreads)
 
 inline cudaError_t launch_topology_begin(const TopologyArguments& a, void* memory, cudaStream_t stream) {
   const TopologyWorkspace w(a, memory);
-  const cudaError_t error = launch_topology(ceil_div(w.positions, kTopologyThreads), 0, stream, topology_clear_kernel,
-                                            w, a.entries - a.n, a.n);
+  const cudaError_t error =
+      launch_topology(ceil_div(w.positions, kTopologyThreads), 0, stream, topology_clear_kernel, a, w);
   if (error != cudaSuccess || w.positions == 0) return error;
   return launch_topology(ceil_div(a.entries, kTopologyThreads), 0, stream, topology_mark_kernel, a, w);
 }

@@ -15,7 +15,8 @@ namespace sparsegnn::cuda {
 
 struct TopologyArguments {
   int32_t *crow, *col, *source;
-  int64_t rows, cols, entries, n;
+  const int64_t* n;  // on the device; below 0 it counts as 0, above `entries` as `entries`
+  int64_t rows, cols, entries;
 };
 
 // Unsigned integers in the order of the scores.

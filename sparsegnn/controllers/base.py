@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from numbers import Real
 
 import torch
@@ -23,6 +24,16 @@ def check_int(op: str, name: str, value, least: int) -> int:
     return value
 
 
+@dataclass
+class Static:
+    """What a recorded update reads besides weights and gradients: tensors that stay, filled before every update."""
+
+    moves: dict[str, Tensor]  # entries that each layer moves, int64 []
+    scores: dict[str, Tensor] = field(default_factory=dict)  # random numbers, of the layers that asked for some
+    probes: dict[str, Tensor] = field(default_factory=dict)
+    step: int = -1  # whose moves and scores these are
+
+
 class Controller:
     """Moves the weights of the sparse layers of ``model`` while ``optimizer`` trains them; their number never changes.
 
@@ -31,7 +42,9 @@ class Controller:
     ``drop_fraction`` of its weights with the lowest :meth:`drop_scores` and grows as many where :meth:`grow_scores` is
     highest. The step of an update has been taken before it. Grown weights and their optimizer state (every tensor of
     the shape of the parameter: momentum, Adam moments) start at zero, all others keep theirs. Indices, values and
-    state are rewritten in place, without reallocation, recompilation or host synchronisation.
+    state are rewritten in place, without reallocation, recompilation or host synchronisation, so that
+    :class:`~sparsegnn.CapturedStep` can replay an update within a CUDA graph. It replays own scores too: what changes
+    in them from update to update must come from tensors or :meth:`random_scores`, not from Python numbers.
 
     Layers with a pattern keep it: blocks and groups move as a whole, by the sums of their scores, and a layer with
     constant fan-in moves as many inputs of every output (rounded down).
@@ -50,6 +63,7 @@ class Controller:
     """
 
     needs_dense_gradient = False  # whether grow_scores() reads dense_gradient()
+    keeps_size = True  # whether an update leaves every tensor its size, so that a recorded one can be replayed
 
     def __init__(
         self,
@@ -78,8 +92,9 @@ class Controller:
         self.updates = 0
         self._moved: set[str] = set()  # layers that an update has moved which then failed
         self.grown = {name: torch.zeros((), dtype=torch.int64, device=x.col.device) for name, x in self.layers.items()}
+        self._static: Static | None = None
         self._handle = optimizer.register_step_post_hook(self._after_step)
-        self._arm()
+        self.arm()
 
     # --- to override ---
 
@@ -101,13 +116,13 @@ class Controller:
 
         Another call then moves the layers that have not.
         """
-        fraction = self.drop_fraction(self.step)
-        if not 0 <= fraction <= 1:
-            raise ValueError(f"{self._name}: drop_fraction must be in [0, 1], got {fraction} at step {self.step}")
-        for name, layer in self.layers.items():
-            n = int(fraction * layer.col.numel())
-            if name in self._moved or n == 0 or layer.values.numel() == layer.in_features * layer.out_features:
+        if self._static is not None and self._static.step != self.step:
+            self.prepare(self.step)
+        moves = self.moves(self.step) if self._static is None else self._static.moves
+        for name, n in moves.items():
+            if name in self._moved:
                 continue
+            layer = self.layers[name]
             grow = self.grow_scores(name, layer)
             if grow is None:
                 continue
@@ -117,6 +132,14 @@ class Controller:
         self._moved.clear()
 
     # --- for methods ---
+
+    def moves(self, step: int) -> dict[str, int]:
+        """How many entries of its pattern each layer moves at an update after ``step``; no layers that move none."""
+        fraction = self.drop_fraction(step)
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"{self._name}: drop_fraction must be in [0, 1], got {fraction} at step {step}")
+        counts = {name: int(fraction * layer.col.numel()) for name, layer in self._movable().items()}
+        return {name: n for name, n in counts.items() if n > 0}
 
     def dense_gradient(self, layer: SparseLinear) -> Tensor | None:
         """Gradient [out, in] of the loss with respect to the weight with its zeros, of the step just taken.
@@ -131,15 +154,49 @@ class Controller:
 
     def random_scores(self, name: str, layer: SparseLinear) -> Tensor:
         """[out, in] uniform numbers that depend on seed, step and name only: the same on every rank and resume."""
-        digest = hashlib.blake2b(f"{self.seed}/{self.step}/{name}".encode(), digest_size=7).digest()
-        generator = torch.Generator(layer.values.device).manual_seed(int.from_bytes(digest, "little"))
-        size = (layer.out_features, layer.in_features)
-        return torch.rand(size, generator=generator, device=layer.values.device, dtype=torch.float32)
+        static = self._static
+        if static is None or static.step != self.step:
+            return self._draw(name, layer, self.step)
+        if name not in static.scores:
+            static.scores[name] = self._draw(name, layer, self.step)
+        return static.scores[name]
 
     def carried(self, parameter: nn.Parameter) -> list[Tensor]:
         """The gradient and the optimizer's state of a parameter, as far as they have its shape: they move with it."""
         slots = (parameter.grad, *self.optimizer.state.get(parameter, {}).values())
         return [slot for slot in slots if isinstance(slot, Tensor) and slot.shape == parameter.shape]
+
+    # --- for steps that are recorded once and replayed; see sparsegnn.capture ---
+
+    def make_static(self) -> None:
+        """From now on let updates read their counts, random scores and probes from tensors that stay."""
+        if self._static is None:
+            device = next(iter(self.layers.values())).col.device
+            self._static = Static({name: torch.zeros((), dtype=torch.int64, device=device) for name in self._movable()})
+            self.arm()
+
+    @torch.no_grad()
+    def prepare(self, step: int) -> None:
+        """Write what the update after ``step`` will read into these tensors."""
+        static, moves = self._static, self.moves(step)
+        for name, n in static.moves.items():
+            n.fill_(moves.get(name, 0))
+        for name, scores in static.scores.items():
+            self._draw(name, self.layers[name], step, scores)
+        static.step = step
+
+    def follow(self) -> None:
+        """Count a step that a replay has made, with its update if one was due."""
+        self.step += 1
+        self.updates += int(self.due(self.step))
+        self.arm()
+
+    def arm(self) -> None:
+        """Ask for dense gradients if the next step is an update, and for none otherwise."""
+        wanted = self.needs_dense_gradient and self.due(self.step + 1)
+        probes = {name: self._probe(name, layer) if wanted else None for name, layer in self.layers.items()}
+        for name, layer in self.layers.items():
+            layer.probe = probes[name]
 
     # --- checkpoints ---
 
@@ -167,7 +224,9 @@ class Controller:
         self.step, self.seed, self.updates = (check_int(op, k, state[k], 0) for k in ("step", "seed", "updates"))
         for name, count in self.grown.items():
             count.copy_(state["grown"][name])
-        self._arm()
+        if self._static is not None:
+            self._static.step = -1
+        self.arm()
 
     def detach(self) -> None:
         """Leave the optimizer alone from now on."""
@@ -211,6 +270,11 @@ class Controller:
     @torch.no_grad()
     def _after_step(self, optimizer, args, kwargs) -> None:
         skipped = getattr(optimizer, "found_inf", None)  # fused optimizers skip inside step()
+        if skipped is not None and self._static is not None:
+            raise RuntimeError(
+                f"{self._name}: a captured step must be without a GradScaler, as only the GPU knows which steps that "
+                "skips; use bfloat16, which needs none"
+            )
         if skipped is not None and skipped.item():
             return
         self.step += 1
@@ -224,12 +288,22 @@ class Controller:
                         layer.probe.grad = None
                 raise
             self.updates += 1
-        self._arm()
+        self.arm()
 
-    def _arm(self) -> None:
-        """Ask for dense gradients if the next step is an update, and for none otherwise."""
-        wanted, layers = self.needs_dense_gradient and self.due(self.step + 1), self.layers.values()
-        size = [(layer.out_features, layer.in_features) for layer in layers]
-        probes = [x.values.new_zeros(s).requires_grad_() if wanted else None for x, s in zip(layers, size, strict=True)]
-        for layer, probe in zip(layers, probes, strict=True):
-            layer.probe = probe
+    def _movable(self) -> dict[str, SparseLinear]:
+        """The layers that lack some weights."""
+        return {name: x for name, x in self.layers.items() if x.values.numel() < x.in_features * x.out_features}
+
+    def _draw(self, name: str, layer: SparseLinear, step: int, out: Tensor | None = None) -> Tensor:
+        digest = hashlib.blake2b(f"{self.seed}/{step}/{name}".encode(), digest_size=7).digest()
+        generator = torch.Generator(layer.values.device).manual_seed(int.from_bytes(digest, "little"))
+        size, where = (layer.out_features, layer.in_features), {"device": layer.values.device, "dtype": torch.float32}
+        return torch.rand(size, generator=generator, out=out, **where)
+
+    def _probe(self, name: str, layer: SparseLinear) -> Tensor:
+        """Zeros [out, in] that collect the dense gradient."""
+        kept = {} if self._static is None else self._static.probes
+        if name not in kept or kept[name].dtype != layer.values.dtype or kept[name].device != layer.values.device:
+            kept[name] = layer.values.new_zeros(layer.out_features, layer.in_features).requires_grad_()
+        kept[name].grad = None
+        return kept[name]

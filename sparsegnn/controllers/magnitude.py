@@ -19,8 +19,8 @@ class GradualMagnitude(Controller):
 
     The layers start with all their weights (``sparsify(model, 0.0)``, or ``SparseLinear(sparsity=0)``), and training
     gets cheaper as they go. Here the number of weights changes: an update gives ``values``, its optimizer state and
-    the positions new, smaller storage (the Parameter object stays), so a compiled model is compiled again and CUDA
-    graphs do not apply.
+    the positions new, smaller storage (the Parameter object stays), so a compiled model is compiled again, and a
+    :class:`~sparsegnn.CapturedStep` makes the update step itself and records the others anew after it.
 
     Args:
         model, optimizer, update_every, seed: as for :class:`Controller` (nothing here is random).
@@ -28,6 +28,8 @@ class GradualMagnitude(Controller):
         distribution: ``"erk"``, ``"uniform"``, ``{name: sparsity}``, or ``"global"``: magnitudes compete across layers.
         start_at: first step that prunes. stop_at: last one; the default is ``start_at + 20 * update_every``.
     """
+
+    keeps_size = False
 
     def __init__(
         self,

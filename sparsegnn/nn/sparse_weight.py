@@ -88,24 +88,25 @@ class SparseWeight(KernelChoice):
         self._place(crow, col, derived)
 
     @torch.no_grad()
-    def rewire_(self, drop_score: Tensor, grow_score: Tensor, n: int, carried: list[Tensor] | tuple = ()) -> Tensor:
+    def rewire_(self, drop_score: Tensor, grow_score: Tensor, n: int | Tensor, carried=()) -> Tensor:
         """Drop the ``n`` weights of lowest ``drop_score`` [nnz], grow ``n`` of highest ``grow_score`` [out, in].
 
         Grown weights are zero, one that was just dropped may return with its value; tensors ``carried`` [nnz] go along.
-        In place, without host synchronisation; where memory runs out nothing has changed. Returns ``source``, one per
-        entry of ``col``: where it was before, -1 for a new one. Blocks move as a whole, ``n`` of them, by the sums of
-        their scores; ``"fan_in"`` moves ``n // out`` of every output.
+        In place, without waiting for a GPU, ``n`` an int64 tensor [] too; where memory runs out nothing has changed.
+        Returns ``source``, one per entry of ``col``: where it was before, -1 for a new one. Blocks move as a whole, by
+        the sums of their scores; ``"fan_in"`` moves ``n // out`` of every output.
         """
         crow, col = self.crow, self.col
         if self.structure == "fan_in":
-            col, source = patterns.rewire_rows(crow, col, drop_score, grow_score, n // self.out_features)
+            col = col.clone()
+            source = patterns.rewire_rows_(col, drop_score, grow_score, n // self.out_features)
         else:
             if self.block != (1, 1):
                 grow_score = patterns.tiles(grow_score, self.structure).flatten(2).sum(2)
-            crow, col = crow.clone(), col.clone()
+            crow, col, n = crow.clone(), col.clone(), torch.as_tensor(n, device=col.device)
             source = torch.ops.sparsegnn.topology_(crow, col, self.per_position(drop_score), grow_score, n)
         moved = [(t, patterns.rearrange(t, source)) for t in (self.values, *carried)]
-        derived = self._derive(crow, col)  # no memory is needed from here on
+        derived = self._derive(crow, col, check=False)  # no memory is needed from here on
         for tensor, new in moved:
             tensor.copy_(new)
         self._place(crow, col, derived)
@@ -115,18 +116,17 @@ class SparseWeight(KernelChoice):
         """Sums of ``score`` [nnz] over the weights of each entry of ``col``."""
         return score if self.block == (1, 1) else score.view(self.col.numel(), -1).sum(1)
 
-    def _derive(self, crow: Tensor, col: Tensor) -> tuple[Tensor | None, ...]:
-        """The transpose of positions, and the flat ones where those are kept."""
+    def _derive(self, crow: Tensor, col: Tensor, check: bool = True) -> tuple[Tensor | None, ...]:
+        """The transpose of positions, and the flat ones where those are kept; ``check`` waits for a GPU."""
         flat = None if self.flat is None else patterns.rows_of(crow, col) * self.grid[1] + col
-        return *torch.ops.sparsegnn.csr_transpose(crow, col, self.grid[1]), flat
+        return *torch.ops.sparsegnn.csr_transpose(crow, col, self.grid[1], check), flat
 
     def _place(self, crow: Tensor, col: Tensor, derived: tuple[Tensor | None, ...] | None = None) -> None:
         """Store positions and what is derived from them, in place where they fit."""
         self._follow_policy(self._weights(col))
         tensors = crow, col, *(derived or self._derive(crow, col))
         for name, new in zip(("crow", "col", *DERIVED), tensors, strict=True):
-            old = getattr(self, name)
-            if old is not None and old.shape == new.shape and old.device == new.device:
+            if (old := getattr(self, name)) is not None and old.shape == new.shape and old.device == new.device:
                 old.copy_(new)
             else:
                 setattr(self, name, new)

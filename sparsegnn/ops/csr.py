@@ -1,7 +1,8 @@
 """Compressed rows: from an edge list by a stable sort, their transpose, and row sums.
 
 A graph is the matrix A[target, source]: ``crow[M+1]``, ``col[E]`` ascending within rows (duplicates stay).
-The transpose is ``ccol[N+1], row[E], perm[E]``, where ``perm[t]`` is the slot in (crow, col) of entry t.
+The transpose is ``ccol[N+1], row[E], perm[E]``, where ``perm[t]`` is the slot in (crow, col) of entry t. With
+``check=False`` a GPU is not asked whether a column is out of range, for which the host must wait.
 """
 
 import torch
@@ -10,9 +11,9 @@ from torch.utils.flop_counter import register_flop_formula
 from sparsegnn.ops._library import define, register_autograd, rows_of
 
 
-def from_edges_reference(target, source, num_rows, num_cols):
+def from_edges_reference(target, source, num_rows, num_cols, check=True):
     """The same in plain PyTorch: tested against, and run where nothing is compiled."""
-    for index, size in ((target, num_rows), (source, num_cols)):
+    for index, size in ((target, num_rows), (source, num_cols)) if check else ():
         if index.numel() and (index.min() < 0 or index.max() >= size):
             raise RuntimeError(f"csr_from_edges: indices must be in [0, {num_rows}) and [0, {num_cols})")
     perm = torch.argsort(target.long() * max(num_cols, 1) + source, stable=True)
@@ -32,16 +33,16 @@ from_edges = define(
 )
 
 
-def transpose_reference(crow, col, num_cols):
-    return from_edges_reference(col, rows_of(crow, col.numel()).int(), num_cols, crow.numel() - 1)
+def transpose_reference(crow, col, num_cols, check=True):
+    return from_edges_reference(col, rows_of(crow, col.numel()).int(), num_cols, crow.numel() - 1, check)
 
 
-def transpose_fake(crow, col, num_cols):
+def transpose_fake(crow, col, num_cols, check=True):
     return tuple(col.new_empty(n) for n in (num_cols + 1, col.size(0), col.size(0)))
 
 
 transpose = define(
-    "csr_transpose(Tensor crow, Tensor col, SymInt num_cols) -> (Tensor, Tensor, Tensor)",
+    "csr_transpose(Tensor crow, Tensor col, SymInt num_cols, bool check=True) -> (Tensor, Tensor, Tensor)",
     transpose_reference,
     transpose_fake,
 )

@@ -73,6 +73,16 @@ def test_scores_may_differ_in_type(emulated):
         np.testing.assert_array_equal(actual, wanted)
 
 
+@pytest.mark.parametrize("n, held", [(-1, 0), (-(2**62), 0), (13, 12), (2**62, 12)])
+def test_counts_out_of_range_are_held_in_it(emulated, n, held):
+    """The count is read on the device, which cannot refuse it."""
+    rng = np.random.default_rng(4)
+    pattern = csr_of(np.sort(rng.permutation(70)[:12]), (7, 10))
+    scores = rng.standard_normal(12), rng.standard_normal((7, 10))
+    for actual, wanted in zip(*(emulated.topology(*pattern, *scores, k) for k in (n, held)), strict=True):
+        np.testing.assert_array_equal(actual, wanted)
+
+
 def test_bad_patterns_do_not_leave_their_arrays(emulated):
     """Columns out of range and duplicates give some pattern, not a crash; ASan watches when it runs this."""
     crow, col = np.array([0, 2, 4], np.int32), np.array([1, 1, -7, 999], np.int32)

@@ -9,8 +9,10 @@ namespace {
 py::object topology(const py::array& crow, const py::array& col, const py::array& drop_score,
                     const py::array& grow_score, int64_t n) {
   Array<int32_t> p(crow), c(col), source({col.size()});
+  Array<int64_t> count({1});
+  *count.data() = n;
   const cuda::TopologyArguments a = {
-      p.data(), c.data(), source.data(), grow_score.shape(0), grow_score.shape(1), int64_t(c.size()), n};
+      p.data(), c.data(), source.data(), count.data(), grow_score.shape(0), grow_score.shape(1), int64_t(c.size())};
   Array<char> workspace({cuda::TopologyWorkspace(a, nullptr).bytes});
   check(cuda::launch_topology_begin(a, workspace.data(), nullptr));
   by_dtype(drop_score, [&](auto scalar) {

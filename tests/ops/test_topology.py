@@ -12,7 +12,15 @@ from ops.harness import DTYPES, devices
 from sparsegnn import ops, pattern
 from sparsegnn.ops import topology
 
-RAW = torch.ops.sparsegnn.topology_
+OP = torch.ops.sparsegnn.topology_
+
+
+def RAW(crow, col, drop, grow, n, op=OP):
+    return op(crow, col, drop, grow, torch.tensor(n, device=crow.device))
+
+
+def reference(*args):
+    return RAW(*args, op=topology.reference)
 
 
 def lowest_nan(value):
@@ -136,13 +144,13 @@ def test_large_and_the_same_for_every_thread_count():
         torch.set_num_threads(threads)
     assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
     got = results[0]
-    want = topology.reference(a := crow.clone(), b := col.clone(), drop, grow, 20_000)
+    want = reference(a := crow.clone(), b := col.clone(), drop, grow, 20_000)
     assert all(torch.equal(x, y) for x, y in zip(got, (want, a, b), strict=True))
 
 
 def test_opcheck():
     crow, col = pattern.random_pattern(6, 9, nnz=20)
-    torch.library.opcheck(RAW.default, (crow, col, torch.randn(20), torch.randn(6, 9), 5))
+    torch.library.opcheck(OP.default, (crow, col, torch.randn(20), torch.randn(6, 9), torch.tensor(5)))
 
 
 def test_compiles():
@@ -159,12 +167,23 @@ def test_compiles():
     assert torch.equal(want, got) and torch.equal(a, c) and torch.equal(b, d)
 
 
+def test_no_size_depends_on_n():
+    """The same call, traced once with fake tensors, whose n holds no number."""
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode():
+        crow, col = torch.empty(4, dtype=torch.int32), torch.empty(5, dtype=torch.int32)
+        args = torch.randn(5), torch.randn(3, 7), torch.empty((), dtype=torch.int64)
+        assert topology.reference(crow, col, *args).shape == (5,)
+        assert pattern.rewire_rows_(torch.empty(6, dtype=torch.int32), torch.randn(6), *args[1:]).shape == (6,)
+
+
 def test_fallback():
     mask = torch.rand(9, 14) < 0.4
     drop = torch.randn(int(mask.sum())).round()
     drop[::5] = math.nan
     for n in (0, 7, drop.numel()):
-        check(mask, drop, torch.randn(9, 14).round(), n, topology.reference)
+        check(mask, drop, torch.randn(9, 14).round(), n, reference)
 
 
 def i32(*values):
@@ -181,11 +200,21 @@ def test_refused():
         ((crow, col, drop.long(), grow, 1), TypeError, "drop_score must be floating point, got torch.int64"),
         ((crow, col, drop, grow, 3), ValueError, r"n must be in \[0, 2\], got 3"),
         ((crow, col, drop, grow, -1), ValueError, r"n must be in \[0, 2\], got -1"),
+        ((crow, col, drop, grow, torch.tensor(1.0)), TypeError, "n must be an int64 tensor of one element on cpu, got"),
+        ((crow, col, drop, grow, torch.tensor([1, 1])), TypeError, r"n must be .*, got torch.int64 \[2\] on cpu"),
         ((crow, i32(0, 3), drop, grow, 1), ValueError, r"col must be in \[0, 3\)"),
         ((i32(0, 5, 2), col, drop, grow, 1), ValueError, "crow must not decrease"),
     ]:
         with pytest.raises(error, match="topology_: " + text):
             ops.topology_(*args)
+
+
+@pytest.mark.parametrize("n", [-1, 3, torch.tensor(3), torch.tensor(-1)])
+def test_the_kernel_refuses_counts_that_are_too_large(n):
+    crow, col = i32(0, 1, 2), i32(0, 1)
+    with pytest.raises(RuntimeError if torch.is_tensor(n) else ValueError, match=r"topology_: n must be in \[0, 2\]"):
+        ops.topology_(crow, col, torch.zeros(2), torch.zeros(2, 3), n)
+    assert crow.tolist() == [0, 1, 2] and col.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("crow,col", [(i32(0, 5, 2), i32(0, 1)), (i32(0, -3, 2), i32(0, 1)), (i32(0, 1, 9), i32(0, 1)),
