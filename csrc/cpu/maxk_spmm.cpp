@@ -92,7 +92,7 @@ Tensor maxk_spmm(const Tensor& values, const Tensor& index, int64_t width, const
                  const std::optional<Tensor>& val, const std::optional<Tensor>& row_scale,
                  const std::optional<Tensor>& col_scale, const std::optional<Tensor>& diag,
                  const std::optional<Tensor>& /*ccol*/, const std::optional<Tensor>& /*row*/,
-                 const std::optional<Tensor>& /*perm*/, const std::string& reduce) {
+                 const std::optional<Tensor>& /*perm*/, const std::string& reduce, int64_t /*group*/) {
   const Inputs in = check_inputs("maxk_spmm", values, index, width, crow, col, val, row_scale, col_scale, diag, reduce);
   Tensor y = new_output(in.values, {in.rows, width});
   const auto bounds = balanced_rows(data<int32_t>(crow), in.rows, chunk_cost);

@@ -54,6 +54,21 @@ struct GatScores {
   __device__ A scale() const { return seed ? A(random_scale(dropout)) : A(1); }
 };
 
+// Where a lane's columns j and its head are: 32-bit factors, so that an address is one multiplication.
+struct GatLane {
+  int columns, heads, column, head;
+  bool begins;  // the lane has the first columns of its head
+
+  template <typename A>
+  __device__ __forceinline__ GatLane(const GatScores<A>& s, int64_t j)
+      : columns(static_cast<int>(s.heads * s.width)), heads(static_cast<int>(s.heads)), column(static_cast<int>(j)) {
+    const unsigned width = static_cast<unsigned>(s.width), of = static_cast<unsigned>(column) / width;
+    head = static_cast<int>(of), begins = of * width == static_cast<unsigned>(column);
+  }
+  __device__ __forceinline__ int64_t at(int64_t n) const { return int64_t{int32_t(n)} * columns + column; }
+  __device__ __forceinline__ int64_t score_at(int64_t n) const { return int64_t{int32_t(n)} * heads + head; }
+};
+
 template <typename T>
 struct GatArguments {
   GatScores<acc_t<T>> scores;
@@ -80,91 +95,97 @@ struct GatState<A, V, true> {
   vec<A, V> slope_sum;
 };
 
+// Makes `top` the maximum. Until a score is finite the sums are 0 and stay so: exp(-inf - 0) = 0.
+template <typename A, int V, bool kSave>
+__device__ __forceinline__ A gat_raise(GatState<A, V, kSave>& s, A top) {
+  const A base = top == -A(INFINITY) ? A(0) : top;
+  const A factor = exponential(s.top - base);
+  s.top = top;
+  s.total *= factor;
+  for (int i = 0; i < V; ++i) s.sum[i] *= factor;
+  if constexpr (kSave) {
+    s.slope_total *= factor;
+    for (int i = 0; i < V; ++i) s.slope_sum[i] *= factor;
+  }
+  return base;
+}
+
+template <typename A, int V, bool kSave>
+__device__ __forceinline__ void gat_merge(GatState<A, V, kSave>& s, GatState<A, V, kSave>& next) {
+  const A top = max(s.top, next.top);
+  gat_raise(s, top);
+  gat_raise(next, top);
+  s.total += next.total;
+  for (int i = 0; i < V; ++i) s.sum[i] += next.sum[i];
+  if constexpr (kSave) {
+    s.slope_total += next.slope_total;
+    for (int i = 0; i < V; ++i) s.slope_sum[i] += next.slope_sum[i];
+  }
+}
+
 template <typename T, int V_, bool kSave>
 struct GatOp {
-  static constexpr int V = V_, kLeastBlocks = 2;
+  static constexpr int V = V_, kLeastBlocks = sizeof(T) == 8 || V > 4 ? 2 : 3;
   using A = acc_t<T>;
   using State = GatState<A, V, kSave>;
   GatArguments<T> a;
 
-  // Makes `top` the maximum. Until a score is finite the sums are 0 and stay so: exp(-inf - 0) = 0.
-  __device__ __forceinline__ static A raise(State& s, A top) {
-    const A base = top == -A(INFINITY) ? A(0) : top;
-    const A factor = exponential(s.top - base);
-    s.top = top;
-    s.total *= factor;
-    for (int i = 0; i < V; ++i) s.sum[i] *= factor;
-    if constexpr (kSave) {
-      s.slope_total *= factor;
-      for (int i = 0; i < V; ++i) s.slope_sum[i] *= factor;
-    }
-    return base;
-  }
-
   template <int kEdges>
-  __device__ __forceinline__ void step(State& s, int64_t e, int64_t j, int64_t h, A own, RandomKey key) const {
+  __device__ __forceinline__ void step(State& s, int e, const GatLane& lane, A own, RandomKey key) const {
     const GatScores<A>& g = a.scores;
-    int64_t source[kEdges];
+    const int h = lane.head;
+    vec<T, V> x[kEdges];
     A score[kEdges], top = s.top;
 #pragma unroll
     for (int u = 0; u < kEdges; ++u) {
-      source[u] = a.col[e + u];
-      score[u] = g.a_src[source[u] * g.heads + h] + own;
-      if (g.a_edge) score[u] += g.a_edge[(e + u) * g.heads + h];
-      top = max(top, g.leaky(score[u]));
+      const int32_t source = a.col[e + u];
+      x[u] = load<V>(a.x + lane.at(source));
+      score[u] = g.a_src[lane.score_at(source)] + own;
+      if (g.a_edge) score[u] += g.a_edge[lane.score_at(e + u)];
     }
-    const A base = raise(s, top);
+#pragma unroll
+    for (int u = 0; u < kEdges; ++u) top = max(top, g.leaky(score[u]));
+    const A base = gat_raise(s, top);
 #pragma unroll
     for (int u = 0; u < kEdges; ++u) {
-      const vec<T, V> x = load<V>(a.x + source[u] * g.heads * g.width + j);
       const A p = exponential(g.leaky(score[u]) - base), kept = p * g.keep(key, e + u, h);
       s.total += p;
-      for (int i = 0; i < V; ++i) s.sum[i] += kept * to_acc(x[i]);
+      for (int i = 0; i < V; ++i) s.sum[i] += kept * to_acc(x[u][i]);
       if constexpr (kSave) {
         const A slope = g.slope(score[u]), sloped = kept * slope;
         s.slope_total += p * slope;
-        for (int i = 0; i < V; ++i) s.slope_sum[i] += sloped * to_acc(x[i]);
+        for (int i = 0; i < V; ++i) s.slope_sum[i] += sloped * to_acc(x[u][i]);
       }
     }
   }
 
   __device__ State span(int64_t r, int64_t begin, int64_t end, int64_t j) const {
-    const int64_t h = j / a.scores.width;
-    const A own = a.scores.a_dst[r * a.scores.heads + h];
+    const GatLane lane(a.scores, j);
+    const A own = a.scores.a_dst[lane.score_at(r)];
     const RandomKey key = a.scores.key();
     State s = {};
     s.top = -A(INFINITY);
-    int64_t e = begin;
-    for (; e + 4 <= end; e += 4) step<4>(s, e, j, h, own, key);
-    for (; e < end; ++e) step<1>(s, e, j, h, own, key);
+    int e = static_cast<int>(begin);
+    for (; end - e >= 4; e += 4) step<4>(s, e, lane, own, key);
+#pragma unroll 1
+    for (; e < end; ++e) step<1>(s, e, lane, own, key);
     return s;
   }
 
-  __device__ void merge(State& s, State next) const {
-    const A top = max(s.top, next.top);
-    raise(s, top);
-    raise(next, top);
-    s.total += next.total;
-    for (int i = 0; i < V; ++i) s.sum[i] += next.sum[i];
-    if constexpr (kSave) {
-      s.slope_total += next.slope_total;
-      for (int i = 0; i < V; ++i) s.slope_sum[i] += next.slope_sum[i];
-    }
-  }
+  __device__ void merge(State& s, State next) const { gat_merge(s, next); }
 
   __device__ void finish(int64_t r, int64_t j, int64_t degree, const State& s) const {
-    const int64_t columns = a.scores.heads * a.scores.width;
+    const GatLane lane(a.scores, j);
     const A over = degree > 0 ? 1 / s.total : A(0), scale = over * a.scores.scale();
     vec<T, V> y;
     for (int i = 0; i < V; ++i) y[i] = from_acc<T>(s.sum[i] * scale + (a.bias ? a.bias[j + i] : A(0)));
-    store(a.y + r * columns + j, y);
+    store(a.y + lane.at(r), y);
     if constexpr (kSave) {
       vec<T, V> tilt;
       for (int i = 0; i < V; ++i)
         tilt[i] = from_acc<T>(s.slope_sum[i] * scale - s.slope_total * over * (s.sum[i] * scale));
-      store(a.tilt + r * columns + j, tilt);
-      if (j % a.scores.width == 0)
-        a.lse[r * a.scores.heads + j / a.scores.width] = degree > 0 ? s.top + logarithm(s.total) : -A(INFINITY);
+      store(a.tilt + lane.at(r), tilt);
+      if (lane.begins) a.lse[lane.score_at(r)] = degree > 0 ? s.top + logarithm(s.total) : -A(INFINITY);
     }
   }
 };
@@ -197,7 +218,33 @@ __global__ void __launch_bounds__(kGatThreads)
   scores[n] = src, scores[count + n] = dst;
 }
 
+constexpr int kGatSumThreads = 512;
+
+// sum[c] = the sum over p of part[p, c], in order within 16 shares, which are added in order.
+template <typename A>
+__global__ void __launch_bounds__(kGatSumThreads)
+    gat_sum_kernel(const A* part, int64_t columns, int64_t parts, A* sum) {
+  SG_SHARED(A, shares);
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int64_t c = int64_t{blockIdx.x} * kWarp + lane;
+  A s = 0;
+  if (c < columns)
+#pragma unroll 8
+    for (int64_t p = warp; p < parts; p += kGatSumThreads / kWarp) s += part[p * columns + c];
+  shares[threadIdx.x] = s;
+  __syncthreads();
+  if (warp > 0 || c >= columns) return;
+  for (int u = kWarp; u < kGatSumThreads; u += kWarp) s += shares[u + lane];
+  sum[c] = s;
+}
+
 // ---- launchers
+
+template <typename A>
+cudaError_t launch_gat_sum(const A* part, int64_t columns, int64_t parts, A* sum, cudaStream_t stream) {
+  return launch(gat_sum_kernel<A>, dim3(static_cast<unsigned>(ceil_div(columns, kWarp))), kGatSumThreads,
+                kGatSumThreads * sizeof(A), stream, part, columns, parts, sum);
+}
 
 // scores [2, N, H] of nodes [N, H, D].
 template <typename T>

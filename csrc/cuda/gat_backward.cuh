@@ -45,34 +45,50 @@ struct GatBackwardState {
 
 template <typename T, int V_>
 struct GatBackwardOp {
-  static constexpr int V = V_, kLeastBlocks = sizeof(T) == 8 ? 1 : 2;
+  static constexpr int V = V_, U = 4, kLeastBlocks = sizeof(T) == 8 ? 1 : V > 4 ? 2 : 3;
   using A = acc_t<T>;
   using State = GatBackwardState<T, V>;
   GatBackwardArguments<T> a;
   const GatNode<A>* node;
   A* part;  // of da_src, [N, H*D/V]
 
-  __device__ State span(int64_t c, int64_t begin, int64_t end, int64_t j) const {
+  template <int N>
+  __device__ __forceinline__ void step(State& s, int t, const GatLane& lane, A own, RandomKey key) const {
     const GatScores<A>& g = a.scores;
-    const int64_t h = j / g.width;
-    const A own = g.a_src[c * g.heads + h];
-    const RandomKey key = g.key();
-    State s = {};
-#pragma unroll 4
-    for (int64_t t = begin; t < end; ++t) {
-      const int64_t i = a.row[t], e = g.a_edge || g.seed ? a.perm[t] : 0;
-      const GatNode<A> n = load<4>(&node[i * g.heads + h].v[0]);
-      const vec<T, V> dy = load<V>(a.dy + i * g.heads * g.width + j);
-      A score = own + n[0];
-      if (g.a_edge) score += g.a_edge[e * g.heads + h];
-      const A alpha = exponential(g.leaky(score) - n[1]), slope = g.slope(score);
-      const A kept = alpha * g.keep(key, e, h), sloped = kept * slope;
-      s.flow += alpha * slope * n[2];
-      for (int u = 0; u < V; ++u) {
-        s.sum[u] += kept * to_acc(dy[u]);
-        s.slope_sum[u] += sloped * to_acc(dy[u]);
+    vec<T, V> dy[N];
+    GatNode<A> n[N];
+    int32_t e[N] = {};
+#pragma unroll
+    for (int u = 0; u < N; ++u) {
+      const int32_t i = a.row[t + u];
+      dy[u] = load<V>(a.dy + lane.at(i));
+      n[u] = load<4>(&node[lane.score_at(i)].v[0]);
+    }
+    if (g.a_edge || g.seed)
+      for (int u = 0; u < N; ++u) e[u] = a.perm[t + u];
+#pragma unroll
+    for (int u = 0; u < N; ++u) {
+      A score = own + n[u][0];
+      if (g.a_edge) score += g.a_edge[lane.score_at(e[u])];
+      const A alpha = exponential(g.leaky(score) - n[u][1]), slope = g.slope(score);
+      const A kept = alpha * g.keep(key, e[u], lane.head), sloped = kept * slope;
+      s.flow += alpha * slope * n[u][2];
+      for (int i = 0; i < V; ++i) {
+        s.sum[i] += kept * to_acc(dy[u][i]);
+        s.slope_sum[i] += sloped * to_acc(dy[u][i]);
       }
     }
+  }
+
+  __device__ State span(int64_t c, int64_t begin, int64_t end, int64_t j) const {
+    const GatLane lane(a.scores, j);
+    const A own = a.scores.a_src[lane.score_at(c)];
+    const RandomKey key = a.scores.key();
+    State s = {};
+    int t = static_cast<int>(begin);
+    for (; end - t >= U; t += U) step<U>(s, t, lane, own, key);
+#pragma unroll 1
+    for (; t < end; ++t) step<1>(s, t, lane, own, key);
     return s;
   }
 
@@ -82,7 +98,8 @@ struct GatBackwardOp {
   }
 
   __device__ void finish(int64_t c, int64_t j, int64_t, const State& s) const {
-    const int64_t at = c * a.scores.heads * a.scores.width + j;
+    const GatLane lane(a.scores, j);
+    const int64_t at = lane.at(c);
     const A scale = a.scores.scale();
     const vec<T, V> x = load<V>(a.x + at);
     vec<T, V> dx;
@@ -92,7 +109,7 @@ struct GatBackwardOp {
       product += s.slope_sum[u] * scale * to_acc(x[u]);
     }
     store(a.dx + at, dx);
-    part[at / V] = j % a.scores.width == 0 ? product - s.flow : product;
+    part[at / V] = lane.begins ? product - s.flow : product;
   }
 };
 
@@ -125,7 +142,7 @@ __global__ void __launch_bounds__(kGatThreads) gat_parts_kernel(const A* part, i
 // Nodes that one part of datt or dbias sums over.
 inline int64_t gat_strip(int64_t nodes) { return max<int64_t>(64, ceil_div(nodes, 1024)); }
 
-// For column c of a strip of nodes: dx += da att, and its part of datt, [2, H*D, strips]; or its part of dbias.
+// For column c of a strip of nodes: dx += da att, and its part of datt, [2, strips, H*D]; or its part of dbias.
 template <typename T>
 __global__ void __launch_bounds__(kGatThreads)
     gat_columns_kernel(GatBackwardArguments<T> a, bool bias, int64_t strip, acc_t<T>* part) {
@@ -144,8 +161,8 @@ __global__ void __launch_bounds__(kGatThreads)
     a.dx[at] = from_acc<T>(to_acc(a.dx[at]) + src * a.att_src[c] + dst * a.att_dst[c]);
     first += src * x, second += dst * x;
   }
-  part[c * gridDim.y + blockIdx.y] = first;
-  if (!bias) part[(columns + c) * gridDim.y + blockIdx.y] = second;
+  part[blockIdx.y * columns + c] = first;
+  if (!bias) part[(gridDim.y + blockIdx.y) * columns + c] = second;
 }
 
 constexpr int kGatEdges = 16;  // transposed edges of a group, so that the source is searched for once
@@ -244,7 +261,7 @@ cudaError_t launch_gat_columns(const GatBackwardArguments<T>& a, bool bias, acc_
                    gat_strip(nodes), part);
   for (A* sum : {bias ? a.dbias : a.datt_src, bias ? nullptr : a.datt_dst}) {
     if (error != cudaSuccess || !sum) return error;
-    error = launch(gat_parts_kernel<A>, dim3(blocks), kGatThreads, 0, stream, part, columns, strips, sum);
+    error = launch_gat_sum(part, columns, strips, sum, stream);
     part += columns * strips;
   }
   return error;

@@ -1,7 +1,6 @@
-// gatv2 / cuda: checks, outputs, dtype, stream. The arithmetic is in gatv2.cuh.
-#include "gatv2.cuh"
-
+// gatv2 / cuda: checks, outputs, dtype, stream. The arithmetic is in gatv2.cuh and gatv2_backward.cuh.
 #include "dispatch.h"
+#include "gatv2_backward.cuh"
 
 namespace sparsegnn::cuda {
 namespace {
@@ -64,7 +63,8 @@ std::tuple<Tensor, Tensor> gatv2(const Tensor& x_src, const Tensor& x_dst, const
     using A = acc_t<T>;
     const Gatv2Arguments<T> a{make_edges<T>(in, col.numel(), negative_slope, dropout, seed), data<int32_t>(crow),
                               data<int32_t>(col), mutable_data<T>(y), save ? mutable_data<A>(lse) : nullptr};
-    STD_CUDA_CHECK(launch_gatv2(a, device.stream));
+    Tensor pieces = workspace(in.x_src, gatv2_workspace_bytes(a));
+    STD_CUDA_CHECK(launch_gatv2(a, pieces.mutable_data_ptr(), device.stream));
   });
   return {y, lse};
 }
@@ -105,7 +105,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gatv2_backward(const Tensor& dy_in, c
   dispatch(op, x_src.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = acc_t<T>;
-    Tensor space = workspace(in.x_src, gatv2_workspace_bytes<T>(m, h, d));
     const Gatv2BackwardArguments<T> a{make_edges<T>(in, edges, negative_slope, dropout, seed),
                                       data<int32_t>(crow),
                                       data<int32_t>(col),
@@ -119,6 +118,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gatv2_backward(const Tensor& dy_in, c
                                       mutable_data<T>(dx_dst),
                                       need_edge ? mutable_data<T>(dedge) : nullptr,
                                       mutable_data<A>(datt)};
+    Tensor space = workspace(in.x_src, gatv2_backward_workspace_bytes(a));
     STD_CUDA_CHECK(launch_gatv2_backward(a, space.mutable_data_ptr(), device.stream));
   });
   return {dx_src, dx_dst, datt, dedge};

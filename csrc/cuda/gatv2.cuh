@@ -2,16 +2,16 @@
 //
 //   z = x_src[j, h, :] + x_dst[i, h, :] + edge[e, h, :],   s[e, h] = sum_c att[h, c] leaky(z)[c]
 //   alpha = softmax of s over the edges of row i;  y[i, h, :] = sum m alpha x_src[j, h, :];  lse = log sum exp(s)
-//   backward, with D[i, h] = <dy, y>, l' the slope of leaky at z and de[e, h] = alpha (m <dy[i, h], x_src[j, h]> - D):
-//   dx_dst[i] = att sum_row de l';   dx_src[j] = sum m alpha dy[i] + att sum_source de l'
-//   datt = sum de leaky(z);          dedge = de att l'
 //
-// layout     CSR crow[M+1], col[E] and its transpose ccol[N+1], row[E], perm[E] int32; features [N or M, H, D] and edge
-//            [E, H, D] in T; att[H, D], lse[M, H], datt in acc_t<T>; seed int64[1]
-// work       5, 9 and 11 E*H*D flop; E*H*D*s bytes forward, 3 of them backward; O(M*H) of workspace, and datt's parts
-// schedule   a warp owns a row (or a source) and a head, and 128 of its columns; its lanes share the dot product of an
-//            edge. datt in one part per strip of rows, which a second kernel adds in order
+// layout     CSR crow[M+1], col[E] int32; features [N or M, H, D] and edge [E, H, D] in T; att[H, D], lse[M, H] in
+//            acc_t<T>; seed int64[1]
+// work       5*E*H*D flop; E*(4 + H*D*s) bytes from L2 or memory: each row of x_src is gathered once for all heads
+// schedule   common/segments.cuh: a group of lanes for a row, long rows cut into windows. The lanes of a head, a power
+//            of two of them, hold its columns of x_dst and att in registers, R vectors of V columns each, and share the
+//            product of an edge: a few edges at a time, so that loads and shuffles overlap. Heads wider than R vectors
+//            of a warp (kWide) are cut into slices, each of which reads all columns for the scores
 // numerics   online softmax; sums in acc_t<T>, fixed order: the same bits in every run
+// backward   gatv2_backward.cuh
 // see        sparsegnn/ops/gatv2.py, tests/csrc/test_gatv2.py, benchmarks/ops/bench_gatv2.py
 #pragma once
 #include "gat.cuh"
@@ -33,200 +33,216 @@ struct Gatv2Arguments : Gatv2Edges<T> {
   acc_t<T>* lse;  // null when nothing is saved
 };
 
-template <typename T>
-struct Gatv2BackwardArguments : Gatv2Edges<T> {
-  const int32_t *crow, *col, *ccol, *row, *perm;
-  const T *dy, *y;
-  const acc_t<T>* lse;
-  T *dx_src, *dx_dst, *dedge;  // dedge may be null
-  acc_t<T>* datt;
+// Columns as common/segments.cuh counts them: V * R for every lane, `lanes` for every slice of a head.
+struct Gatv2Shape {
+  int lanes, slices;
+  int64_t width;
 };
 
-constexpr int kGatv2Threads = 128;  // four warps
-constexpr int kGatv2Columns = 4;    // of a lane
-constexpr int64_t kGatv2Slice = kWarp * kGatv2Columns;
+template <int V, int R, bool kWide, typename T>
+Gatv2Shape gatv2_shape(const Gatv2Edges<T>& a) {
+  const int64_t d = a.scores.width;
+  const int lanes = kWide ? kWarp : group_lanes(ceil_div(d, V));
+  const int slices = kWide ? static_cast<int>(ceil_div(d, kWarp * V * R)) : 1;
+  return {lanes, slices, a.scores.heads * slices * lanes * V * R};
+}
 
-// Strips of rows that share a part of datt.
-inline int64_t gatv2_strip(int64_t rows) { return max<int64_t>(1, ceil_div(rows, 2048)); }
-
-// One (row or source, head) as a warp sees it: `own` and `other` are the head's columns at both ends of an edge.
-template <typename T>
-struct Gatv2Warp {
+// A lane's share of a head, or of a slice of it.
+template <typename T, int V, int R, bool kWide>
+struct Gatv2Head {
   using A = acc_t<T>;
+  using Sums = vec<A, V * R>;
+  struct Row {
+    vec<T, V> x[R];
+  };
   const Gatv2Edges<T>& a;
-  const A* att;
-  int64_t h, width;
-  int lane;
+  int heads, h, width, stride;  // the head, its columns, those of a row
+  int lane, lanes, first;       // first: the lane's first vector
+  unsigned mask;                // of the lanes of the head
+  Sums att;
 
-  __device__ Gatv2Warp(const Gatv2Edges<T>& edges, int64_t head)
+  __device__ __forceinline__ Gatv2Head(const Gatv2Edges<T>& edges, const Gatv2Shape& shape, int64_t j)
       : a(edges),
-        att(edges.att + head * edges.scores.width),
-        h(head),
-        width(edges.scores.width),
-        lane(threadIdx.x % kWarp) {}
-  __device__ int64_t at(int64_t n) const { return (n * a.scores.heads + h) * width; }
-  __device__ A sum_under_leaky(const T* own, const T* other, int64_t e, int64_t c) const {
-    const A z = to_acc(own[c]) + to_acc(other[c]);
-    return a.edge ? z + to_acc(a.edge[at(e) + c]) : z;
+        heads(static_cast<int>(edges.scores.heads)),
+        width(static_cast<int>(edges.scores.width)),
+        stride(static_cast<int>(edges.scores.width * edges.scores.heads)),
+        lanes(shape.lanes) {
+    const unsigned unit = static_cast<unsigned>(j) / (V * R), of = unit / lanes;  // over heads, slices and lanes
+    lane = static_cast<int>(unit % lanes);
+    h = static_cast<int>(of / shape.slices);
+    first = static_cast<int>(of % shape.slices) * R * lanes + lane;
+    mask = (lanes == kWarp ? kFullMask : (1u << lanes) - 1) << (threadIdx.x % kWarp / lanes * lanes);
+    for (int k = 0; k < R; ++k)
+      for (int v = 0; v < V; ++v) att[k * V + v] = has(k) ? a.att[h * width + column(k) + v] : A(0);
   }
-  __device__ A score(const T* own, const T* other, int64_t e) const {
+  __device__ __forceinline__ int64_t at(int64_t n) const { return int64_t{int32_t(n)} * stride + h * width; }
+  __device__ __forceinline__ int64_t node(int64_t n) const { return int64_t{int32_t(n)} * heads + h; }
+  __device__ __forceinline__ int column(int k) const { return (first + k * lanes) * V; }
+  __device__ __forceinline__ bool has(int k) const { return column(k) < width; }
+  __device__ __forceinline__ bool begins() const { return first == 0; }
+
+  // Where a head ends within the lanes: zeros.
+  __device__ __forceinline__ Row read(const T* x, int64_t n) const {
+    Row row = {};
+    for (int k = 0; k < R; ++k)
+      if (has(k)) row.x[k] = load<V>(x + at(n) + column(k));
+    return row;
+  }
+  template <typename S>  // T, or the type of the sums
+  __device__ __forceinline__ void write(S* x, int64_t n, const Sums& sums) const {
+    for (int k = 0; k < R; ++k) {
+      if (!has(k)) continue;
+      vec<S, V> row;
+      for (int v = 0; v < V; ++v) row[v] = from_acc<S>(sums[k * V + v]);
+      store(x + at(n) + column(k), row);
+    }
+  }
+  __device__ __forceinline__ Sums z(const Row& own, const Row& other, int64_t e) const {
+    Sums z;
+    for (int i = 0; i < V * R; ++i) z[i] = to_acc(own.x[i / V][i % V]) + to_acc(other.x[i / V][i % V]);
+    if (a.edge) {
+      const Row edge = read(a.edge, e);
+      for (int i = 0; i < V * R; ++i) z[i] += to_acc(edge.x[i / V][i % V]);
+    }
+    return z;
+  }
+
+  // The lane's part of the score of edge e, whose ends are rows `target` and `source`.
+  __device__ __forceinline__ A score(const Sums& z, int64_t target, int64_t source, int64_t e) const {
     A sum = 0;
-    for (int64_t c = lane; c < width; c += kWarp) sum += att[c] * a.scores.leaky(sum_under_leaky(own, other, e, c));
-    return warp_sum(sum);
+    if constexpr (!kWide) {
+      for (int i = 0; i < V * R; ++i) sum += att[i] * a.scores.leaky(z[i]);
+    } else {
+      for (int c = lane * V; c < width; c += kWarp * V)
+        for (int v = 0; v < V; ++v) {
+          A all = to_acc(a.x_src[at(source) + c + v]) + to_acc(a.x_dst[at(target) + c + v]);
+          if (a.edge) all += to_acc(a.edge[at(e) + c + v]);
+          sum += a.att[h * width + c + v] * a.scores.leaky(all);
+        }
+    }
+    return sum;
   }
-  __device__ A product(const T* u, const T* v) const {
+  // That of the product of rows n of u and m of v.
+  __device__ __forceinline__ A product(const Row& p, const Row& q, const T* u, int64_t n, const T* v, int64_t m) const {
     A sum = 0;
-    for (int64_t c = lane; c < width; c += kWarp) sum += to_acc(u[c]) * to_acc(v[c]);
-    return warp_sum(sum);
+    if constexpr (!kWide) {
+      for (int i = 0; i < V * R; ++i) sum += to_acc(p.x[i / V][i % V]) * to_acc(q.x[i / V][i % V]);
+    } else {
+      for (int c = lane; c < width; c += kWarp) sum += to_acc(u[at(n) + c]) * to_acc(v[at(m) + c]);
+    }
+    return sum;
   }
-  // Column k of this lane in slice blockIdx.y.
-  __device__ int64_t column(int k) const { return int64_t{blockIdx.y} * kGatv2Slice + k * kWarp + lane; }
+  template <int U>
+  __device__ __forceinline__ void add_lanes(A (&x)[U]) const {
+    for (int offset = lanes / 2; offset > 0; offset /= 2)
+#pragma unroll
+      for (int u = 0; u < U; ++u) x[u] += __shfl_xor_sync(mask, x[u], offset);
+  }
 };
 
-__device__ __forceinline__ int64_t gatv2_warp() {
-  return int64_t{blockIdx.x} * (kGatv2Threads / kWarp) + threadIdx.x / kWarp;
-}
-
-template <typename T>
-__global__ void __launch_bounds__(kGatv2Threads) gatv2_kernel(Gatv2Arguments<T> a) {
+template <typename T, int V_, int R, bool kWide>
+struct Gatv2Op {
+  static constexpr int V = V_ * R, U = sizeof(T) * V > 16 ? 2 : 4,
+                       kLeastBlocks = V > 8                     ? 1
+                                      : V > 4 || sizeof(T) == 8 ? 2
+                                                                : 3;
   using A = acc_t<T>;
-  const int64_t n = gatv2_warp(), r = n / a.scores.heads;
-  if (r >= a.rows) return;
-  const Gatv2Warp<T> w(a, n % a.scores.heads);
-  const RandomKey key = a.scores.key();
-  A top = -A(INFINITY), total = 0, sum[kGatv2Columns] = {};
-  for (int64_t e = a.crow[r]; e < a.crow[r + 1]; ++e) {
-    const T* x = a.x_src + w.at(a.col[e]);
-    const A score = w.score(a.x_dst + w.at(r), x, e), next = max(top, score);
-    const A base = next == -A(INFINITY) ? A(0) : next;  // until a score is finite the sums are 0 and stay so
-    const A factor = exponential(top - base), p = exponential(score - base), kept = p * a.scores.keep(key, e, w.h);
-    top = next;
-    total = total * factor + p;
-    for (int k = 0; k < kGatv2Columns; ++k)
-      if (w.column(k) < w.width) sum[k] = sum[k] * factor + kept * to_acc(x[w.column(k)]);
-  }
-  const bool any = a.crow[r] < a.crow[r + 1];
-  const A scale = any ? a.scores.scale() / total : A(0);
-  for (int k = 0; k < kGatv2Columns; ++k)
-    if (w.column(k) < w.width) a.y[w.at(r) + w.column(k)] = from_acc<T>(sum[k] * scale);
-  if (a.lse && blockIdx.y == 0 && w.lane == 0) a.lse[n] = any ? top + logarithm(total) : -A(INFINITY);
-}
+  using Head = Gatv2Head<T, V_, R, kWide>;
+  using State = GatState<A, V, false>;
+  Gatv2Arguments<T> a;
+  Gatv2Shape shape;
 
-// A warp for each (strip of rows, head): dx_dst, dedge, D, and the strip's part of datt.
-template <typename T>
-__global__ void __launch_bounds__(kGatv2Threads)
-    gatv2_rows_kernel(Gatv2BackwardArguments<T> a, int64_t strip, acc_t<T>* node, acc_t<T>* part) {
-  using A = acc_t<T>;
-  const int64_t n = gatv2_warp(), s = n / a.scores.heads;
-  if (s * strip >= a.rows) return;
-  const Gatv2Warp<T> w(a, n % a.scores.heads);
-  const RandomKey key = a.scores.key();
-  const A scale = a.scores.scale();
-  A datt[kGatv2Columns] = {};
-  for (int64_t r = s * strip; r < min((s + 1) * strip, a.rows); ++r) {
-    const T *own = a.x_dst + w.at(r), *dy = a.dy + w.at(r);
-    const A flow = w.product(dy, a.y + w.at(r)), lse = a.lse[r * a.scores.heads + w.h];
-    if (blockIdx.y == 0 && w.lane == 0) node[r * a.scores.heads + w.h] = flow;
-    A sum[kGatv2Columns] = {};
-    for (int64_t e = a.crow[r]; e < a.crow[r + 1]; ++e) {
-      const T* x = a.x_src + w.at(a.col[e]);
-      const A alpha = exponential(w.score(own, x, e) - lse);
-      const A de = alpha * (a.scores.keep(key, e, w.h) * scale * w.product(dy, x) - flow);
-      for (int k = 0; k < kGatv2Columns; ++k) {
-        const int64_t c = w.column(k);
-        if (c >= w.width) continue;
-        const A z = w.sum_under_leaky(own, x, e, c), sloped = de * a.scores.slope(z);
-        sum[k] += sloped;
-        datt[k] += sloped * z;
-        if (a.dedge) a.dedge[w.at(e) + c] = from_acc<T>(sloped * w.att[c]);
-      }
-    }
-    for (int k = 0; k < kGatv2Columns; ++k)
-      if (w.column(k) < w.width) a.dx_dst[w.at(r) + w.column(k)] = from_acc<T>(sum[k] * w.att[w.column(k)]);
-  }
-  for (int k = 0; k < kGatv2Columns; ++k)
-    if (w.column(k) < w.width) part[w.at(s) + w.column(k)] = datt[k];
-}
-
-// A warp for each (source, head): dx_src.
-template <typename T>
-__global__ void __launch_bounds__(kGatv2Threads)
-    gatv2_sources_kernel(Gatv2BackwardArguments<T> a, const acc_t<T>* node) {
-  using A = acc_t<T>;
-  const int64_t n = gatv2_warp(), j = n / a.scores.heads;
-  if (j >= a.cols) return;
-  const Gatv2Warp<T> w(a, n % a.scores.heads);
-  const RandomKey key = a.scores.key();
-  const A scale = a.scores.scale();
-  const T* own = a.x_src + w.at(j);
-  A sum[kGatv2Columns] = {}, slopes[kGatv2Columns] = {};
-  for (int64_t t = a.ccol[j]; t < a.ccol[j + 1]; ++t) {
-    const int64_t i = a.row[t], e = a.perm[t];
-    const T *other = a.x_dst + w.at(i), *dy = a.dy + w.at(i);
-    const A alpha = exponential(w.score(own, other, e) - a.lse[i * a.scores.heads + w.h]);
-    const A kept = alpha * a.scores.keep(key, e, w.h) * scale;
-    const A de = kept * w.product(dy, own) - alpha * node[i * a.scores.heads + w.h];
-    for (int k = 0; k < kGatv2Columns; ++k) {
-      const int64_t c = w.column(k);
-      if (c >= w.width) continue;
-      sum[k] += kept * to_acc(dy[c]);
-      slopes[k] += de * a.scores.slope(w.sum_under_leaky(own, other, e, c));
+  template <int N>
+  __device__ __forceinline__ void step(State& s, const Head& head, const typename Head::Row& own, int64_t r, int e,
+                                       RandomKey key) const {
+    typename Head::Row x[N];
+    A score[N], top = s.top;
+    int32_t j[N];
+#pragma unroll
+    for (int u = 0; u < N; ++u) j[u] = a.col[e + u];
+#pragma unroll
+    for (int u = 0; u < N; ++u) x[u] = head.read(a.x_src, j[u]);
+#pragma unroll
+    for (int u = 0; u < N; ++u) score[u] = head.score(head.z(own, x[u], e + u), r, j[u], e + u);
+    head.template add_lanes<N>(score);
+#pragma unroll
+    for (int u = 0; u < N; ++u) top = max(top, score[u]);
+    const A base = gat_raise(s, top);
+#pragma unroll
+    for (int u = 0; u < N; ++u) {
+      const A p = exponential(score[u] - base), kept = p * a.scores.keep(key, e + u, head.h);
+      s.total += p;
+      for (int i = 0; i < V; ++i) s.sum[i] += kept * to_acc(x[u].x[i / V_][i % V_]);
     }
   }
-  for (int k = 0; k < kGatv2Columns; ++k) {
-    const int64_t c = w.column(k);
-    if (c < w.width) a.dx_src[w.at(j) + c] = from_acc<T>(sum[k] + w.att[c] * slopes[k]);
-  }
-}
 
-// datt = the sum of its parts, in order.
-template <typename A>
-__global__ void __launch_bounds__(kGatv2Threads)
-    gatv2_parts_kernel(const A* part, int64_t columns, int64_t parts, A* sum) {
-  const int64_t c = int64_t{blockIdx.x} * kGatv2Threads + threadIdx.x;
-  if (c >= columns) return;
-  A s = 0;
-  for (int64_t p = 0; p < parts; ++p) s += part[p * columns + c];
-  sum[c] = s;
-}
+  __device__ State span(int64_t r, int64_t begin, int64_t end, int64_t j) const {
+    const Head head(a, shape, j);
+    const typename Head::Row own = head.read(a.x_dst, r);
+    const RandomKey key = a.scores.key();
+    State s = {};
+    s.top = -A(INFINITY);
+    int e = static_cast<int>(begin);
+    for (; end - e >= U; e += U) step<U>(s, head, own, r, e, key);
+#pragma unroll 1
+    for (; e < end; ++e) step<1>(s, head, own, r, e, key);
+    return s;
+  }
+
+  __device__ void merge(State& s, State next) const { gat_merge(s, next); }
+
+  __device__ void finish(int64_t r, int64_t j, int64_t degree, State s) const {
+    const Head head(a, shape, j);
+    const A scale = degree > 0 ? a.scores.scale() / s.total : A(0);
+    for (int i = 0; i < V; ++i) s.sum[i] *= scale;
+    head.write(a.y, r, s.sum);
+    if (a.lse && head.begins()) a.lse[head.node(r)] = degree > 0 ? s.top + logarithm(s.total) : -A(INFINITY);
+  }
+};
 
 // ---- launchers
 
-inline dim3 gatv2_grid(int64_t items, int64_t width) {
-  return dim3(static_cast<unsigned>(ceil_div(items, kGatv2Threads / kWarp)),
-              static_cast<unsigned>(ceil_div(width, kGatv2Slice)));
+// Calls f(V, R, kWide) as constants: how lanes share a head.
+template <typename T, typename F, typename... P>
+auto gatv2_by_shape(const Gatv2Edges<T>& a, const F& f, const P*... written) {
+  const auto by_width = [&](auto vector) {
+    constexpr int V = decltype(vector)::value;
+    using One = std::integral_constant<int, 1>;
+    using Two = std::integral_constant<int, 2>;
+    if (a.scores.width <= kWarp * V) return f(vector, One{}, std::false_type{});
+    if (a.scores.width <= 2 * kWarp * V) return f(vector, Two{}, std::false_type{});
+    return f(vector, Two{}, std::true_type{});
+  };
+  if (can_vectorise(kVector<T>, a.scores.width, a.x_src, a.x_dst, a.edge, written...))
+    return by_width(std::integral_constant<int, kVector<T>>{});
+  return by_width(std::integral_constant<int, 1>{});
 }
 
+// Of pieces of long rows, of the size of State, in the shape that these arguments get.
 template <typename T>
-cudaError_t launch_gatv2(const Gatv2Arguments<T>& a, cudaStream_t stream) {
-  const int64_t heads = a.scores.heads, width = a.scores.width;
-  if (a.rows * heads * width == 0) return cudaSuccess;
-  return launch(gatv2_kernel<T>, gatv2_grid(a.rows * heads, width), kGatv2Threads, 0, stream, a);
+int64_t gatv2_workspace_bytes(const Gatv2Arguments<T>& a) {
+  return gatv2_by_shape(
+      a,
+      [&](auto V, auto R, auto wide) -> int64_t {
+        using Op = Gatv2Op<T, V.value, R.value, wide.value>;
+        const Gatv2Shape shape = gatv2_shape<V.value, R.value, wide.value>(a);
+        return segment_pieces(a.edges) * (shape.width / Op::V) * sizeof(typename Op::State);
+      },
+      a.y);
 }
 
-// D of every (row, head), and the parts of datt.
+// workspace: gatv2_workspace_bytes(a), aligned to 16 bytes.
 template <typename T>
-int64_t gatv2_workspace_bytes(int64_t rows, int64_t heads, int64_t width) {
-  return (rows + ceil_div(rows, gatv2_strip(rows)) * width) * heads * sizeof(acc_t<T>);
-}
-
-// workspace: gatv2_workspace_bytes<T>(...), aligned to acc_t<T>.
-template <typename T>
-cudaError_t launch_gatv2_backward(const Gatv2BackwardArguments<T>& a, void* workspace, cudaStream_t stream) {
-  using A = acc_t<T>;
-  const int64_t heads = a.scores.heads, width = a.scores.width, columns = heads * width;
-  if (columns == 0) return cudaSuccess;
-  const int64_t strip = gatv2_strip(a.rows), strips = ceil_div(a.rows, strip);
-  A *node = static_cast<A*>(workspace), *part = node + a.rows * heads;
-  cudaError_t error = cudaSuccess;
-  if (strips > 0)
-    error =
-        launch(gatv2_rows_kernel<T>, gatv2_grid(strips * heads, width), kGatv2Threads, 0, stream, a, strip, node, part);
-  if (error == cudaSuccess)
-    error = launch(gatv2_parts_kernel<A>, dim3(static_cast<unsigned>(ceil_div(columns, kGatv2Threads))), kGatv2Threads,
-                   0, stream, part, columns, strips, a.datt);
-  if (error != cudaSuccess || a.cols == 0) return error;
-  return launch(gatv2_sources_kernel<T>, gatv2_grid(a.cols * heads, width), kGatv2Threads, 0, stream, a, node);
+cudaError_t launch_gatv2(const Gatv2Arguments<T>& a, void* workspace, cudaStream_t stream) {
+  if (a.rows * a.scores.heads * a.scores.width == 0) return cudaSuccess;
+  return gatv2_by_shape(
+      a,
+      [&](auto V, auto R, auto wide) {
+        const Gatv2Shape shape = gatv2_shape<V.value, R.value, wide.value>(a);
+        return launch_segments(Gatv2Op<T, V.value, R.value, wide.value>{a, shape},
+                               RowSegments{a.crow, a.rows, shape.width, a.edges}, workspace, stream);
+      },
+      a.y);
 }
 
 }  // namespace sparsegnn::cuda

@@ -1,7 +1,6 @@
-// maxk_spmm / cuda: checks, outputs, dtype, stream. The arithmetic is in maxk_spmm.cuh.
-#include "maxk_spmm.cuh"
-
+// maxk_spmm / cuda: checks, outputs, dtype, stream. The arithmetic is in maxk_spmm*.cuh.
 #include "dispatch.h"
+#include "maxk_spmm_backward.cuh"
 
 namespace sparsegnn::cuda {
 namespace {
@@ -81,14 +80,17 @@ void by_types(const char* op, const Inputs& in, const F& f) {
 
 Tensor maxk_spmm(const Tensor& values, const Tensor& index, int64_t width, const Tensor& crow, const Tensor& col,
                  const Optional& val, const Optional& row_scale, const Optional& col_scale, const Optional& diag,
-                 const Optional& /*ccol*/, const Optional& /*row*/, const Optional& /*perm*/,
-                 const std::string& reduce) {
+                 const Optional& /*ccol*/, const Optional& /*row*/, const Optional& /*perm*/, const std::string& reduce,
+                 int64_t group) {
   const OnDevice device(values);
+  STD_TORCH_CHECK(group >= 0, "maxk_spmm: group must be at least 0, got ", group);
   const Inputs in = check_inputs("maxk_spmm", values, index, width, crow, col, val, row_scale, col_scale, diag, reduce);
   Tensor y = torch::stable::new_empty(values, {in.rows, width});
   by_types("maxk_spmm", in, [&](auto zero, auto a) {
-    a.y = mutable_data<decltype(zero)>(y);
-    STD_CUDA_CHECK(launch_maxk_spmm(a, device.stream));
+    using T = decltype(zero);
+    a.y = mutable_data<T>(y), a.group = group;
+    Tensor pieces = workspace(values, maxk_spmm_workspace_bytes<T>(in.edges, width));
+    STD_CUDA_CHECK(launch_maxk_spmm(a, pieces.mutable_data_ptr(), device.stream));
   });
   return y;
 }
@@ -117,7 +119,6 @@ std::tuple<Tensor, Tensor> maxk_spmm_backward(const Tensor& dy_in, const Tensor&
   by_types(op, in, [&](auto zero, auto a) {
     using T = decltype(zero);
     using I = std::remove_const_t<std::remove_pointer_t<decltype(a.index)>>;
-    Tensor pieces = workspace(values, maxk_spmm_workspace_bytes<T>(in.edges, in.k));
     const MaxkSpmmBackwardArguments<T, I> b{a,
                                             data<T>(dy),
                                             data<int32_t>(ccol),
@@ -126,7 +127,8 @@ std::tuple<Tensor, Tensor> maxk_spmm_backward(const Tensor& dy_in, const Tensor&
                                             need_dvalues ? mutable_data<T>(dvalues) : nullptr,
                                             need_dval ? mutable_data<T>(dval) : nullptr,
                                             in.cols};
-    STD_CUDA_CHECK(launch_maxk_spmm_backward(b, pieces.mutable_data_ptr(), device.stream));
+    Tensor space = workspace(values, maxk_spmm_backward_workspace_bytes(b));
+    STD_CUDA_CHECK(launch_maxk_spmm_backward(b, space.mutable_data_ptr(), device.stream));
   });
   return {dvalues, dval};
 }

@@ -3,168 +3,133 @@
 //   y[r, :] = rs[r] * (sum over edges e of row r: val[e] * cs[col[e]] * X[col[e], :]  +  diag[r] * cs[r] * X[r, :])
 //   where X[j, index[j, t]] = values[j, t], 0 elsewhere;  mean: divided by the number of edges of the row
 //
-//   dvalues[j, t] = sum over edges e = (r, j): val[e] * cs[j] * rs[r] * dy[r, index[j, t]]   and that of diag
-//   dval[e]       = sum over t: values[j, t] * cs[j] * rs[r] * dy[r, index[j, t]]
-//
 // layout     CSR: crow[M+1], col[E] int32; values, index [N, k]; y [M, F] row-major; scales in acc_t<T>
-// work       2*E*k flop; E * (4 + k * (s + 1)) bytes forward, E * (4 + 32 * min(k, F * s / 32)) backward: whole sectors
-// schedule   forward: a warp for a row, or all 8 of a block where rows are long; each adds its edges to a row of sums
-// in
-//            shared memory, a lane for a kept entry (columns of an edge are distinct: no two lanes meet), and the sums
-//            of a block's warps are added in order. Up to 2048 columns at a time
-//            dvalues: common/segments.cuh over the transpose, a lane for a kept entry; dval: a group of lanes an edge
+// work       2*E*k flop; E * (4 + k * (s + 1)) bytes, of which a lane reads up to 16 of values and 4 columns at once
+// schedule   a warp adds the edges of a row to sums in shared memory. Its lanes share an edge, or several edges at
+//            once, each into sums of its own; MaxkLayout says how. Rows without groups: columns of an edge are
+//            distinct, so no two lanes meet; 32 random columns meet about 3.5 times in a bank. Grouped rows: the sums
+//            of a lane's groups lie in one column of 32 words, [position in the groups][lane]: no lane touches
+//            another's bank, no barrier. Long rows are cut into windows of edges as in common/segments.cuh, whose
+//            merging kernel adds their pieces in order
 // numerics   sums in acc_t<T>, in an order that depends on the shape alone; nothing is atomic
+// backward   maxk_spmm_backward.cuh
 // see        sparsegnn/ops/maxk_spmm.py, tests/csrc/test_maxk_spmm.py, benchmarks/ops/bench_maxk_spmm.py
 #pragma once
-#include "../common/segments.cuh"
+#include "maxk_spmm_sums.cuh"
 
 namespace sparsegnn::cuda {
 
-template <typename T, typename I>
-struct MaxkSpmmArguments {  // device pointers; null where absent
-  const T* values;
-  const I* index;
-  const int32_t *crow, *col;
-  const T* val;
-  const acc_t<T>*row_scale, *col_scale, *diag;
-  T* y;
-  int64_t rows, edges, width, k;
-  bool mean;
-};
-
-template <typename T, typename I>
-struct MaxkSpmmBackwardArguments {
-  MaxkSpmmArguments<T, I> forward;
-  const T* dy;
-  const int32_t *ccol, *row, *perm;
-  T *dvalues, *dval;
-  int64_t cols;
-};
-
-constexpr int kMaxkSpmmThreads = 256, kMaxkSpmmWarps = kMaxkSpmmThreads / kWarp;
-constexpr int64_t kMaxkSpmmColumns = 2048;  // of a row of sums: 8 of 2048 doubles are 128 KB
-
-// What every edge of row r counts, besides its own weight.
-template <typename T, typename I>
-__device__ __forceinline__ acc_t<T> maxk_row_factor(const MaxkSpmmArguments<T, I>& a, int64_t r) {
-  const int64_t degree = a.crow[r + 1] - a.crow[r];
-  const acc_t<T> scale = a.row_scale ? a.row_scale[r] : acc_t<T>(1);
-  return a.mean && degree > 1 ? scale / acc_t<T>(degree) : scale;
-}
-
-// `share` warps for a row: 1 or all of the block.
-template <typename T, typename I>
-__global__ void __launch_bounds__(kMaxkSpmmThreads) maxk_spmm_kernel(MaxkSpmmArguments<T, I> a, int share) {
+// E: columns of one store.
+template <typename T, typename I, int V, bool kGrouped, int E>
+__global__ void __launch_bounds__(kMaxkSpmmThreads, sizeof(acc_t<T>) == 8 ? 2 : 4)
+    maxk_spmm_kernel(MaxkSpmmArguments<T, I> a, MaxkLayout l, RowSegments s, acc_t<T>* piece) {
   using A = acc_t<T>;
-  SG_SHARED(A, sums);
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, part = warp % share;
-  const int64_t r = int64_t{blockIdx.x} * (kMaxkSpmmWarps / share) + warp / share;
-  const int64_t first = int64_t{blockIdx.y} * kMaxkSpmmColumns, columns = min(kMaxkSpmmColumns, a.width - first);
-  const int64_t stride = min(kMaxkSpmmColumns, a.width);
-  A* sum = sums + warp * stride;
-  for (int64_t c = lane; c < columns; c += kWarp) sum[c] = 0;
-  __syncwarp();
-  const auto add = [&](int64_t j, A weight) {
-    for (int64_t t = lane; t < a.k; t += kWarp) {
-      const int64_t c = a.index[j * a.k + t] - first;
-      if (c >= 0 && c < columns) sum[c] += weight * to_acc(a.values[j * a.k + t]);
-    }
-    __syncwarp();
-  };
-  if (r < a.rows) {
-    const int64_t begin = a.crow[r], degree = a.crow[r + 1] - begin;
-    for (int64_t e = begin + degree * part / share; e < begin + degree * (part + 1) / share; ++e) {
-      const int64_t j = a.col[e];
-      const A weight = a.val ? to_acc(a.val[e]) : A(1);
-      add(j, a.col_scale ? weight * a.col_scale[j] : weight);
-    }
-    if (a.diag && part == 0) add(r, a.col_scale ? a.diag[r] * a.col_scale[r] : a.diag[r]);
+  SG_SHARED(A, shared);
+  MaxkSums<T, I, V, kGrouped> sums(a, l, shared);
+  const int64_t group = int64_t{blockIdx.x} * kMaxkSpmmWarps + threadIdx.x / kWarp;
+  const bool rows = blockIdx.x >= s.window_blocks;
+  if (!rows && group >= s.windows) return;
+  int64_t r = group - s.window_blocks * kMaxkSpmmWarps, begin = 0, end = 0;
+  if (rows) {
+    if (r >= s.rows) return;
+    begin = s.crow[r], end = s.crow[r + 1];
+    if (end - begin > s.window) return;
+  } else {
+    begin = group * s.window, end = min(begin + s.window, s.edges);
+    r = row_of_edge(s.crow, s.rows, begin);
   }
-  if (share > 1) __syncthreads();
-  if (r >= a.rows) return;
-  const A scale = maxk_row_factor(a, r);
-  sum -= part * stride;
-  for (int64_t c = part * kWarp + lane; c < columns; c += share * kWarp) {
-    A total = sum[c];
-    for (int u = 1; u < share; ++u) total += sum[u * stride + c];
-    a.y[r * a.width + first + c] = from_acc<T>(total * scale);
+  for (int side = 0; side < 2; ++side) {  // as segments_kernel
+    const int64_t first = s.crow[r], last = s.crow[r + 1], from = max(begin, first), to = min(end, last);
+    if (rows || last - first > s.window) {
+      sums.clear();
+      sums.walk(r, from, to, a.diag && from == first);
+      const A scale = maxk_row_factor(a, r);
+      A* raw = piece + (2 * group + side) * a.width;
+      sums.template each<E>([&](int c, const vec<A, E>& total) {
+        if (!rows) return store(raw + c, total);
+        vec<T, E> y;
+        for (int i = 0; i < E; ++i) y[i] = from_acc<T>(total[i] * scale);
+        store(a.y + r * a.width + c, y);
+      });
+    }
+    if (to == end) return;
+    r = row_of_edge(s.crow, s.rows, end - 1);
   }
 }
 
-// Over the transpose: row j, and its kept entry t where other ops have a column.
-template <typename T, typename I>
-struct MaxkGatherOp {
-  static constexpr int V = 1, U = 4, kLeastBlocks = 4;
-  using State = acc_t<T>;
-  MaxkSpmmBackwardArguments<T, I> a;
+// Of the pieces of a long row; segments_merge_kernel's.
+template <typename T, typename I, int V_>
+struct MaxkMergeOp {
+  static constexpr int V = V_, kLeastBlocks = 4;
+  using State = vec<acc_t<T>, V>;
+  MaxkSpmmArguments<T, I> a;
 
-  __device__ State flow(int64_t r, int64_t c, State weight) const {
-    return weight * maxk_row_factor(a.forward, r) * to_acc(a.dy[r * a.forward.width + c]);
+  __device__ void merge(State& sum, const State& next) const {
+    for (int i = 0; i < V; ++i) sum[i] += next[i];
   }
-
-  __device__ State span(int64_t j, int64_t begin, int64_t end, int64_t t) const {
-    const int64_t c = a.forward.index[j * a.forward.k + t];
-    State sum = 0;
-#pragma unroll 4
-    for (int64_t e = begin; e < end; ++e)
-      sum += flow(a.row[e], c, a.forward.val ? to_acc(a.forward.val[a.perm[e]]) : State(1));
-    return sum;
-  }
-
-  __device__ void merge(State& sum, State next) const { sum += next; }
-
-  __device__ void finish(int64_t j, int64_t t, int64_t, State sum) const {
-    if (a.forward.diag) sum += flow(j, a.forward.index[j * a.forward.k + t], a.forward.diag[j]);
-    if (a.forward.col_scale) sum *= a.forward.col_scale[j];
-    a.dvalues[j * a.forward.k + t] = from_acc<T>(sum);
+  __device__ void finish(int64_t r, int64_t j, int64_t, const State& sum) const {
+    const acc_t<T> scale = maxk_row_factor(a, r);
+    vec<T, V> y;
+    for (int i = 0; i < V; ++i) y[i] = from_acc<T>(sum[i] * scale);
+    store(a.y + r * a.width + j, y);
   }
 };
 
-template <typename T, typename I>
-__global__ void __launch_bounds__(kMaxkSpmmThreads)
-    maxk_spmm_dval_kernel(MaxkSpmmBackwardArguments<T, I> a, int lanes) {
-  using A = acc_t<T>;
-  const auto& f = a.forward;
-  const int lane = threadIdx.x % lanes;
-  const int64_t group = int64_t{blockIdx.x} * (kMaxkSpmmThreads / lanes) + threadIdx.x / lanes;
-  const int64_t e = min(group, f.edges - 1);  // beyond the end: repeat the last, for the shuffles' sake
-  const int64_t r = row_of_edge(f.crow, f.rows, e), j = f.col[e];
-  A dot = 0;
-  for (int64_t t = lane; t < f.k; t += lanes)
-    dot += to_acc(f.values[j * f.k + t]) * to_acc(a.dy[r * f.width + f.index[j * f.k + t]]);
-  dot = warp_sum(dot, lanes);
-  if (lane == 0 && group == e)
-    a.dval[e] = from_acc<T>(dot * maxk_row_factor(f, r) * (f.col_scale ? f.col_scale[j] : A(1)));
+// Edges in a window: at least 256, and at most 32768 windows, whose pieces are two rows of sums each.
+inline int64_t maxk_spmm_window(int64_t edges) {
+  int64_t window = 256;
+  while (window * 32768 < edges) window *= 2;
+  return window;
 }
 
-template <typename T, typename I>
-cudaError_t launch_maxk_spmm(const MaxkSpmmArguments<T, I>& a, cudaStream_t stream) {
-  if (a.rows == 0 || a.width == 0) return cudaSuccess;
-  const int share = a.edges >= 128 * a.rows ? kMaxkSpmmWarps : 1;
-  const dim3 grid(static_cast<unsigned>(ceil_div(a.rows, kMaxkSpmmWarps / share)),
-                  static_cast<unsigned>(ceil_div(a.width, kMaxkSpmmColumns)));
-  const size_t shared = kMaxkSpmmWarps * min(kMaxkSpmmColumns, a.width) * sizeof(acc_t<T>);
-  return launch(maxk_spmm_kernel<T, I>, grid, kMaxkSpmmThreads, shared, stream, a, share);
+inline int64_t maxk_spmm_windows(int64_t edges) {
+  const int64_t window = maxk_spmm_window(edges);
+  return edges > window ? ceil_div(edges, window) : 0;
 }
 
 template <typename T>
-int64_t maxk_spmm_workspace_bytes(int64_t edges, int64_t k) {
-  return segment_pieces(edges) * k * sizeof(acc_t<T>);
+int64_t maxk_spmm_workspace_bytes(int64_t edges, int64_t width) {
+  return 2 * maxk_spmm_windows(edges) * width * sizeof(acc_t<T>);
 }
 
-// workspace: maxk_spmm_workspace_bytes<T>(edges, k), aligned to 16 bytes. Null dvalues or dval are not computed.
+template <int V, bool kGrouped, int E, typename T, typename I>
+cudaError_t launch_maxk_spmm_layout(const MaxkSpmmArguments<T, I>& a, const MaxkLayout& l, acc_t<T>* piece,
+                                    cudaStream_t stream) {
+  RowSegments s{a.crow, a.rows, a.width, a.edges, maxk_spmm_window(a.edges), maxk_spmm_windows(a.edges)};
+  s.window_blocks = ceil_div(s.windows, kMaxkSpmmWarps);
+  const dim3 grid(static_cast<unsigned>(s.window_blocks + ceil_div(a.rows, kMaxkSpmmWarps)),
+                  static_cast<unsigned>(ceil_div(a.width, kMaxkSpmmColumns)));
+  const size_t shared = kMaxkSpmmWarps * l.words * sizeof(acc_t<T>);
+  const cudaError_t error =
+      launch(maxk_spmm_kernel<T, I, V, kGrouped, E>, grid, kMaxkSpmmThreads, shared, stream, a, l, s, piece);
+  if (error != cudaSuccess || s.windows == 0) return error;
+  s.lanes = group_lanes(a.width / E), s.groups = kSegmentThreads / s.lanes;
+  const dim3 merge(static_cast<unsigned>(ceil_div(s.windows, s.groups)),
+                   static_cast<unsigned>(ceil_div(a.width / E, s.lanes)));
+  using Op = MaxkMergeOp<T, I, E>;
+  return launch(segments_merge_kernel<Op>, merge, kSegmentThreads, 0, stream, Op{a}, s,
+                reinterpret_cast<const typename Op::State*>(piece));
+}
+
+// workspace: maxk_spmm_workspace_bytes<T>(edges, width), aligned to 16 bytes.
 template <typename T, typename I>
-cudaError_t launch_maxk_spmm_backward(const MaxkSpmmBackwardArguments<T, I>& a, void* workspace, cudaStream_t stream) {
-  const auto& f = a.forward;
-  cudaError_t error = cudaSuccess;
-  if (a.dvalues) {
-    const RowSegments s{a.ccol, a.cols, f.k, f.edges};
-    error = launch_segments(MaxkGatherOp<T, I>{a}, s, workspace, stream);
-  }
-  if (error != cudaSuccess || !a.dval || f.edges == 0) return error;
-  const int lanes = group_lanes(f.k);
-  const dim3 grid(static_cast<unsigned>(ceil_div(f.edges, kMaxkSpmmThreads / lanes)));
-  return launch(maxk_spmm_dval_kernel<T, I>, grid, kMaxkSpmmThreads, 0, stream, a, lanes);
+cudaError_t launch_maxk_spmm(const MaxkSpmmArguments<T, I>& a, void* workspace, cudaStream_t stream) {
+  if (a.rows == 0 || a.width == 0) return cudaSuccess;
+  const MaxkLayout l = maxk_layout(a);
+  auto* piece = static_cast<acc_t<T>*>(workspace);
+  const auto run = [&](auto vector, auto grouped) {
+    constexpr int V = decltype(vector)::value;
+    constexpr bool G = decltype(grouped)::value;
+    if (can_vectorise(4, G ? l.span : a.width, a.y) && can_vectorise(4, a.width, a.y))
+      return launch_maxk_spmm_layout<V, G, 4>(a, l, piece, stream);
+    return launch_maxk_spmm_layout<V, G, 1>(a, l, piece, stream);
+  };
+  const auto by_group = [&](auto vector) {
+    return l.span > 0 ? run(vector, std::true_type{}) : run(vector, std::false_type{});
+  };
+  if constexpr (kVector<T> >= 4)
+    if (l.vector == 4) return by_group(std::integral_constant<int, 4>{});
+  return l.vector == 2 ? by_group(std::integral_constant<int, 2>{}) : by_group(std::integral_constant<int, 1>{});
 }
 
 }  // namespace sparsegnn::cuda

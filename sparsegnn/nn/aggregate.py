@@ -30,7 +30,7 @@ def aggregate(graph: CSRGraph, x: Tensor | CompressedRows, aggr: str = "add", no
     val = None if val is None else val.to(x.dtype)
     if isinstance(x, CompressedRows):
         matrix = graph.crow, graph.col, val, scale, scale, diag
-        return torch.ops.sparsegnn.maxk_spmm(x.values, x.index, x.width, *matrix, *transpose, reduce)
+        return torch.ops.sparsegnn.maxk_spmm(x.values, x.index, x.width, *matrix, *transpose, reduce, x.group)
     need_arg = needs_grad(x) or (val is not None and needs_grad(val))
     return spmm(x, graph.crow, graph.col, val, scale, scale, diag, *transpose, reduce, need_arg)[0]
 

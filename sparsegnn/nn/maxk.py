@@ -23,6 +23,7 @@ class CompressedRows:
     values: Tensor
     index: Tensor
     width: int
+    group: int = 0  # columns of a group, each of which keeps equally many; 0: rows are not grouped
 
     def to_dense(self) -> Tensor:
         """``[N, width]``; differentiable."""
@@ -30,7 +31,7 @@ class CompressedRows:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> CompressedRows:
         """With ``function(values)``: of an elementwise function that keeps zeros, such as dropout."""
-        return CompressedRows(function(self.values), self.index, self.width)
+        return CompressedRows(function(self.values), self.index, self.width, self.group)
 
     @property
     def shape(self) -> torch.Size:
@@ -57,8 +58,8 @@ class CompressedRows:
 
 pytree.register_pytree_node(
     CompressedRows,
-    lambda rows: ([rows.values, rows.index], rows.width),
-    lambda children, width: CompressedRows(*children, width),
+    lambda rows: ([rows.values, rows.index], (rows.width, rows.group)),
+    lambda children, context: CompressedRows(*children, *context),
     serialized_type_name="sparsegnn.nn.CompressedRows",
 )
 
@@ -85,7 +86,7 @@ class MaxK(nn.Module):
             got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"MaxK: x must be a Tensor of shape [{'N' if self.compressed else '...'}, F], got {got}")
         width = x.size(-1)
-        rows = CompressedRows(*maxk(x.reshape(-1, width), self.k, self.group), width)
+        rows = CompressedRows(*maxk(x.reshape(-1, width), self.k, self.group), width, self.group or 0)
         return rows if self.compressed else rows.to_dense().view(x.shape)
 
     def extra_repr(self) -> str:

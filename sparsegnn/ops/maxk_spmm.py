@@ -22,7 +22,7 @@ def dense(values, index, width, acc):
     return values.new_zeros(values.size(0), width, dtype=acc).scatter(1, index.long(), values.to(acc))
 
 
-def reference(values, index, width, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, reduce):
+def reference(values, index, width, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, reduce, group=0):
     """The same in plain PyTorch: what the tests compare with, and what runs when nothing is compiled."""
     acc = torch.promote_types(values.dtype, torch.float32)
     x = dense(values, index, width, acc)
@@ -39,7 +39,7 @@ def fake(values, index, width, crow, *args):
 
 op = define(
     "maxk_spmm(Tensor values, Tensor index, int width, Tensor crow, Tensor col, Tensor? val, Tensor? row_scale, "
-    "Tensor? col_scale, Tensor? diag, Tensor? ccol, Tensor? row, Tensor? perm, str reduce) -> Tensor",
+    "Tensor? col_scale, Tensor? diag, Tensor? ccol, Tensor? row, Tensor? perm, str reduce, int group=0) -> Tensor",
     reference,
     fake,
     cast=("values", "val"),
@@ -47,19 +47,19 @@ op = define(
 
 
 def setup_context(ctx, inputs, output):
-    values, index, ctx.width, *tensors, ctx.reduce = inputs
+    values, index, ctx.width, *tensors, ctx.reduce, _ = inputs
     ctx.save_for_backward(values, index, *tensors)
 
 
 def backward(ctx, dy):
-    need_dvalues, _, _, _, _, need_dval, *scales, _, _, _, _ = ctx.needs_input_grad
+    need_dvalues, _, _, _, _, need_dval, *scales, _, _, _, _, _ = ctx.needs_input_grad
     if any(scales):
         raise NotImplementedError(
             "maxk_spmm: row_scale, col_scale and diag are constants; pass a differentiable val instead"
         )
     run = torch.ops.sparsegnn.maxk_spmm_backward
     dvalues, dval = run(dy, *ctx.saved_tensors, ctx.reduce, need_dvalues, need_dval)
-    return (dvalues if need_dvalues else None, *[None] * 4, dval if need_dval else None, *[None] * 7)
+    return (dvalues if need_dvalues else None, *[None] * 4, dval if need_dval else None, *[None] * 8)
 
 
 register_autograd(op, backward, setup_context)
@@ -70,8 +70,23 @@ def _(values, index, width, crow, col, *args, out_shape=None, **kwargs) -> int:
     return 2 * col[0] * values[1]  # arguments are shapes
 
 
+def check_group(index: Tensor, width: int, group: int | None) -> int:
+    """``group`` as the op wants it (0: none); raise unless every group of columns has equally many entries."""
+    if group is None:
+        return 0
+    parts, k = width // group if group > 0 else 0, index.size(1)
+    if parts == 0 or width % group or k % parts:
+        raise ValueError(f"maxk_spmm: group must divide the {width} columns into parts of equally many of k={k}, "
+                         f"got {group}")  # fmt: skip
+    if index.numel() and not torch.compiler.is_compiling():
+        wanted = torch.arange(parts, device=index.device).repeat_interleave(k // parts)
+        if not torch.equal(index.long() // group, wanted.expand_as(index)):
+            raise ValueError(f"maxk_spmm: index must have {k // parts} entries in every group of {group} columns")
+    return group
+
+
 def maxk_spmm(graph, values: Tensor, index: Tensor, width: int, reduce: str = "sum",
-              edge_weight: Tensor | None = None) -> Tensor:  # fmt: skip
+              edge_weight: Tensor | None = None, group: int | None = None) -> Tensor:  # fmt: skip
     """Aggregate the compressed features of the in-neighbours of every node.
 
     Args:
@@ -80,6 +95,7 @@ def maxk_spmm(graph, values: Tensor, index: Tensor, width: int, reduce: str = "s
         width: F, the number of columns of the rows that were compressed, and of the result.
         reduce: ``"sum"`` or ``"mean"`` (divided by the number of edges).
         edge_weight: ``[E]`` in the order of the graph's ``col``, the dtype of ``values``; differentiable.
+        group: that of :func:`maxk`, where one was given: a GPU then adds without bank conflicts.
 
     Returns:
         ``[M, F]``, dense. Deterministic: the same bits for any number of threads.
@@ -92,6 +108,7 @@ def maxk_spmm(graph, values: Tensor, index: Tensor, width: int, reduce: str = "s
         low, high = (int(v) for v in index.aminmax())
         if not 0 <= low <= high < width:
             raise ValueError(f"maxk_spmm: index must be in [0, {width}), got {low} to {high}")
+    group = check_group(index, width, group)
     if reduce not in ("sum", "mean"):
         raise ValueError(f"maxk_spmm: reduce must be sum or mean, got {reduce!r}")
     val = graph.val if edge_weight is None else edge_weight
@@ -99,4 +116,4 @@ def maxk_spmm(graph, values: Tensor, index: Tensor, width: int, reduce: str = "s
         check("maxk_spmm", "edge_weight", val, (graph.num_edges,))
         check_like("maxk_spmm", "edge_weight", val, values, "values")
     transpose = graph.transpose() if values.requires_grad else (None, None, None)
-    return op(values, index, width, graph.crow, graph.col, val, None, None, None, *transpose, reduce)
+    return op(values, index, width, graph.crow, graph.col, val, None, None, None, *transpose, reduce, group)

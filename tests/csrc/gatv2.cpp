@@ -1,4 +1,4 @@
-#include "cuda/gatv2.cuh"
+#include "cuda/gatv2_backward.cuh"
 
 #include "binding.h"
 
@@ -35,7 +35,8 @@ py::object gatv2(const py::array& x_src, const py::array& x_dst, const py::array
     Array<int32_t> p(crow), c(col);
     const cuda::Gatv2Arguments<T> arguments = {in.edges(rows, x_src.shape(0), c.size(), negative_slope, dropout),
                                                p.data(), c.data(), y.data(), save ? lse.data() : nullptr};
-    check(cuda::launch_gatv2(arguments, nullptr));
+    Array<char> workspace({cuda::gatv2_workspace_bytes(arguments)});
+    check(cuda::launch_gatv2(arguments, workspace.data() - misalignment(), nullptr));
     return py::make_tuple(y.numpy(), lse.numpy());
   });
 }
@@ -66,7 +67,7 @@ py::object gatv2_backward(const py::array& dy, const py::array& x_src, const py:
                                                        dx_dst.data(),
                                                        need_edge ? dedge.data() : nullptr,
                                                        datt.data()};
-    Array<char> workspace({cuda::gatv2_workspace_bytes<T>(rows, in.heads, in.width)});
+    Array<char> workspace({cuda::gatv2_backward_workspace_bytes(arguments)});
     check(cuda::launch_gatv2_backward(arguments, workspace.data() - misalignment(), nullptr));
     return py::make_tuple(dx_src.numpy(), dx_dst.numpy(), datt.numpy(), dedge.numpy());
   });

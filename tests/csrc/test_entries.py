@@ -18,14 +18,31 @@ SELECTION = (
 )
 
 
-@pytest.mark.skipif("SPARSEGNN_EMULATED" in os.environ, reason="Python itself is sanitized in that run, torch is not")
-def test_ops_pass_with_the_cuda_entries(tmp_path):
+def run(cwd: Path, tests: Path, selection: str) -> int:
+    """How many tests pass with the entries in place of the CPU library, and no fallback allowed."""
     folder = BUILD / "sparsegnn_emulated_entries"
     if not (folder / "libsparsegnn_cpu.so").is_file():
         strict = os.environ.get("SPARSEGNN_STRICT") == "1"
         (pytest.fail if strict else pytest.skip)(f"{folder} has no library; build it with `make build-emulator`")
     env = os.environ | {"SPARSEGNN_LIBRARIES": str(folder), "SPARSEGNN_STRICT": "1", "CUDA_VISIBLE_DEVICES": ""}
-    run = [sys.executable, "-m", "pytest", str(TESTS / "ops"), "-q", "-x", "-p", "no:cacheprovider", "-k", SELECTION]
-    done = subprocess.run(run, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=550)
+    command = [sys.executable, "-m", "pytest", str(tests), "-q", "-x", "-p", "no:cacheprovider", "-k", selection]
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=550)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 40
+    return int(re.search(r"(\d+) passed", done.stdout)[1])
+
+
+sanitized = pytest.mark.skipif(
+    "SPARSEGNN_EMULATED" in os.environ, reason="Python itself is sanitized in that run, torch is not"
+)
+
+
+@sanitized
+def test_ops_pass_with_the_cuda_entries(tmp_path):
+    assert run(tmp_path, TESTS / "ops", SELECTION) >= 40
+
+
+@sanitized
+def test_maxk_trains_on_the_cuda_entries(tmp_path):
+    """Forward and backward of graph layers behind MaxK, in every way the layers call the kernels."""
+    selection = "training_step or weighted_graphs or (compressed_rows_as_dense_ones and 0.0)"
+    assert run(tmp_path, TESTS / "nn" / "test_maxk.py", selection) >= 15

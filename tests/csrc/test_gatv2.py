@@ -74,15 +74,43 @@ def test_graphs(emulated, graph, dtype):
     run(emulated, dtype, graph, 2, 4 if graph.edges > 1000 else 8)
 
 
-@pytest.mark.parametrize("heads, width", [(1, 1), (3, 5), (8, 8), (2, 40), (1, 140)])
+@pytest.mark.parametrize("heads, width", [(1, 1), (3, 5), (8, 8), (2, 40), (1, 61), (1, 140), (4, 64)])
 def test_odd_heads_and_widths(emulated, csr, dtype, heads, width):
     run(emulated, dtype, csr([3, 0, 21, 1, 5, 0, 2], 9, seed=width), heads, width)
+
+
+@pytest.mark.parametrize("width", [192, 256, 520, 1030])
+def test_wide_heads(emulated, csr, dtype, width):
+    """Two vectors for every lane, and heads cut into slices."""
+    run(emulated, dtype, csr([3, 0, 9, 1], 5, seed=width), 2, width, edge=True)
+
+
+def test_misaligned_rows_take_the_scalar_path(emulated, csr, dtype):
+    emulated.set_misalignment(1)
+    run(emulated, dtype, csr([3, 0, 300, 1, 5], 9), 2, 8, edge=True)
+    emulated.set_misalignment(0)
+
+
+@pytest.mark.parametrize("heads, width", [(2, 8), (1, 48)])
+def test_hub_is_shared_by_many_warps(emulated, csr, heads, width):
+    """No warp reads more of the hub than a window's edges for each of its groups."""
+    degrees = np.full(50, 4)
+    degrees[20] = 5_000
+    run(emulated, Dtype("float32"), csr(degrees, 50), heads, width, dropout=0.3)
+    emulated.take_warp_loads()
+    g = csr(degrees, 50)
+    x_src, x_dst = (g.normal(n, heads, width).astype(np.float32) for n in (50, 50))
+    emulated.gatv2(x_src, x_dst, g.normal(heads, width).astype(np.float32), None, g.crow, g.col)
+    loads = emulated.take_warp_loads()
+    vectors = heads * width // 4
+    assert g.edges * vectors <= loads.sum() <= 1.2 * (g.edges + 50) * vectors  # each row of x_src once
+    assert loads.max() <= 2 * (256 + 2) * 32
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_edge_terms_and_dropout(emulated, csr, dtype, dropout):
     """The masks are those of csrc/common/random.h."""
-    run(emulated, dtype, csr([3, 0, 60, 1, 19], 30), 2, 8, edge=True, dropout=dropout)
+    run(emulated, dtype, csr([3, 0, 600, 1, 19], 30), 2, 8, edge=True, dropout=dropout)
 
 
 @pytest.mark.parametrize("slope", [0.0, 1.0, -0.5])
@@ -99,7 +127,7 @@ def test_same_bits_in_every_order(emulated_module, csr):
     results = []
     for order in ("forward", "reversed", "shuffled"):
         emulated_module.set_schedule(order, 7)
-        g = csr([3, 0, 70, 1, 40], 30)
+        g = csr([3, 0, 700, 1, 40], 30)
         x_src, x_dst, dy = (g.normal(n, 2, 8).astype(np.float32) for n in (30, 5, 5))
         att = g.normal(2, 8).astype(np.float32)
         saved = emulated_module.gatv2(x_src, x_dst, att, None, g.crow, g.col)

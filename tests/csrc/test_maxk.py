@@ -5,6 +5,8 @@ import pytest
 
 SHAPES = [(1, 1, 0), (40, 7, 0), (64, 64, 0), (256, 32, 0), (256, 32, 8), (96, 18, 16), (48, 24, 4), (90, 12, 15)]
 SHAPES += [(300, 9, 0), (1000, 31, 0), (1500, 8, 0), (320, 20, 32), (40, 20, 2), (12, 12, 1)]
+SHAPES += [(128, 16, 0), (512, 64, 0), (1024, 128, 0), (1024, 1000, 0), (2048, 100, 0), (256, 128, 8), (16, 5, 16)]
+SHAPES += [(8, 3, 8), (1024, 256, 4), (512, 96, 128), (33, 11, 3)]
 
 
 def expected(x, k, group):
@@ -21,13 +23,19 @@ def rows(kind, width):
     x = rng.standard_normal((9, width))
     if kind == "ties":
         x = np.round(x)
+    if kind == "relu":
+        x = np.maximum(x - 0.8, 0)
+    if kind == "constant":
+        x = np.full_like(x, -1.5)
+    if kind == "heavy":
+        x = np.clip(rng.standard_cauchy((9, width)) ** 3, -6e4, 6e4)
     if kind == "special":
         x = np.where(rng.random(x.shape) < 0.3, np.nan, x)
         x = np.where(rng.random(x.shape) < 0.2, rng.choice([np.inf, -np.inf, 0.0, -0.0], x.shape), x)
     return x
 
 
-@pytest.mark.parametrize("kind", ["normal", "ties", "special"])
+@pytest.mark.parametrize("kind", ["normal", "ties", "special", "relu", "constant", "heavy"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_choice(emulated, dtype, shape, kind):
     width, k, group = shape
@@ -38,7 +46,19 @@ def test_choice(emulated, dtype, shape, kind):
     np.testing.assert_array_equal(dtype.unpack(values), np.take_along_axis(dtype.unpack(x), wanted, 1))
 
 
-@pytest.mark.parametrize("width", [1, 40, 256, 300])
+@pytest.mark.parametrize("shape", [(256, 32, 0), (256, 32, 8), (256, 128, 16), (40, 10, 4)], ids=str)
+def test_misaligned_rows(emulated, dtype, shape):
+    width, k, group = shape
+    emulated.set_misalignment(1)
+    x = dtype.pack(rows("normal", width))
+    values, index = emulated.maxk(x, k, group)
+    dense = emulated.maxk_expand(values, index, width)
+    emulated.set_misalignment(0)
+    np.testing.assert_array_equal(index, expected(dtype.unpack(x), k, group))
+    np.testing.assert_array_equal(dense[np.arange(9)[:, None], index], values)
+
+
+@pytest.mark.parametrize("width", [1, 40, 256, 300, 1024, 2100])
 def test_expand_and_gather(emulated, dtype, width):
     x = dtype.pack(rows("normal", width))
     values, index = emulated.maxk(x, max(1, width // 3))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from nn.twins import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsegnn import CSRGraph
 from sparsegnn.nn import CompressedRows, GATConv, GCNConv, MaxK, SAGEConv
@@ -105,6 +106,35 @@ def test_training_on_compressed_rows_learns(graph, layer, group):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+class Calls(TorchDispatchMode):
+    """The names of our ops, in the order they ran."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "sparsegnn":
+            self.names.append(function._opname)
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("group", [None, 8])
+@pytest.mark.parametrize("layer, root", [(GCNConv, {}), (SAGEConv, dict(root_weight=False)), (SAGEConv, {})])
+def test_a_training_step_runs_on_the_kernels(graph, layer, root, group):
+    """Aggregation reads compressed rows both ways: no dense features forward, no spmm of dense rows at all."""
+    x, conv = features(32).float().requires_grad_(), layer(32, 4, **root)
+    graph.transpose(), graph.gcn_norm()
+    with Calls() as forward:
+        y = conv(MaxK(8, group, compressed=True)(x), graph)
+    with Calls() as backward:
+        y.sum().backward()
+    wanted = ["maxk", "maxk_spmm"] + ["maxk_expand"] * (layer is SAGEConv and not root)  # W_r x is a dense product
+    assert [n for n in forward.names if "maxk" in n or n == "spmm"] == wanted
+    assert [n for n in backward.names if n == "maxk_spmm_backward"] and "spmm" not in backward.names
+    assert x.grad is not None and (x.grad != 0).any()
 
 
 def test_compiles(graph):

@@ -7,7 +7,7 @@ import sparsegnn
 from sparsegnn.ops import maxk, maxk_spmm
 
 
-def oracle(values, index, width, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, reduce):
+def oracle(values, index, width, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, reduce, group):
     """Dense matrices."""
     m, n, val = crow.numel() - 1, values.size(0), torch.ones(col.numel(), dtype=values.dtype) if val is None else val
     x = values.new_zeros(n, width).scatter(1, index.long(), values)
@@ -23,7 +23,11 @@ def inputs(case: Case) -> dict:
     crow, col, ccol, row, perm, (m, n) = case.csr()
     reduce, _, extras = (case.variant or "sum").partition("+")
     k = {1: 1, 8: 8, 17: 17, 64: 9, 300: 40}.get(case.width, max(1, case.width // 5))
-    order = torch.rand(n, case.width, generator=case.generator()).argsort(1)[:, :k].sort(1).values
+    group = next((g for g in (8, 4) if "group" in extras and case.width % g == 0), 0)
+    parts = case.width // group if group else 1
+    k = parts * max(1, k // parts) if group else k
+    order = torch.rand(n, parts, case.width // parts, generator=case.generator()).argsort(2)[..., : k // parts]
+    order = (order + torch.arange(0, case.width, case.width // parts)[:parts, None]).sort(2).values.view(n, k)
     scale = dict(dtype=torch.float64 if case.dtype == torch.float64 else torch.float32, low=0.2)
     return dict(
         values=case.tensor(n, k),
@@ -39,6 +43,7 @@ def inputs(case: Case) -> dict:
         row=row,
         perm=perm,
         reduce=reduce,
+        group=group,
     )
 
 
@@ -50,7 +55,8 @@ MAXK_SPMM = Op(
     autocast=("values", "val"),
     raw=torch.ops.sparsegnn.maxk_spmm.default,
 )
-VARIANTS = ("sum", "sum+val", "sum+scales+diag", "sum+val+scales+diag", "mean", "mean+val", "mean+val+scales+diag")
+VARIANTS = ("sum", "sum+val", "sum+scales+diag", "sum+val+scales+diag", "mean", "mean+val", "mean+val+scales+diag",
+            "sum+group", "mean+val+scales+diag+group")  # fmt: skip
 
 
 @pytest.mark.parametrize("case", cases(VARIANTS, widths=(1, 5, 8, 17, 31, 64, 67, 256, 300)))
@@ -68,6 +74,14 @@ def test_no_gradient_of_scales():
     args["values"].requires_grad_(), args["row_scale"].requires_grad_()
     with pytest.raises(NotImplementedError, match="row_scale, col_scale and diag are constants"):
         torch.ops.sparsegnn.maxk_spmm(*args.values()).sum().backward()
+
+
+def test_public_function_takes_the_groups_of_maxk():
+    g = torch.Generator().manual_seed(0)
+    graph = sparsegnn.CSRGraph.from_edge_index(torch.randint(50, (2, 400), generator=g), 50)
+    values, index = maxk(torch.randn(50, 64, generator=g), 16, 8)
+    plain = maxk_spmm(graph, values, index, 64)
+    torch.testing.assert_close(maxk_spmm(graph, values, index, 64, group=8), plain, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("reduce", ["sum", "mean"])
@@ -92,6 +106,16 @@ def test_values_of_a_large_output(reduce):  # written past the caches
             "maxk_spmm: index must be torch.uint8 for width=9, got .*int32",
         ),
         (dict(index=torch.full((4, 2), 9).byte()), ValueError, r"maxk_spmm: index must be in \[0, 9\), got 9 to 9"),
+        (
+            dict(group=4),
+            ValueError,
+            "maxk_spmm: group must divide the 9 columns into parts of equally many of k=2, got 4",
+        ),
+        (
+            dict(group=8, width=16),
+            ValueError,
+            "maxk_spmm: index must have 1 entries in every group of 8 columns",
+        ),
         (dict(reduce="max"), ValueError, "maxk_spmm: reduce must be sum or mean, got 'max'"),
         (dict(edge_weight=torch.randn(3)), ValueError, r"maxk_spmm: edge_weight must have shape \[2\], got \[3\]"),
     ],
