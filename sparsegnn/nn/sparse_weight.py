@@ -103,12 +103,12 @@ class SparseWeight(KernelChoice):
         else:
             if self.block != (1, 1):
                 grow_score = patterns.tiles(grow_score, self.structure).flatten(2).sum(2)
-            crow, col, n = crow.clone(), col.clone(), torch.as_tensor(n, device=col.device)
+            n = n if isinstance(n, Tensor) else torch.full((), n, device=col.device)
+            crow, col = crow.clone(), col.clone()
             source = torch.ops.sparsegnn.topology_(crow, col, self.per_position(drop_score), grow_score, n)
         moved = [(t, patterns.rearrange(t, source)) for t in (self.values, *carried)]
         derived = self._derive(crow, col, check=False)  # no memory is needed from here on
-        for tensor, new in moved:
-            tensor.copy_(new)
+        torch._foreach_copy_([t for t, _ in moved], [new for _, new in moved])
         self._place(crow, col, derived)
         return source
 
@@ -124,8 +124,8 @@ class SparseWeight(KernelChoice):
     def _place(self, crow: Tensor, col: Tensor, derived: tuple[Tensor | None, ...] | None = None) -> None:
         """Store positions and what is derived from them, in place where they fit."""
         self._follow_policy(self._weights(col))
-        tensors = crow, col, *(derived or self._derive(crow, col))
-        for name, new in zip(("crow", "col", *DERIVED), tensors, strict=True):
+        derived = derived or self._derive(crow, col)
+        for name, new in zip(("crow", "col", *DERIVED), (crow, col, *derived), strict=True):
             if (old := getattr(self, name)) is not None and old.shape == new.shape and old.device == new.device:
                 old.copy_(new)
             else:
