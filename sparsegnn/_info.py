@@ -70,8 +70,6 @@ def _kernel(op: str, device: str) -> str:
     """`compiled`, `PyTorch` (by design), or `fallback: why`."""
     from sparsegnn.ops._library import COMPOSITE
 
-    if op in COMPOSITE:
-        return "PyTorch"
     reason = _native.status.get(device, "not built")
     try:
         present = _native.has_kernel(op, device.upper())
@@ -79,6 +77,8 @@ def _kernel(op: str, device: str) -> str:
         present = False
     if present and not reason:
         return "compiled"
+    if op in COMPOSITE:
+        return "PyTorch"
     return f"fallback: {reason or 'no kernel in this build'}"
 
 

@@ -9,6 +9,9 @@ DEVICES = {"cuda"}
 MOST_WEIGHTS = 1 << 16
 # As in csrc/cuda/spmm_linear.cuh: shared memory of a block, what the gather takes of it, the stride of a narrow tile.
 _SHARED, _GATHER, _STRIDE = 96 * 1024, 8 * 1024 + 144, 34
+# Expected of an H200, to be measured: bytes a second from memory and from the L2, what the L2 holds of a gathered
+# table, the narrowest slice of its rows that spmm gathers by itself, and multiply-adds a second by size of a number.
+_MEMORY, _L2, _CACHED, _SLICE, _MULTIPLY = 4.3e12, 9.7e12, 36 << 20, 128, {2: 1e13, 4: 6e12, 8: 3e12}
 
 
 def fits(width: int, dtype: torch.dtype, beside: int | None = None) -> bool:
@@ -21,19 +24,41 @@ def fits(width: int, dtype: torch.dtype, beside: int | None = None) -> bool:
 
 
 def fused(x: Tensor, edges: int, outputs: int, weights: int) -> bool:
-    """Whether ``L x W.T``, aggregation first, should run as one op.
-
-    Without gradients: always. With them the one op gathers the gradient at the width of the output where the two
-    gather at that of the input, but spares five passes over the nodes: L x and its gradient, written and read, and a
-    second time the gradient of the output. Where x needs no gradient, as in a first layer, the two ops gather once in
-    all, the one op twice. In bytes of memory: an estimate, not measured.
-    """
+    """Whether ``L x W.T``, aggregation first, should run as one op: where it can, and is expected to be faster."""
     if x.device.type not in DEVICES or x.layout != torch.strided or weights > MOST_WEIGHTS:
         return False
+    train = torch.is_grad_enabled()
     nodes, inputs = x.shape
-    if not fits(inputs, x.dtype):
+    if not fits(inputs, x.dtype) or (train and not fits(outputs, x.dtype, inputs)):
         return False
-    if not torch.is_grad_enabled():
-        return True
-    more, spared = edges * (outputs - inputs), nodes * (3 * inputs + 2 * outputs)
-    return x.requires_grad and fits(outputs, x.dtype, inputs) and more <= spared
+    one, two = expected(nodes, edges, inputs, outputs, weights, x.dtype.itemsize, train, train and x.requires_grad)
+    return one < two
+
+
+def expected(nodes: int, edges: int, inputs: int, outputs: int, weights: int, size: int, train: bool,
+             need_dx: bool) -> tuple[float, float]:  # fmt: skip
+    """Seconds of one op and of two, forward and with ``train`` backward. A model, not measured.
+
+    One op gathers while it multiplies, never writes L x or its gradient, and gathers dy at the width of the output. Two
+    gather at the width of the input, the second time only where x needs a gradient, and may gather slices of rows that
+    stay in the L2.
+    """
+
+    def gather(width, sliced):
+        table, moved = nodes * width * size, edges * width * size
+        if table <= _CACHED or (sliced and nodes * _SLICE <= _CACHED):
+            return moved / _L2
+        hits = _CACHED / table
+        return moved * (hits / _L2 + (1 - hits) / _MEMORY)
+
+    def rows(*widths):
+        return nodes * sum(widths) * size / _MEMORY
+
+    product = nodes * weights / _MULTIPLY[size]
+    one = max(gather(inputs, False), product) + rows(outputs)
+    two = gather(inputs, True) + product + rows(inputs, inputs, outputs)
+    if train:
+        one += max(gather(outputs, False), product * (1 + need_dx)) + rows(inputs, inputs * need_dx)
+        two += product * (1 + need_dx) + rows(inputs, outputs)
+        two += gather(inputs, True) + rows(inputs, inputs, outputs) if need_dx else 0
+    return one, two

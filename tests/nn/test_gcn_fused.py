@@ -247,13 +247,27 @@ def test_policy_asks_whether_a_tile_fits(one_op, dtype, widest):
     assert not _fused.fused(leaf, 50, widest + 1, 1000)
 
 
-def test_policy_weighs_the_second_gather():
-    """20 nodes, width 64 to 80: 16 more columns for each edge against 20 * (3 * 64 + 2 * 80) numbers spared."""
-    leaf = torch.empty(20, 64, requires_grad=True, device="meta")
-    edges = 20 * (3 * 64 + 2 * 80) // 16
-    _fused.DEVICES.add("meta")
-    try:
-        assert _fused.fused(leaf, edges, 80, 1000) and not _fused.fused(leaf, edges + 1, 80, 1000)
-        assert _fused.fused(leaf, 10**9, 64, 1000)
-    finally:
-        _fused.DEVICES.remove("meta")
+GRAPHS = dict(arxiv=(169_343, 2_315_598), reddit=(232_965, 114_615_891), products=(2_449_029, 123_718_280))
+
+
+@pytest.mark.parametrize(
+    "graph, inputs, train, need_dx, one",
+    [
+        ("arxiv", 256, True, True, True),
+        ("arxiv", 256, False, False, True),
+        ("arxiv", 256, True, False, False),  # a first layer: two ops gather once in all
+        ("arxiv", 128, True, True, False),  # one op would gather dy at twice the width of x
+        ("arxiv", 128, False, False, True),
+        ("reddit", 256, True, True, False),  # spmm's slices stay in the L2, and all time is gathering
+        ("products", 256, True, True, True),  # not even slices would
+        ("products", 256, True, False, False),
+    ],
+)
+def test_policy_weighs_bytes(monkeypatch, graph, inputs, train, need_dx, one):
+    monkeypatch.setattr(_fused, "DEVICES", {"meta"})
+    nodes, edges = GRAPHS[graph]
+    x = torch.empty(nodes, inputs, device="meta", requires_grad=need_dx)
+    with torch.set_grad_enabled(train):
+        assert _fused.fused(x, edges, 256, inputs * 256 // 10) == one
+    fused, two = _fused.expected(nodes, edges, inputs, 256, inputs * 256 // 10, 4, train, need_dx)
+    assert (fused < two) == one and 0.2 < fused / two < 5

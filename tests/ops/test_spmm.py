@@ -207,7 +207,7 @@ def linear_inputs(case: Case) -> dict:
         flat = flat[:0]
     weight = csr_of(flat // case.width, flat % case.width, outputs, case.width)
     dropout = 0.3 if "dropout" in parts else 0.0
-    return graph | dict(
+    given = graph | dict(
         values=case.tensor(flat.numel()),
         bias=case.tensor(outputs) if "bias" in parts else None,
         **dict(zip(WEIGHT, weight, strict=True)),
@@ -215,6 +215,7 @@ def linear_inputs(case: Case) -> dict:
         dropout=dropout,
         seed=torch.tensor([11]) if dropout else None,
     )
+    return {n: t.to(case.device) if isinstance(t, torch.Tensor) else t for n, t in given.items()}
 
 
 def linear_call(**given):
