@@ -71,8 +71,6 @@ def _kernel(op: str, device: str) -> str:
     """`compiled`, `PyTorch` (by design), or `fallback: why`."""
     from sparsegnn.ops._library import COMPOSITE
 
-    if op in COMPOSITE:
-        return "PyTorch"
     reason = _native.reason(device)
     try:
         present = _native.has_kernel(op, device.upper())
@@ -80,6 +78,8 @@ def _kernel(op: str, device: str) -> str:
         present = False
     if present and not reason:
         return "compiled"
+    if op in COMPOSITE:
+        return "PyTorch"
     return f"fallback: {reason or 'no kernel in this build'}"
 
 

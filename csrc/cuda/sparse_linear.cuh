@@ -137,6 +137,14 @@ struct alignas(2 * sizeof(A)) LinearEntry {
   A value;
 };
 
+// A packed matrix: cut[s] is the first entry of segment s in the pattern, entry[linear_place(s, cut[s])] its packed
+// one.
+template <typename A>
+struct LinearPacked {
+  LinearEntry<A>* entry;
+  int32_t* cut;
+};
+
 // Where the entries of a segment begin: at an even place, at least as far on as the segment is long.
 __device__ __forceinline__ int64_t linear_place(int64_t s, int32_t begin) { return (begin + s) / 2 * 2; }
 
@@ -160,14 +168,60 @@ struct LinearPack {
 
 // ---- the product
 
+// sum[i][l] += the entries of output m + i in chunk c times the lane's samples in `tile`, for the outputs before `end`.
+template <typename T, int NL>
+__device__ __forceinline__ void linear_product(const T* tile, const LinearPlan& plan,
+                                               const LinearPacked<acc_t<T>>& packed, int64_t m, int64_t end, int c,
+                                               acc_t<T> (&sum)[kLinearOutputs][NL]) {
+  using A = acc_t<T>;
+  const int lane = threadIdx.x % kWarp;
+#pragma unroll
+  for (int i = 0; i < kLinearOutputs; ++i) {
+    if (m + i >= end) continue;
+    const int64_t s = (m + i) * plan.chunks + c;
+    const int32_t from = packed.cut[s];
+    const int count = packed.cut[s + 1] - from;
+    const LinearEntry<A>* e = packed.entry + linear_place(s, from);
+#pragma unroll 2
+    for (int q = 0; q < count; q += 2) {
+      const vec<LinearEntry<A>, 2> w = load<2>(e + q);
+      for (int u = 0; u < 2; ++u) {
+        const auto x = *reinterpret_cast<const vec<T, NL>*>(tile + w[u].offset + lane * NL);
+        for (int l = 0; l < NL; ++l) sum[i][l] += w[u].value * to_acc(x[l]);
+      }
+    }
+  }
+}
+
+// Writes the outputs [m, end) of a warp for the samples of the tile that begins at `sample`.
+template <typename T, int NL>
+__device__ __forceinline__ void linear_store(const SparseLinearArguments<T>& a, int64_t sample, int64_t m, int64_t end,
+                                             bool vector_stores, const acc_t<T> (&sum)[kLinearOutputs][NL]) {
+  const int lane = threadIdx.x % kWarp;
+#pragma unroll
+  for (int l = 0; l < NL; ++l) {
+    const int64_t n = sample + lane * NL + l;
+    if (n >= a.batch || m >= end) continue;
+    T* y = a.y + n * a.outputs + m;
+    vec<T, kLinearOutputs> out;
+    for (int i = 0; i < kLinearOutputs; ++i)
+      out[i] = from_acc<T>(a.epilogue(a.bias && m + i < end ? sum[i][l] + a.bias[m + i] : sum[i][l], n, m + i));
+    if (vector_stores)
+      store(y, out);
+    else
+      for (int i = 0; i < kLinearOutputs; ++i)
+        if (m + i < end) y[i] = out[i];
+  }
+}
+
 template <typename T, int NL>
 __global__ void __launch_bounds__(kLinearThreads, 2)
     sparse_linear_kernel(SparseLinearArguments<T> a, LinearPlan plan, bool vectors, bool vector_stores,
-                         const int32_t* cut, const LinearEntry<acc_t<T>>* entry) {
+                         LinearPacked<acc_t<T>> packed) {
   using A = acc_t<T>;
   using Tile = LinearTile<T, NL>;
   SG_SHARED(T, tile);
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int warp = threadIdx.x / kWarp;
   const int64_t sample = int64_t{blockIdx.x} * Tile::kSamples;
   const int64_t begin = blockIdx.y * plan.panel, end = min(begin + plan.panel, a.outputs);
   for (int n = threadIdx.x; n < Tile::kStride; n += kLinearThreads) tile[plan.chunk * Tile::kStride + n] = T{};
@@ -182,37 +236,9 @@ __global__ void __launch_bounds__(kLinearThreads, 2)
         Tile::load(tile, a.x, a.batch, a.inputs, sample, k, int(min<int64_t>(plan.chunk, a.inputs - k)), vectors);
         __syncthreads();
       }
-#pragma unroll
-      for (int i = 0; i < kLinearOutputs; ++i) {
-        if (m + i >= end) continue;
-        const int64_t s = (m + i) * plan.chunks + c;
-        const int32_t from = cut[s];
-        const int count = cut[s + 1] - from;
-        const LinearEntry<A>* e = entry + linear_place(s, from);
-#pragma unroll 2
-        for (int q = 0; q < count; q += 2) {
-          const vec<LinearEntry<A>, 2> w = load<2>(e + q);
-          for (int u = 0; u < 2; ++u) {
-            const auto x = *reinterpret_cast<const vec<T, NL>*>(tile + w[u].offset + lane * NL);
-            for (int l = 0; l < NL; ++l) sum[i][l] += w[u].value * to_acc(x[l]);
-          }
-        }
-      }
+      linear_product<T, NL>(tile, plan, packed, m, end, c, sum);
     }
-#pragma unroll
-    for (int l = 0; l < NL; ++l) {
-      const int64_t n = sample + lane * NL + l;
-      if (n >= a.batch || m >= end) continue;
-      T* y = a.y + n * a.outputs + m;
-      vec<T, kLinearOutputs> out;
-      for (int i = 0; i < kLinearOutputs; ++i)
-        out[i] = from_acc<T>(a.epilogue(a.bias && m + i < end ? sum[i][l] + a.bias[m + i] : sum[i][l], n, m + i));
-      if (vector_stores)
-        store(y, out);
-      else
-        for (int i = 0; i < kLinearOutputs; ++i)
-          if (m + i < end) y[i] = out[i];
-    }
+    linear_store<T, NL>(a, sample, m, end, vector_stores, sum);
   }
 }
 
@@ -224,18 +250,29 @@ int64_t sparse_linear_workspace_bytes(const LinearPlan& plan, int64_t outputs, i
   return (entries + segments + 2) * sizeof(LinearEntry<acc_t<T>>) + (segments + 1) * sizeof(int32_t);
 }
 
+// The parts of a workspace of sparse_linear_workspace_bytes<T>(...), aligned to 16 bytes.
+template <typename A>
+LinearPacked<A> linear_packed(const LinearPlan& plan, int64_t outputs, int64_t entries, void* workspace) {
+  auto* entry = static_cast<LinearEntry<A>*>(workspace);
+  return {entry, reinterpret_cast<int32_t*>(entry + entries + outputs * plan.chunks + 2)};
+}
+
+template <typename T>
+cudaError_t launch_linear_pack(const SparseLinearArguments<T>& a, const LinearPlan& plan,
+                               const LinearPacked<acc_t<T>>& packed, cudaStream_t stream) {
+  const LinearPack<T> pack = {a.col, a.perm, a.values, plan, packed.entry};
+  return launch(linear_segments_kernel<LinearPack<T>>,
+                static_cast<unsigned>(ceil_div(a.outputs * plan.chunks, kLinearWarps)), kLinearThreads, 0, stream, pack,
+                a.crow, a.col, a.outputs, plan.chunk, plan.chunks, packed.cut);
+}
+
 // workspace: sparse_linear_workspace_bytes<T>(...), aligned to 16 bytes.
 template <typename T>
 cudaError_t launch_sparse_linear(const SparseLinearArguments<T>& a, const LinearPlan& plan, void* workspace,
                                  cudaStream_t stream) {
   if (a.batch == 0 || a.outputs == 0) return cudaSuccess;
-  const int64_t segments = a.outputs * plan.chunks;
-  auto* entry = static_cast<LinearEntry<acc_t<T>>*>(workspace);
-  auto* cut = reinterpret_cast<int32_t*>(entry + a.entries + segments + 2);
-  const LinearPack<T> pack = {a.col, a.perm, a.values, plan, entry};
-  const cudaError_t error =
-      launch(linear_segments_kernel<LinearPack<T>>, static_cast<unsigned>(ceil_div(segments, kLinearWarps)),
-             kLinearThreads, 0, stream, pack, a.crow, a.col, a.outputs, plan.chunk, plan.chunks, cut);
+  const LinearPacked<acc_t<T>> packed = linear_packed<acc_t<T>>(plan, a.outputs, a.entries, workspace);
+  const cudaError_t error = launch_linear_pack(a, plan, packed, stream);
   if (error != cudaSuccess) return error;
   const bool vectors = can_vectorise(kVector<T>, a.inputs, a.x);
   const bool vector_stores = can_vectorise(kLinearOutputs, a.outputs, a.y);
@@ -243,7 +280,7 @@ cudaError_t launch_sparse_linear(const SparseLinearArguments<T>& a, const Linear
     const dim3 grid(static_cast<unsigned>(ceil_div(a.batch, kWarp * plan.per_lane)),
                     static_cast<unsigned>(ceil_div(a.outputs, plan.panel)));
     const size_t shared = size_t(plan.chunk + 1) * plan.stride * sizeof(T);
-    return launch(kernel, grid, kLinearThreads, shared, stream, a, plan, vectors, vector_stores, cut, entry);
+    return launch(kernel, grid, kLinearThreads, shared, stream, a, plan, vectors, vector_stores, packed);
   };
   if constexpr (sizeof(T) < 8)
     if (plan.per_lane == 4) return run(sparse_linear_kernel<T, 4>);

@@ -168,23 +168,23 @@ __global__ void __launch_bounds__(kLinearThreads)
   partial[blockIdx.x * outputs + m] = sum;
 }
 
-// out[i] = sum over the spans, in order, of partial[span, i]
+// out[i] = sum over the spans, in order, of partial[span, i]; where `place` is given it says where in out i is.
 template <typename T>
 __global__ void __launch_bounds__(kLinearThreads)
-    sparse_linear_partials_kernel(const acc_t<T>* partial, int64_t spans, int64_t count, T* out) {
+    sparse_linear_partials_kernel(const acc_t<T>* partial, int64_t spans, int64_t count, T* out, const int32_t* place) {
   const int64_t i = int64_t{blockIdx.x} * kLinearThreads + threadIdx.x;
   if (i >= count) return;
   acc_t<T> sum = 0;
 #pragma unroll 8
   for (int64_t s = 0; s < spans; ++s) sum += partial[s * count + i];
-  out[i] = from_acc<T>(sum);
+  out[place ? place[i] : i] = from_acc<T>(sum);
 }
 
 template <typename T>
 cudaError_t launch_sparse_linear_partials(const acc_t<T>* partial, int64_t spans, int64_t count, T* out,
-                                          cudaStream_t stream) {
+                                          cudaStream_t stream, const int32_t* place = nullptr) {
   return launch(sparse_linear_partials_kernel<T>, static_cast<unsigned>(ceil_div(count, kLinearThreads)),
-                kLinearThreads, 0, stream, partial, spans, count, out);
+                kLinearThreads, 0, stream, partial, spans, count, out, place);
 }
 
 // ---- launchers

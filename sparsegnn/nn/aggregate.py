@@ -1,4 +1,4 @@
-"""A x for a graph layer: the GCN norm or none, as scales or edge weights; and A x kept where x comes again."""
+"""A x for a graph layer: the GCN norm or none, as scales or edge weights; A x W^T as one op; A x kept for later."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from sparsegnn.graph import CSRGraph, extend
+from sparsegnn.nn.linear import SparseLinear
 from sparsegnn.nn.maxk import CompressedRows
+from sparsegnn.ops._fused import fused
 from sparsegnn.ops.spmm import apply as spmm
+from sparsegnn.ops.spmm_linear import apply as spmm_linear
 
 REDUCTIONS = {"add": "sum", "sum": "sum", "mean": "mean", "max": "max", "min": "min"}
 
@@ -33,6 +36,28 @@ def aggregate(graph: CSRGraph, x: Tensor | CompressedRows, aggr: str = "add", no
         return torch.ops.sparsegnn.maxk_spmm(x.values, x.index, x.width, *matrix, *transpose, reduce, x.group)
     need_arg = needs_grad(x) or (val is not None and needs_grad(val))
     return spmm(x, graph.crow, graph.col, val, scale, scale, diag, *transpose, reduce, need_arg)[0]
+
+
+def aggregate_transform(graph: CSRGraph, x: Tensor | CompressedRows, linear: torch.nn.Module, bias: Tensor | None,
+                        act: str | None, dropout: float, seed: Tensor | None, *, aggr: str = "add",
+                        normalize: bool = True, improved: bool = False,
+                        add_self_loops: bool = True) -> Tensor | None:  # fmt: skip
+    """``dropout(act(linear(A x) + bias))`` in one op, or None where that is not possible or not faster."""
+    if not isinstance(x, Tensor) or not isinstance(linear, SparseLinear):
+        return None
+    if not fused(x, graph.num_edges, linear.out_features, linear.values.numel()):
+        return None
+    constant = graph.val is None or not graph.val.requires_grad
+    hooked = linear._forward_hooks or linear._forward_pre_hooks
+    if REDUCTIONS[aggr] != "sum" or not constant or hooked or not linear.fusible:
+        return None
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    scale, diag = graph.gcn_norm(improved, add_self_loops, dtype) if normalize else (None, None)
+    transpose = graph.transpose() if needs_grad(x) else (None, None, None)
+    val = None if graph.val is None else graph.val.to(x.dtype)
+    weight = (linear.values, bias, linear.crow, linear.col, linear.ccol, linear.row, linear.perm)
+    matrix = (graph.crow, graph.col, val, scale, scale, diag, *transpose)
+    return spmm_linear(x, *matrix, *weight, act or "none", float(dropout), seed)
 
 
 def normalized(graph: CSRGraph, improved: bool, add_self_loops: bool, dtype: torch.dtype) -> tuple[CSRGraph, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsegnn.graph import CSRGraph
-from sparsegnn.nn.aggregate import REDUCTIONS, KeptAggregate, aggregate
+from sparsegnn.nn.aggregate import REDUCTIONS, KeptAggregate, aggregate, aggregate_transform
 from sparsegnn.nn.inner import check_activation, check_features, finish, glorot_, inner_linear, new_seed, transform
 from sparsegnn.nn.maxk import CompressedRows, dense
 from sparsegnn.ops.spmm_gcn import aggregate_first
@@ -88,6 +88,9 @@ class GCNConv(nn.Module):
         if commutes(self.aggr):
             ax = self._kept(x, graph, lambda: self._aggregate(graph, x)) if self.cached else None
             if ax is None and (isinstance(x, CompressedRows) or aggregate_first(x, self.out_channels)):
+                y = aggregate_transform(graph, x, self.lin, *epilogue, **self._options())
+                if y is not None:
+                    return y
                 ax = self._aggregate(graph, x)
             if ax is not None:
                 return transform(self.lin, ax, *epilogue)
@@ -112,7 +115,11 @@ class GCNConv(nn.Module):
         return graph
 
     def _aggregate(self, graph: CSRGraph, x: Tensor) -> Tensor:
-        return aggregate(graph, x, self.aggr, self.normalize, self.improved, self.add_self_loops)
+        return aggregate(graph, x, **self._options())
+
+    def _options(self) -> dict:
+        names = ("aggr", "normalize", "improved", "add_self_loops")
+        return {name: getattr(self, name) for name in names}
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}"

@@ -10,6 +10,8 @@ from sparsegnn.ops import (  # noqa: F401  (they register their ops)
     sparse_linear_out,
     sparse_linear_probe,
     spmm_arg,
+    spmm_linear,
+    spmm_linear_backward,
     spmm_out,  # noqa: F401  (they register their ops)
 )
 from sparsegnn.ops.block_linear import block_linear as block_linear

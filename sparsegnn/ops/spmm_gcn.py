@@ -1,8 +1,9 @@
-"""gcn: one graph convolution as a composite of spmm and sparse_linear, in the cheaper order, with a fused epilogue."""
+"""gcn: one graph convolution, of spmm and sparse_linear in the cheaper order, or as one op where that is faster."""
 
 import torch
 from torch import Tensor
 
+from sparsegnn.ops._fused import fused
 from sparsegnn.ops._library import check, check_epilogue, check_like, check_pattern_device
 from sparsegnn.ops._random import dropout_like
 
@@ -23,7 +24,7 @@ def gcn(graph, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, pattern
 
     Returns:
         ``[N, M]``. Aggregation runs on the narrower side; where it comes first and the weight is sparse, the epilogue
-        is part of the product.
+        is part of the product, and on CUDA both may be one kernel (``spmm_linear``).
     """
     check("gcn", "x", x, (graph.num_rows, "K"), graph)
     sparse = pattern is not None
@@ -39,6 +40,9 @@ def gcn(graph, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, pattern
     if graph.val is not None and graph.val.requires_grad:
         raise ValueError("gcn: graph must have constant weights, got some that require a gradient")
     if aggregate_first(x, outputs):
+        if sparse and fused(x, graph.num_edges, outputs, weight.numel()):
+            matrix = _matrix(graph, x, improved, add_self_loops)
+            return torch.ops.sparsegnn.spmm_linear(x, *matrix, weight, bias, *pattern, act, dropout, seed)
         x = _aggregate(graph, x, improved, add_self_loops)
         if sparse:
             return torch.ops.sparsegnn.sparse_linear(x, weight, bias, *pattern, act, dropout, seed)
@@ -48,10 +52,15 @@ def gcn(graph, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, pattern
 
 
 def _aggregate(graph, x, improved, add_self_loops):
+    return torch.ops.sparsegnn.spmm(x, *_matrix(graph, x, improved, add_self_loops), "sum")[0]
+
+
+def _matrix(graph, x, improved, add_self_loops):
+    """L and its transpose as spmm takes them."""
     scale, diag = graph.gcn_norm(improved, add_self_loops, torch.promote_types(x.dtype, torch.float32))
     transpose = graph.transpose() if x.requires_grad and torch.is_grad_enabled() else (None, None, None)
     val = None if graph.val is None else graph.val.to(x.dtype)
-    return torch.ops.sparsegnn.spmm(x, graph.crow, graph.col, val, scale, scale, diag, *transpose, "sum")[0]
+    return graph.crow, graph.col, val, scale, scale, diag, *transpose
 
 
 def aggregate_first(x: Tensor, outputs: int) -> bool:

@@ -1,4 +1,7 @@
-"""The torch entries csrc/cuda/*.cu under the emulator: they take the place of the CPU library, and ops are tested."""
+"""The torch entries csrc/cuda/*.cu under the emulator: they take the place of the CPU library, and ops are tested.
+
+So is GCNConv as one op: there a training step runs on the fused kernels.
+"""
 
 import os
 import re
@@ -46,3 +49,8 @@ def test_maxk_trains_on_the_cuda_entries(tmp_path):
     """Forward and backward of graph layers behind MaxK, in every way the layers call the kernels."""
     selection = "training_step or weighted_graphs or (compressed_rows_as_dense_ones and 0.0)"
     assert run(tmp_path, TESTS / "nn" / "test_maxk.py", selection) >= 15
+
+
+@sanitized
+def test_the_fused_layer_passes_on_the_cuda_entries(tmp_path):
+    assert run(tmp_path, TESTS / "nn" / "test_gcn_fused.py", "") >= 30

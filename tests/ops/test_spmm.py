@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from ops.harness import Case, Op, cases, check_contract, check_op
+from ops.harness import Case, Op, cases, check_contract, check_op, csr_of, relative_error
+from torch.utils.flop_counter import FlopCounterMode
 
 import sparsegnn
 from sparsegnn import ops
+from sparsegnn.ops._random import dropout_factor
 
 
 def oracle(x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, reduce):
@@ -175,3 +177,115 @@ def test_extrema_without_arg():
     graph, x = graph_and_x(33)
     y, arg = torch.ops.sparsegnn.spmm(x, graph.crow, graph.col, *[None] * 7, "max", False)
     assert torch.equal(y, call(x, graph.crow, graph.col, *[None] * 7, "max")[0]) and arg.shape == (0, 0)
+
+
+# --- spmm_linear: a sparse linear layer behind the aggregation
+
+WEIGHT = ("w_crow", "w_col", "w_ccol", "w_row", "w_perm")
+
+
+def linear_oracle(x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, values, bias, w_crow, w_col, w_ccol,
+                  w_row, w_perm, act="none", dropout=0.0, seed=None):  # fmt: skip
+    """Both products with dense matrices; what is dropped as the generator's own plain form says."""
+    ax = oracle(x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, "sum")[0]
+    rows = torch.arange(w_crow.numel() - 1).repeat_interleave(w_crow.diff().long())
+    weight = values.new_zeros(w_crow.numel() - 1, x.size(1)).index_put((rows, w_col.long()), values, accumulate=True)
+    y = torch.nn.functional.linear(ax, weight, bias)
+    y = y.relu() if act == "relu" else y
+    if dropout == 0:
+        return y
+    return y * dropout_factor(seed, torch.arange(len(y)), y.size(1), dropout, y.dtype)
+
+
+def linear_inputs(case: Case) -> dict:
+    parts = (case.variant or "").split("+")
+    graph = inputs(Case(**{**case.__dict__, "variant": "+".join(("sum", *parts))}))
+    del graph["reduce"]
+    outputs, g = 2 * case.width % 37 + 3, case.generator()
+    flat = (torch.rand(outputs * case.width, generator=g) < 0.4).nonzero().view(-1)
+    if "empty" in parts:
+        flat = flat[:0]
+    weight = csr_of(flat // case.width, flat % case.width, outputs, case.width)
+    dropout = 0.3 if "dropout" in parts else 0.0
+    given = graph | dict(
+        values=case.tensor(flat.numel()),
+        bias=case.tensor(outputs) if "bias" in parts else None,
+        **dict(zip(WEIGHT, weight, strict=True)),
+        act="relu" if "relu" in parts else "none",
+        dropout=dropout,
+        seed=torch.tensor([11]) if dropout else None,
+    )
+    return {n: t.to(case.device) if isinstance(t, torch.Tensor) else t for n, t in given.items()}
+
+
+def linear_call(**given):
+    return torch.ops.sparsegnn.spmm_linear(*given.values())
+
+
+LINEAR = Op(
+    linear_call,
+    linear_oracle,
+    linear_inputs,
+    grad=("x", "values", "bias"),
+    autocast=("x", "val", "values", "bias"),
+    raw=torch.ops.sparsegnn.spmm_linear.default,
+    # L^T dy is rounded before it is multiplied by W: a hub's gradient is then one sum of few terms, which may cancel
+    grad_tolerance={torch.bfloat16: 2e-2, torch.float16: 4e-3},
+)
+SIZES = dict(widths=(1, 3, 16, 33, 64))
+
+
+@pytest.mark.parametrize("case", cases(("", "val+bias", "val+scales+diag+bias+dropout", "empty+bias"), **SIZES))
+def test_linear_values(case):
+    check_op(LINEAR, case)
+
+
+# In 16 bits an output within rounding of zero may be on either side of it.
+WIDE = (torch.float32, torch.float64)
+
+
+@pytest.mark.parametrize("case", cases(("scales+diag+bias+relu", "relu+dropout"), dtypes=WIDE, **SIZES))
+def test_linear_values_with_relu(case):
+    check_op(LINEAR, case)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("variant", ["scales+diag+bias+relu", "val+relu+dropout"])
+def test_linear_gradients_with_relu_in_16_bits(variant, dtype):
+    """The side of zero on which the op's own output is decides."""
+    given = linear_inputs(Case(width=33, dtype=dtype, variant=variant))
+    names = [n for n in ("x", "values", "bias") if given[n] is not None]
+    leaves = {n: given[n].clone().requires_grad_() for n in names}
+    y = linear_call(**given | leaves)
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(3)).to(dtype)
+    got = torch.autograd.grad(y, list(leaves.values()), dy)
+    double = {n: t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t for n, t in given.items()}
+    leaves = {n: double[n].requires_grad_() for n in names}
+    plain = linear_oracle(**double | leaves | dict(act="none", dropout=0.0))
+    masked = dy.double() * (y > 0) / (1 - given["dropout"])
+    for name, g, want in zip(names, got, torch.autograd.grad(plain, list(leaves.values()), masked), strict=True):
+        assert relative_error(g, want) <= 1e-2, name
+
+
+@pytest.mark.parametrize("variant", ["val+scales+diag+bias", "scales+bias+dropout"])
+def test_linear_contract(variant):
+    check_contract(LINEAR, Case(width=5, variant=variant))
+
+
+def test_linear_flops():
+    given = linear_inputs(Case(width=16, variant="bias"))
+    with FlopCounterMode(display=False) as counter:
+        given["x"].requires_grad_(), given["values"].requires_grad_()
+        linear_call(**given).sum().backward()
+    n, edges, nnz, outputs = 23, given["col"].numel(), given["values"].numel(), given["w_crow"].numel() - 1
+    assert counter.get_total_flops() == 2 * edges * (16 + outputs) + 6 * n * nnz
+
+
+def test_linear_refuses_what_it_cannot_differentiate():
+    given = linear_inputs(Case(width=4, variant="val"))
+    given["values"].requires_grad_()
+    with pytest.raises(NotImplementedError, match="spmm_linear: val, scales and diag are constants"):
+        linear_call(**given | dict(val=given["val"].requires_grad_())).sum().backward()
+    given = linear_inputs(Case(width=4)) | dict(ccol=None, row=None, perm=None)
+    with pytest.raises(ValueError, match="spmm_linear: ccol, row and perm must be given for a gradient"):
+        linear_call(**given | dict(values=given["values"].requires_grad_())).sum().backward()

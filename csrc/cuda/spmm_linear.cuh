@@ -1,0 +1,82 @@
+// spmm_linear / cuda: a graph convolution with a sparse weight in one kernel
+//
+//   y[r, m] = epilogue(bias[m] + sum over the nonzeros e of row m of W:  values[e] * (L x)[r, col[e]])
+//   L as in spmm.cuh: row_scale, val, col_scale, diag
+//
+// layout     the graph as in spmm.cuh, W as in sparse_linear.cuh; x[N, K], y[R, M] row-major
+// work       2*E*K + 2*R*nnz flop; L x is never written: 2*R*K*s bytes less than spmm and sparse_linear
+// schedule   a block of 8 warps aggregates 32*NL rows into a tile of shared memory (spmm_linear_gather.cuh), then
+//            multiplies it as sparse_linear does, 64 outputs at a time. Two blocks share an SM, so that one gathers
+//            from L2 while the other multiplies from shared memory. All of K must fit the tile
+// numerics   L x is rounded to T as spmm's output is; the sums of the product as in sparse_linear.cuh
+// backward   spmm_linear_backward.cuh
+// see        sparsegnn/ops/spmm_linear.py, tests/csrc/test_spmm_linear.py
+#pragma once
+#include "spmm_linear_gather.cuh"
+
+namespace sparsegnn::cuda {
+
+// The plan of the product; per_lane is 0 where a tile of x does not fit.
+inline LinearPlan spmm_linear_plan(int64_t rows, int64_t inputs, int64_t outputs, int64_t element_size) {
+  const auto stride = [](int n) { return kWarp * n + (n == 4 ? 4 : 2); };
+  const auto fits = [&](int n) { return gather_bytes(n) + (inputs + 1) * stride(n) * element_size <= kLinearShared; };
+  if (!fits(1)) return {0, 0, 0, 1, outputs};
+  int n = element_size == 8 ? 2 : 4;
+  while (n > 1 && (!fits(n) || ceil_div(rows, kWarp * n) < kLinearBlocks)) n /= 2;
+  return {n, stride(n), static_cast<int>(inputs), 1, outputs};
+}
+
+template <typename T, int NL>
+__global__ void __launch_bounds__(kLinearThreads, 2)
+    spmm_linear_kernel(RowGather<T> gather, SparseLinearArguments<T> a, LinearPlan plan, bool vector_stores,
+                       LinearPacked<acc_t<T>> packed) {
+  using Tile = LinearTile<T, NL>;
+  SG_SHARED(unsigned char, scratch);
+  T* tile = reinterpret_cast<T*>(scratch + gather_bytes(NL));
+  const int64_t sample = int64_t{blockIdx.x} * Tile::kSamples;
+  for (int n = threadIdx.x; n < Tile::kStride; n += kLinearThreads) tile[plan.chunk * Tile::kStride + n] = T{};
+  gather_tile<T, NL>(gather, tile, scratch, sample);
+  for (int64_t m = threadIdx.x / kWarp * kLinearOutputs; m < a.outputs; m += kLinearRound) {
+    acc_t<T> sum[kLinearOutputs][NL] = {};
+    linear_product<T, NL>(tile, plan, packed, m, a.outputs, 0, sum);
+    linear_store<T, NL>(a, sample, m, a.outputs, vector_stores, sum);
+  }
+}
+
+// Bytes of the packed weight, then of the long rows.
+template <typename T>
+int64_t spmm_linear_weight_bytes(const LinearPlan& plan, int64_t outputs, int64_t entries) {
+  return ceil_div(sparse_linear_workspace_bytes<T>(plan, outputs, entries), 16) * 16;
+}
+template <typename T>
+int64_t spmm_linear_workspace_bytes(const LinearPlan& plan, int64_t outputs, int64_t entries, int64_t edges,
+                                    int64_t width, int64_t window) {
+  return spmm_linear_weight_bytes<T>(plan, outputs, entries) + long_rows_workspace_bytes<T>(edges, width, window);
+}
+
+// graph: x is that of the product, y is not used. a.x is not used, a.batch is the number of rows.
+// workspace: spmm_linear_workspace_bytes<T>(...), aligned to 16 bytes.
+template <typename T>
+cudaError_t launch_spmm_linear(const SpmmArguments<T>& graph, const SparseLinearArguments<T>& a, const LinearPlan& plan,
+                               int64_t window, void* workspace, cudaStream_t stream) {
+  if (a.batch == 0 || a.outputs == 0) return cudaSuccess;
+  if (plan.per_lane == 0) return cudaErrorInvalidValue;
+  const LinearPacked<acc_t<T>> packed = linear_packed<acc_t<T>>(plan, a.outputs, a.entries, workspace);
+  cudaError_t error = launch_linear_pack(a, plan, packed, stream);
+  if (error != cudaSuccess) return error;
+  RowGather<T> gather = row_gather(graph, window);
+  void* rest = static_cast<char*>(workspace) + spmm_linear_weight_bytes<T>(plan, a.outputs, a.entries);
+  error = launch_long_rows(gather, rest, stream);
+  if (error != cudaSuccess) return error;
+  const bool vector_stores = can_vectorise(kLinearOutputs, a.outputs, a.y);
+  const auto run = [&](auto kernel) {
+    const auto blocks = static_cast<unsigned>(ceil_div(a.batch, kWarp * plan.per_lane));
+    const size_t shared = gather_bytes(plan.per_lane) + size_t(plan.chunk + 1) * plan.stride * sizeof(T);
+    return launch(kernel, blocks, kLinearThreads, shared, stream, gather, a, plan, vector_stores, packed);
+  };
+  if constexpr (sizeof(T) < 8)
+    if (plan.per_lane == 4) return run(spmm_linear_kernel<T, 4>);
+  return plan.per_lane == 2 ? run(spmm_linear_kernel<T, 2>) : run(spmm_linear_kernel<T, 1>);
+}
+
+}  // namespace sparsegnn::cuda
