@@ -75,8 +75,30 @@ def environment(device: str = "cpu") -> dict:
     )
 
 
-def interleave(contenders: dict[str, Callable], rounds: int = 7, *, budget: float | None = None,
-               least: int = 3, sample: float = ROUND_SECONDS) -> dict[str, list[float]]:  # fmt: skip
+class HostClock:
+    """Time of calls that return when their work is done. ``gpu.DeviceClock`` is the other one."""
+
+    def timer(self, function: Callable):
+        function()
+        return Timer("f()", globals=dict(f=function), num_threads=torch.get_num_threads())
+
+    def once(self, timer) -> float:
+        """Seconds of one run, roughly."""
+        return timer.timeit(1).median
+
+    def runs(self, once: float, sample: float) -> int:
+        """How many of them make a sample."""
+        return max(1, min(1000, int(sample / max(once, 1e-7))))
+
+    def sample(self, timer, runs: int) -> tuple[bool, float]:
+        """Whether others used our cores meanwhile, and seconds per run."""
+        waited, start = run_queue_wait(), time.perf_counter()
+        seconds = timer.timeit(runs).median
+        return run_queue_wait() - waited > 0.03 * (time.perf_counter() - start), seconds
+
+
+def interleave(contenders: dict[str, Callable], rounds: int = 7, *, budget: float | None = None, least: int = 3,
+               sample: float = ROUND_SECONDS, clock=None) -> dict[str, list[float]]:  # fmt: skip
     """Seconds per run of every contender: ``rounds`` samples each, taken in turns, after one warm-up run.
 
     A sample during which threads of ours waited for a core, because other processes had it, for more than 3 % of the
@@ -84,13 +106,13 @@ def interleave(contenders: dict[str, Callable], rounds: int = 7, *, budget: floa
     ``budget`` in seconds, ``rounds`` is the most: after ``least`` of them it stops when the medians are steady to 1 %
     or the budget is spent; a contender of which a sample takes a fifth of it rests from then on, and is never repeated.
     """
+    clock = HostClock() if clock is None else clock
     timers, runs, once = {}, {}, {}
     start = time.perf_counter()
     for name, function in contenders.items():
-        function()
-        timers[name] = Timer("f()", globals=dict(f=function), num_threads=torch.get_num_threads())
-        once[name] = timers[name].timeit(1).median
-        runs[name] = max(1, min(1000, int(sample / max(once[name], 1e-7))))
+        timers[name] = clock.timer(function)
+        once[name] = clock.once(timers[name])
+        runs[name] = clock.runs(once[name], sample)
     samples: dict[str, list[tuple[bool, float]]] = {name: [] for name in contenders}
     for done in range(rounds):
         for name, timer in timers.items():
@@ -98,9 +120,9 @@ def interleave(contenders: dict[str, Callable], rounds: int = 7, *, budget: floa
             slow = budget is not None and once[name] * runs[name] > budget / 5
             if slow and (done >= least or (samples[name] and spent > 2 * budget)):
                 continue
-            tries = [_sample(timer, runs[name])]
+            tries = [clock.sample(timer, runs[name])]
             while tries[-1][0] and len(tries) < 4 and not slow and (budget is None or spent < budget):
-                tries.append(_sample(timer, runs[name]))
+                tries.append(clock.sample(timer, runs[name]))
                 spent = time.perf_counter() - start
             samples[name].append(min(tries))
         if budget is not None and done + 1 >= least:
@@ -114,13 +136,6 @@ def quiet(samples: list[tuple[bool, float]]) -> list[float]:
     """The undisturbed samples if there are three, else all."""
     undisturbed = [seconds for disturbed, seconds in samples if not disturbed]
     return undisturbed if len(undisturbed) >= 3 else [seconds for _, seconds in samples]
-
-
-def _sample(timer: Timer, runs: int) -> tuple[bool, float]:
-    """Whether others used our cores meanwhile, and seconds per run."""
-    waited, start = run_queue_wait(), time.perf_counter()
-    seconds = timer.timeit(runs).median
-    return run_queue_wait() - waited > 0.03 * (time.perf_counter() - start), seconds
 
 
 def run_queue_wait() -> float:

@@ -5,8 +5,11 @@ that are read off them. Each regime of memory is a process of its own:
 
     default   malloc as it is: large outputs of the baselines are mapped, and their pages faulted in, anew every time
     kept      malloc keeps what is freed, for both sides: what remains is the quality of kernels and algorithms
+    gpu       device memory by torch's allocator: the one regime of a suite for GPUs (``REGIMES = ("gpu",)``)
 
-Results are JSON lines in ``results/<device>/suite_<name>.jsonl``; README's table and figure are made from them.
+Results are JSON lines in ``results/<device>/suite_<name>.jsonl``; README's table and figure are made from them. A group
+whose process dies or hangs fails, and the next process goes on behind it. A suite for GPUs writes after every group and,
+run again, measures what is missing, or failed, or was measured with other sources.
 """
 
 from __future__ import annotations
@@ -14,11 +17,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import hashlib
 import importlib
 import json
+import queue
 import statistics
 import subprocess
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -29,6 +35,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 sys.path[:0] = [str(FOLDER)] if str(FOLDER) not in sys.path else []
 REGIMES = ("default", "kept")
+SILENCE = 240  # seconds without a word from a process after which it is taken to hang
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 
 #: kind of a row: its unit, whether more is better, and its value from seconds (or bytes) of ours and of the best other
@@ -38,19 +45,23 @@ KINDS: dict[str, tuple[str, bool, Callable]] = {
     "memory": ("x", True, lambda ours, other, work, limit: other / ours),
     "slow-down": ("x", False, lambda ours, other, work, limit: ours / other),
     "extra time": ("us", False, lambda ours, other, work, limit: 1e6 * (ours - other)),
+    "time": ("ms", False, lambda ours, other, work, limit: 1e3 * ours),
+    "bytes": ("GB/s", True, lambda ours, other, work, limit: work["bytes"] / ours / 1e9),
+    "products": ("TFLOP/s", True, lambda ours, other, work, limit: work["flop"] / ours / 1e12),
     "share of peak": ("%", True, lambda ours, other, work, limit: 100 * work["flop"] / ours / limit["flops"]),
 }
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: ``ours`` against the best of ``against``, by name of contender.
+    """A line of the table: ``ours`` (the best of them, if several) against the best of ``against``, by name.
 
-    ``bars`` gives (bar, stretch) for every regime that has one; ``work`` flop and bytes of ours, for the roofline.
+    ``bars`` gives (bar, stretch) for every regime that has one; ``work`` flop and bytes of ours, for the roofline, and
+    on a GPU ``rate``, which limit the flop are of, and ``l2``, bytes that come at best from there.
     """
 
     text: str
-    ours: str
+    ours: str | tuple[str, ...]
     against: tuple[str, ...] = ()
     bars: Mapping[str, tuple[float, float | None]] = field(default_factory=dict)
     kind: str = "speed-up"
@@ -61,19 +72,22 @@ class Row:
 @dataclass(frozen=True)
 class Group:
     """Contenders that are timed together. ``make`` gives ``{name: callable}``, ``errors`` their relative errors against
-    fp64 ``{name: error}``; ``measure`` takes the place of timing (peak memory, say) and gives ``{name: value}``."""
+    fp64 ``{name: error}``; ``measure`` takes the place of timing (peak memory, say) and gives ``{name: value}``.
+
+    In the regime ``gpu``, ``make`` gives a ``gpu.Contest``; ``stage`` is a part of the suite that is run by itself.
+    """
 
     name: str
     case: Mapping[str, object]
     rows: tuple[Row, ...]
-    make: Callable[[], dict[str, Callable]] | None = None
+    make: Callable[[], object] | None = None
     errors: Callable[[], dict[str, float]] | None = None
     measure: Callable[[], dict[str, float]] | None = None
     regimes: tuple[str, ...] = REGIMES
     seconds: float = 10.0
-    repeats: int = (
-        1  # a group with a bar below is measured so often at most; the best counts, and the row says how often
-    )
+    #: a group with a bar below is measured so often at most; the best counts, and the row says how often
+    repeats: int = 1
+    stage: str = ""
 
 
 def keep_memory() -> None:
@@ -91,13 +105,34 @@ def load(name: str, quick: bool) -> list[Group]:
     return importlib.import_module(f"suites.{name}").groups(quick)
 
 
-def measure_group(group: Group, regime: str, quick: bool) -> Iterator[dict]:
-    """The rows of one group."""
+def regimes_of(name: str) -> tuple[str, ...]:
+    return getattr(importlib.import_module(f"suites.{name}"), "REGIMES", REGIMES)
+
+
+def limits_of(regime: str) -> dict:
     import machine
     import torch
 
+    if regime != "gpu":
+        return machine.limits(torch.get_num_threads())
+    import gpu_machine
+
+    return gpu_machine.limits()
+
+
+def measure_group(group: Group, regime: str, quick: bool) -> Iterator[dict]:
+    """The rows of one group."""
     start = time.perf_counter()
-    limit = machine.limits(torch.get_num_threads())
+    if regime == "gpu":
+        yield from _measure_on_gpu(group, quick)
+    else:
+        yield from _measure_on_host(group, regime, quick)
+    if not quick:
+        print(f"{group.name}: {time.perf_counter() - start:.1f} s", file=sys.stderr)
+
+
+def _measure_on_host(group: Group, regime: str, quick: bool) -> list[dict]:
+    limit = limits_of(regime)
     errors = group.errors() if group.errors is not None and regime == group.regimes[0] else {}
     contenders = group.make() if group.measure is None else {}
     rows: list[dict] = []
@@ -111,9 +146,41 @@ def measure_group(group: Group, regime: str, quick: bool) -> Iterator[dict]:
             row["kernel"] = getattr(contenders.get(row["contender"]), "kernel", None)
         if all(row["passed"] is not False for row in rows):
             break
-    yield from rows
-    if not quick:
-        print(f"{group.name}: {time.perf_counter() - start:.1f} s", file=sys.stderr)
+    return rows
+
+
+def _measure_on_gpu(group: Group, quick: bool) -> Iterator[dict]:
+    """Contenders are checked first, over memory full of NaN; those that fail or are wrong take no part."""
+    import gpu
+    import runner
+
+    limit, contest = limits_of("gpu"), group.make()
+    checked = gpu.check(contest)
+    brief, long = dict(rounds=2, budget=0, least=2), dict(rounds=15, budget=group.seconds, least=7)
+    samples = runner.interleave(checked.run, **(brief if quick else long), clock=gpu.DeviceClock())
+    middle = {name: statistics.median(values) for name, values in samples.items()}
+    memory = {name: size for name, size in checked.memory.items() if name in middle}
+    for row in group.rows:
+        values = memory if row.kind == "memory" else middle
+        line = result(row, group, "gpu", samples, values, checked.errors, limit, quick)
+        ours, other = line["contender"], line["baseline"]
+        line["case"] |= contest.facts
+        line["percentiles"] = {n: percentiles(samples[n]) for n in (ours, *line["baselines"]) if n in samples}
+        line["memory"], line["memory_baseline"] = (memory[n] / 1e6 if n in memory else None for n in (ours, other))
+        line["dropped"] = {n: checked.dropped[n] for n in line["missing"] if n in checked.dropped}
+        if line["value"] is None:
+            lost, line["passed"] = line["ours"] is None, False if line["ours"] is None else None
+            reasons = "; ".join(f"{n}: {line['dropped'].get(n, 'not there')}" for n in line["missing"])
+            line["note"] = f"{'failed' if lost else 'nothing to compare with'}: {reasons}"
+        yield line
+
+
+def percentiles(seconds: list[float]) -> list[float]:
+    """The 10th and the 90th, in ms."""
+    if len(seconds) < 2:
+        return [1e3 * s for s in seconds for _ in range(2)]
+    cuts = statistics.quantiles(seconds, n=10, method="inclusive")
+    return [1e3 * cuts[0], 1e3 * cuts[-1]]
 
 
 def _samples(group: Group, contenders: dict[str, Callable], quick: bool) -> dict[str, list[float]]:
@@ -136,15 +203,17 @@ def result(row: Row, group: Group, regime: str, samples: dict, middle: dict, err
            quick: bool) -> dict:  # fmt: skip
     """One JSON line."""
     unit, more_is_better, value_of = KINDS[row.kind]
+    candidates = (row.ours,) if isinstance(row.ours, str) else row.ours
     others = {name: middle[name] for name in row.against if name in middle}
-    missing = [name for name in (row.ours, *row.against) if name not in middle]
+    missing = [name for name in (*candidates, *row.against) if name not in middle]
     best = min(others, key=others.get) if others else None
-    ours = middle.get(row.ours)
+    mine = min((n for n in candidates if n in middle), key=middle.get, default=candidates[0])
+    ours = middle.get(mine)
     value = None
     if ours is not None and (best is not None or not row.against):
         value = value_of(ours, others.get(best), row.work, limit)
     bar, stretch = row.bars.get(regime, (None, None)) if not quick else (None, None)
-    floor = max(row.work["flop"] / limit["flops"], row.work["bytes"] / limit["bandwidth"]) if row.work else None
+    floor = floor_of(row.work, limit) if row.work and row.kind != "memory" else None
     size = 1e-6 if row.kind == "memory" else 1e3  # MB or ms
     return dict(
         suite_row=row.text,
@@ -157,19 +226,27 @@ def result(row: Row, group: Group, regime: str, samples: dict, middle: dict, err
         bar=bar,
         stretch=stretch,
         passed=None if bar is None or value is None else bool(value >= bar if more_is_better else value <= bar),
-        contender=row.ours,
+        contender=mine,
+        several=len(candidates) > 1,
         baseline=best,
         ours=None if ours is None else size * ours,
         theirs=None if best is None else size * others[best],
         baselines={name: size * v for name, v in others.items()},
         missing=missing,
-        rounds=len(samples.get(row.ours, ())),
-        spread=_spread(samples.get(row.ours), samples.get(best)),
+        rounds=len(samples.get(mine, ())),
+        spread=_spread(samples.get(mine), samples.get(best)),
+        floor=None if floor is None else 1e3 * floor,
         roofline=floor / ours if floor is not None and ours else None,
-        error=errors.get(row.ours),
+        error=errors.get(mine),
         error_baseline=errors.get(best),
         note=row.note,
     )
+
+
+def floor_of(work: Mapping[str, float | str], limit: Mapping[str, float]) -> float:
+    """Seconds that the work takes at least: what is largest of its parts over what this machine can do."""
+    parts = [work["flop"] / (limit.get(work.get("rate", "flops")) or float("inf")), work["bytes"] / limit["bandwidth"]]
+    return max(*parts, work.get("l2", 0) / (limit.get("l2") or float("inf")))
 
 
 def _spread(ours: list[float] | None, theirs: list[float] | None) -> list[float] | None:
@@ -180,34 +257,58 @@ def _spread(ours: list[float] | None, theirs: list[float] | None) -> list[float]
     return [ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]]
 
 
-def child(name: str, regime: str, quick: bool, threads: int, only: str) -> None:
-    """Measure every group of one regime; JSON lines to stdout."""
+def child(name: str, regime: str, quick: bool, threads: int, only: str, todo: list[str] | None = None,
+          deadline: float | None = None) -> None:  # fmt: skip
+    """Measure the groups of one regime (those in ``todo``) until ``deadline``; JSON lines to stdout."""
     if regime == "kept":
         keep_memory()
-    import machine
     import runner
     import torch
 
     warnings.filterwarnings("ignore", message="Sparse (CSR|invariant)")
     torch.set_num_threads(threads)
-    about = runner.environment() | dict(malloc=regime, suite=name)
-    about |= dict(limits=machine.limits(threads))
-    for group in selected(load(name, quick), regime, only):
+    groups = [g for g in selected(load(name, quick), regime, only) if todo is None or g.name in todo]
+    about = runner.environment() | dict(malloc=regime, suite=name, limits=limits_of(regime))
+    if regime == "gpu":
+        import gpu
+
+        about |= dict(device=gpu.name(), code=code())
+    for group in groups:
+        if deadline is not None and time.time() + group.seconds > deadline:
+            emit(late=group.name)
+            return
         emit(start=group.name)
         try:
             for row in measure_group(group, regime, quick):
                 emit(row=about | row)
         except Exception as e:  # the table says so, and the other groups still run
             traceback.print_exc()
-            for row in group.rows:
-                failed = dict(suite_row=row.text, group=group.name, case=dict(group.case), regime=regime, value=None,
-                              kind=row.kind, unit=KINDS[row.kind][0], bar=None, stretch=None, passed=False,
-                              note=f"failed: {type(e).__name__}: {e}")  # fmt: skip
-                emit(row=about | failed)
+            for row in failed(group, regime, f"{type(e).__name__}: {e}"):
+                emit(row=about | row)
+        emit(done=group.name)
+        if regime == "gpu":
+            gpu.clean_up()  # or the end of this process, where its GPU is lost
+
+
+def failed(group: Group, regime: str, reason: str) -> list[dict]:
+    empty = dict.fromkeys(("value", "bar", "stretch", "baseline", "ours", "theirs", "roofline", "error",
+                           "error_baseline"))  # fmt: skip
+    return [empty | dict(suite_row=row.text, group=group.name, case=dict(group.case), regime=regime, kind=row.kind,
+                         unit=KINDS[row.kind][0], passed=False, missing=[], note=f"failed: {reason}")
+            for row in group.rows]  # fmt: skip
 
 
 def selected(groups: list[Group], regime: str, only: str) -> list[Group]:
     return [g for g in groups if regime in g.regimes and only in g.name]
+
+
+def code() -> str:
+    """A hash of the kernels and of what calls them: numbers of other sources are not taken for these."""
+    root, digest = FOLDER.parent, hashlib.sha256()
+    for pattern in ("csrc/**/*", "sparsegnn/ops/*.py", "sparsegnn/nn/*.py", "sparsegnn/*.py"):
+        for path in sorted(p for p in root.glob(pattern) if p.is_file()):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def emit(**event) -> None:
@@ -217,49 +318,128 @@ def emit(**event) -> None:
 # --- the parent ------------------------------------------------------------------------------------------------------
 
 
-def run(name: str, *, quick: bool = False, threads: int = 2, only: str = "", regimes: tuple[str, ...] = REGIMES,
-        write: bool = True, table: bool = True) -> list[dict]:  # fmt: skip
-    """Measure a suite, write its JSON lines (not when ``quick`` or partial), print its table; return the rows."""
+def run(name: str, *, quick: bool = False, threads: int = 2, only: str = "", regimes: tuple[str, ...] | None = None,
+        write: bool = True, table: bool = True, stages: tuple[str, ...] = (), folder: Path | None = None,
+        seconds: float | None = None) -> list[dict]:  # fmt: skip
+    """Measure a suite, write its JSON lines (not when ``quick`` or partial), print its table; return the rows.
+
+    A suite for GPUs writes after every group, to ``folder`` if that is given (``quick`` too), and goes on where it was:
+    ``stages`` measures only these parts of it, and no group starts after ``seconds``.
+    """
     known = sorted(p.stem for p in (FOLDER / "suites").glob("[!_]*.py") if "def groups" in p.read_text())
     if name not in known:
         raise ValueError(f"suite must be one of {', '.join(known)}, got {name!r}")
-    groups = load(name, quick)
+    every = regimes_of(name)
+    regimes, on_gpu = regimes or every, every == ("gpu",)
+    groups = [g for g in load(name, quick) if not stages or g.stage in stages]
     if not any(selected(groups, regime, only) for regime in regimes):
         raise ValueError(f"only must be part of a group's name ({', '.join(g.name for g in groups)}), got {only!r}")
-    start, rows = time.perf_counter(), []
-    with progress(sum(len(selected(groups, regime, only)) for regime in regimes)) as step:
-        for regime in regimes:
-            if selected(groups, regime, only):
-                rows += _run_child(name, regime, quick, threads, only, step)
-    rows += getattr(importlib.import_module(f"suites.{name}"), "summary", lambda rows: [])(rows)
-    if write and not quick and not only and set(regimes) == set(REGIMES):
+    start, path, kept = time.perf_counter(), None, []
+    summary = getattr(importlib.import_module(f"suites.{name}"), "summary", lambda rows: [])
+    if on_gpu:
+        import gpu
+
+        if not gpu.on_gpu() and not quick:
+            raise ValueError(f"suite {name} needs a GPU that PyTorch sees; --quick runs it on the CPU with tiny sizes")
+        folder = folder or (None if quick or not write or only else FOLDER / "results" / gpu.name())
+        path = folder / f"suite_{name}.jsonl" if folder else None
+        kept = earlier(path) if path else []
+    deadline = None if seconds is None else time.time() + seconds
+    names = [g.name for g in load(name, quick)]
+
+    def keep(rows: list[dict]) -> list[dict]:
+        """All rows, in the order of the suite, with those that sum up; written if they are to be."""
+        rows = sorted(kept + rows, key=lambda row: names.index(row["group"]) if row["group"] in names else len(names))
+        rows += summary(rows)
+        if path and rows:
+            save(path, rows)
+        return rows
+
+    rows, todo = [], {regime: missing(selected(groups, regime, only), kept) for regime in regimes}
+    with progress(sum(map(len, todo.values()))) as step:
+        for regime, wanted in todo.items():
+            kept = [r for r in kept if r["regime"] != regime or r["group"] not in {g.name for g in wanted}]
+            options = ["--threads", str(threads), "--only", only] + ["--quick"] * quick
+            options += ["--deadline", str(deadline)] if deadline else []
+            rows += _run_children(name, regime, options, wanted, step, lambda more: keep(rows + more))
+    rows = keep(rows)
+    if not on_gpu and write and not quick and not only and set(regimes) == set(every):
         save(FOLDER / "results" / rows[0]["device"] / f"suite_{name}.jsonl", rows)
     if table:
         show(name, rows, time.perf_counter() - start)
     return rows
 
 
-def _run_child(name: str, regime: str, quick: bool, threads: int, only: str, step: Callable[[str], None]) -> list[dict]:
-    command = [sys.executable, str(FOLDER / "suite.py"), name, "--child", regime, "--threads", str(threads)]
-    command += ["--only", only] + ["--quick"] * quick
-    rows = []
+def earlier(path: Path) -> list[dict]:
+    """Rows of a file that are of these sources."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return [row for row in rows if row.get("code") == code() and row["group"] != "mean"]
+
+
+def missing(groups: list[Group], rows: list[dict]) -> list[Group]:
+    """The groups of which there are not all rows, or of which some failed."""
+    there = {(row["group"], row["suite_row"]) for row in rows if not row["note"].startswith("failed")}
+    return [g for g in groups if any((g.name, row.text) not in there for row in g.rows)]
+
+
+def _run_children(name: str, regime: str, options: list[str], todo: list[Group], step: Callable[[str], None],
+                  keep: Callable[[list[dict]], object]) -> list[dict]:  # fmt: skip
+    """The rows of these groups. A process that dies or hangs costs the group that it was at."""
+    rows: list[dict] = []
+    while todo:
+        found, at, end = _run_child(name, regime, [*options, "--todo", json.dumps([g.name for g in todo])], step,
+                                    lambda more: keep(rows + more))  # fmt: skip
+        names = [g.name for g in todo]
+        if at is None and end:
+            raise RuntimeError(f"the process of regime {regime!r} {end}")
+        rows += found
+        if at is None or not end:
+            break
+        group = todo[names.index(at)]
+        about = {k: v for k, v in (found or rows or [{}])[-1].items() if k in ABOUT}
+        there = {row["suite_row"] for row in found if row["group"] == at}
+        rows += [about | row for row in failed(group, regime, f"the process {end}") if row["suite_row"] not in there]
+        keep(rows)
+        todo = todo[names.index(at) + 1 :]
+    return rows
+
+
+ABOUT = ("device", "threads", "isa", "torch", "sparsegnn", "python", "malloc", "suite", "limits", "code")
+
+
+def _run_child(name: str, regime: str, options: list[str], step: Callable[[str], None],
+               keep: Callable[[list[dict]], object]) -> tuple[list[dict], str | None, str]:  # fmt: skip
+    """Rows, the last group that was begun, and how the process ended, "" if well."""
+    command = [sys.executable, str(FOLDER / "suite.py"), name, "--child", regime, *options]
+    rows, at = [], None
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        for line in process.stdout:
+        lines: queue.Queue = queue.Queue()
+
+        def read():
+            for line in process.stdout:
+                lines.put(line)
+            lines.put(None)
+
+        threading.Thread(target=read, daemon=True).start()
+        while True:
+            try:
+                line = lines.get(timeout=SILENCE)
+            except queue.Empty:
+                process.kill()
+                return rows, at, f"said nothing for {SILENCE} s and was ended"
+            if line is None:
+                break
             if not line.startswith("{"):
                 continue
             event = json.loads(line)
             if "start" in event:
-                step(f"{regime}: {event['start']}")
-            else:
+                at = event["start"]
+                step(f"{regime}: {at}")
+            elif "row" in event:
                 rows.append(event["row"])
-    if process.returncode and not rows:
-        raise RuntimeError(f"the process of regime {regime!r} ended with code {process.returncode}")
-    if process.returncode:  # what it measured before stands
-        group = event.get("start") or event["row"]["group"]
-        note = f"failed: the process ended with code {process.returncode} in group {group!r} or after it"
-        empty = dict.fromkeys(("value", "bar", "stretch", "baseline", "ours", "theirs", "roofline"))
-        rows.append(rows[-1] | empty | dict(suite_row=f"process {regime}", group=group, passed=False, note=note))
-    return rows
+            elif "done" in event:
+                keep(rows)
+    return rows, at, f"ended with code {process.returncode}" if process.returncode else ""
 
 
 @contextlib.contextmanager
@@ -287,64 +467,16 @@ def save(path: Path, rows: list[dict]) -> None:
     temporary.replace(path)
 
 
+def show(name: str, rows: list[dict], seconds: float) -> None:
+    """Print the table."""
+    import suite_table
+
+    suite_table.show(name, rows, seconds, missed(rows))
+
+
 def missed(rows: list[dict]) -> list[dict]:
     """Rows below their bar, or that failed."""
     return [row for row in rows if row["passed"] is False]
-
-
-def show(name: str, rows: list[dict], seconds: float) -> None:
-    """The table: a line per row, the regimes side by side."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    first = rows[0]
-    title = f"suite {name}: {first['device']}, {first['threads']} threads, {first['isa']}, torch {first['torch']}"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("what", no_wrap=True)
-    table.add_column("ours", justify="right", no_wrap=True)
-    table.add_column("best other", no_wrap=True)
-    regimes = [regime for regime in REGIMES if any(row["regime"] == regime for row in rows)]
-    for regime in regimes:
-        table.add_column(f"{regime} malloc: ratio, bar / stretch", no_wrap=True)
-    table.add_column("roofline", justify="right")
-    table.add_column("fp64 error", no_wrap=True)
-    lines: dict[tuple, dict[str, dict]] = {}
-    for row in rows:
-        lines.setdefault((row["group"], row["suite_row"]), {})[row["regime"]] = row
-    last = None
-    for (group, text), by_regime in lines.items():
-        if last not in (None, group.split()[0]):
-            table.add_section()
-        last, row = group.split()[0], by_regime.get("default") or next(iter(by_regime.values()))
-        cells = [verdict(by_regime.get(regime)) for regime in regimes]
-        if row["value"] is None:
-            reason = row.get("note") or f"not installed: {', '.join(row['missing'])}"
-            table.add_row(text, "", f"[yellow]{reason}[/]", *cells, "", "")
-            continue
-        size = "MB" if row["kind"] == "memory" else "ms"
-        other = "" if row["baseline"] is None else f"{row['baseline']} {row['theirs']:.3g} {size}"
-        text += f" (ran {row['kernel']})" if (row.get("kernel") or "").startswith("dense") else ""
-        roofline = "" if row["roofline"] is None else f"{100 * row['roofline']:.0f} %"
-        errors = " / ".join("-" if e is None else f"{e:.1e}" for e in (row["error"], row["error_baseline"]))
-        ours = "" if row["ours"] is None else f"{row['ours']:.3g} {size}"
-        table.add_row(text, ours, other, *cells, roofline, "" if errors == "- / -" else errors)
-    (Console() if sys.stdout.isatty() else Console(width=200)).print(table)
-    judged, below = [r for r in rows if r["passed"] is not None], missed(rows)
-    limit = first["limits"]
-    print(f"{len(judged) - len(below)} of {len(judged)} bars reached in {seconds:.0f} s. Limits ({limit['by']}): "
-          f"{limit['flops'] / 1e9:.0f} GFLOP/s fp32, {limit['bandwidth'] / 1e9:.0f} GB/s copied.")  # fmt: skip
-
-
-def verdict(row: dict | None) -> str:
-    """The value of a row beside its bar."""
-    if row is None or row["value"] is None:
-        return "[red]failed[/]" if row is not None and row["passed"] is False else ""
-    text = f"{row['value']:.2f}x" if row["unit"] == "x" else f"{row['value']:.3g} {row['unit']}"
-    if row["passed"] is None:
-        return text
-    bar = f"{row['bar']:g}" + (f" / {row['stretch']:g}" if row["stretch"] is not None else "")
-    return f"[green]{text:>6}[/]  {bar} pass" if row["passed"] else f"[red]{text:>6}[/]  {bar} [red]MISS[/]"
 
 
 def main() -> None:
@@ -354,13 +486,16 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="exit with 1 when a bar is missed")
     parser.add_argument("--only", default="", metavar="TEXT", help="groups whose name contains this; nothing written")
     parser.add_argument("--regime", choices=REGIMES, action="append", help="one regime only; nothing written")
+    parser.add_argument("--stage", action="append", help="a part of a suite for GPUs, which goes on where it was")
     parser.add_argument("--threads", type=int, default=2, help="torch.set_num_threads; the bars are for 2")
-    parser.add_argument("--child", choices=REGIMES, help=argparse.SUPPRESS)
+    for hidden, kind in (("--child", str), ("--todo", json.loads), ("--deadline", float)):
+        parser.add_argument(hidden, type=kind, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        child(args.name, args.child, args.quick, args.threads, args.only)
+        child(args.name, args.child, args.quick, args.threads, args.only, args.todo, args.deadline)
         return
-    chosen = dict(quick=args.quick, threads=args.threads, only=args.only, regimes=tuple(args.regime or REGIMES))
+    chosen = dict(quick=args.quick, threads=args.threads, only=args.only, stages=tuple(args.stage or ()))
+    chosen["regimes"] = tuple(args.regime) if args.regime else None
     sys.exit(1 if missed(run(args.name, **chosen)) and args.check else 0)
 
 

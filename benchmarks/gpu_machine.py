@@ -1,0 +1,100 @@
+"""What this GPU can do at most, measured in the process that asks: the limits of which rooflines are fractions."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import gpu
+import torch
+
+SOURCE = Path(__file__).with_name("gpu_machine.cu")
+RATES = ("fp32", "tf32", "bf16")
+
+
+@functools.cache
+def limits() -> dict:
+    """FLOP/s of large products by precision (``flops``: fp32) and of multiply-adds with an operand in shared memory;
+    bytes/s of a copy (read and written), of reading, of rows of 128 bytes gathered from L2; ``by`` which means."""
+    found = {rate: 2 * size**3 / seconds(product(size, rate)) for rate in RATES for size in (8192 if big() else 64,)}
+    x = gpu.randn(1 << (28 if big() else 14))
+    y = torch.empty_like(x)
+    found |= dict(flops=found["fp32"], bandwidth=2 * x.nbytes / seconds(lambda: y.copy_(x)))
+    found["read"] = x.nbytes / seconds(lambda: x.view(-1, 4096).amax(1))
+    del x, y
+    found["l2"] = gathered(24 << 20 if big() else 1 << 16, 128)
+    found["operand"] = operand()
+    return found | {"by": "CuPy" if kernel("gather") else "torch", "device": gpu.name()}
+
+
+def big() -> bool:
+    return gpu.on_gpu()
+
+
+def seconds(function: Callable, samples: int = 7) -> float:
+    """The least of several samples: a limit is what can be reached."""
+    clock = gpu.DeviceClock()
+    timer = clock.timer(function)
+    runs = clock.runs(clock.once(timer), 0.02)
+    return min(clock.sample(timer, runs)[1] for _ in range(samples if big() else 2))
+
+
+def product(size: int, rate: str) -> Callable:
+    a, b = (gpu.randn(size, size, precision=rate, seed=s) for s in (1, 2))
+    return gpu.with_tf32(lambda: a @ b) if rate == "tf32" else lambda: a @ b
+
+
+def gathered(working_set: int, row_bytes: int) -> float:
+    """Bytes/s of random rows of that size out of a table of ``working_set`` bytes."""
+    rows, width = working_set // row_bytes, row_bytes // 4
+    table = gpu.randn(rows, width)
+    count = (1 << 30 if big() else 1 << 18) // row_bytes
+    index = torch.randint(rows, (count,), device=gpu.device(), dtype=torch.int32)
+    function = kernel("gather")
+    if function is None:  # by torch, where sums of 64 rows are the nearest thing
+        bags = index.view(-1, 64)
+        return index.numel() * row_bytes / seconds(lambda: torch.nn.functional.embedding_bag(bags, table, mode="sum"))
+    lanes, block, per = min(32, width // 4), 256, 64
+    threads = count // per * lanes
+    out = torch.empty(threads, 4, device=gpu.device())
+    run = launcher(function, threads // block, block, 0, table, index, out, per, width // 4)
+    return threads // block * block // lanes * per * row_bytes / seconds(run)
+
+
+def operand() -> float | None:
+    """FLOP/s of multiply-adds that take one operand each from shared memory; None without CuPy."""
+    function = kernel("operand")
+    if function is None:
+        return None
+    blocks, threads, rounds = 4 * torch.cuda.get_device_properties(gpu.device()).multi_processor_count, 1024, 500
+    out = torch.empty(blocks * threads, device=gpu.device())
+    return blocks * threads * rounds * 16 * 4 * 2 / seconds(launcher(function, blocks, threads, 16384, out, rounds))
+
+
+@functools.cache
+def kernel(name: str):
+    """A kernel of gpu_machine.cu, or None where there is no CuPy (or no GPU)."""
+    if not gpu.on_gpu():
+        return None
+    try:
+        import cupy
+
+        function = cupy.RawModule(code=SOURCE.read_text(), options=("-std=c++17",)).get_function(name)
+        function.max_dynamic_shared_size_bytes  # noqa: B018  (compiles now, and fails here if it does)
+    except Exception:
+        return None
+    return function
+
+
+def launcher(function, blocks: int, threads: int, shared: int, *arguments) -> Callable:
+    import cupy
+    import numpy
+
+    given = tuple(cupy.asarray(a) if isinstance(a, torch.Tensor) else numpy.int32(a) for a in arguments)
+
+    def run():
+        with cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
+            function((blocks,), (threads,), given, shared_mem=shared)
+
+    return run
