@@ -1,6 +1,7 @@
 """The fused graph convolution kernels of CUDA under the emulator, against scipy and dense products in fp64."""
 
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -183,6 +184,7 @@ def test_same_bits_in_every_order(emulated_module, csr, width):
     assert all(len({r[i].tobytes() for r in results}) == 1 for i in range(3))
 
 
+@pytest.mark.skipif("SPARSEGNN_EMULATED" in os.environ, reason="Python itself is sanitized in that run, torch is not")
 @pytest.mark.parametrize("size", [2, 4, 8])
 def test_plans_fit_and_agree_with_the_policy(emulated_module, size):
     """Plans fit shared memory; the policy says what fits."""

@@ -210,7 +210,7 @@ def test_where_the_layer_takes_two_ops(one_op):
     with torch.no_grad():
         assert names_of(GCNConv(16, 16, **sparse), x, graph) == one
         assert names_of(GCNConv(16, 7, **sparse), x, graph) == two  # transform first
-    assert names_of(GCNConv(16, 64, **sparse), leaf, graph) == two  # dy would be gathered at four times the width
+    assert names_of(GCNConv(16, 512, **sparse), leaf, graph) == two  # dy would be gathered at 32 times the width
     assert names_of(GCNConv(16, 16), leaf, graph) == {"spmm"}  # a dense weight
     assert names_of(GCNConv(16, 16, aggr="mean", **sparse), leaf, graph) == two
     assert names_of(GCNConv(16, 16, aggr="max", **sparse), leaf, graph) == two
