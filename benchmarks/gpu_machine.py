@@ -18,11 +18,7 @@ def limits() -> dict:
     """FLOP/s of large products by precision (``flops``: fp32) and of multiply-adds with an operand in shared memory;
     bytes/s of a copy (read and written), of reading, of rows of 128 bytes gathered from L2; ``by`` which means."""
     found = {rate: 2 * size**3 / seconds(product(size, rate)) for rate in RATES for size in (8192 if big() else 64,)}
-    x = gpu.randn(1 << (28 if big() else 14))
-    y = torch.empty_like(x)
-    found |= dict(flops=found["fp32"], bandwidth=2 * x.nbytes / seconds(lambda: y.copy_(x)))
-    found["read"] = x.nbytes / seconds(lambda: x.view(-1, 4096).amax(1))
-    del x, y
+    found["flops"], (found["bandwidth"], found["read"]) = found["fp32"], streamed()
     found["l2"] = gathered(24 << 20 if big() else 1 << 16, 128)
     found["operand"] = operand()
     return found | {"by": "CuPy" if kernel("gather") else "torch", "device": gpu.name()}
@@ -38,6 +34,13 @@ def seconds(function: Callable, samples: int = 7) -> float:
     timer = clock.timer(function)
     runs = clock.runs(clock.once(timer), 0.02)
     return min(clock.sample(timer, runs)[1] for _ in range(samples if big() else 2))
+
+
+def streamed() -> tuple[float, float]:
+    """Bytes/s of a copy, read and written, and of reading."""
+    x = gpu.randn(1 << (28 if big() else 14))
+    y = torch.empty_like(x)
+    return 2 * x.nbytes / seconds(lambda: y.copy_(x)), x.nbytes / seconds(lambda: x.view(-1, 4096).amax(1))
 
 
 def product(size: int, rate: str) -> Callable:

@@ -7,9 +7,9 @@ that are read off them. Each regime of memory is a process of its own:
     kept      malloc keeps what is freed, for both sides: what remains is the quality of kernels and algorithms
     gpu       device memory by torch's allocator: the one regime of a suite for GPUs (``REGIMES = ("gpu",)``)
 
-Results are JSON lines in ``results/<device>/suite_<name>.jsonl``; README's table and figure are made from them. A group
-whose process dies or hangs fails, and the next process goes on behind it. A suite for GPUs writes after every group and,
-run again, measures what is missing, or failed, or was measured with other sources.
+Results are JSON lines in ``results/<device>/suite_<name>.jsonl``; README's tables and figure are made from them. A
+group whose process dies or hangs fails, and the next process goes on behind it. A suite for GPUs writes after every
+group and, run again, measures what is missing, or failed, or was measured with other sources.
 """
 
 from __future__ import annotations
@@ -154,10 +154,11 @@ def _measure_on_gpu(group: Group, quick: bool) -> Iterator[dict]:
     import gpu
     import runner
 
-    limit, contest = limits_of("gpu"), group.make()
+    limit, contest = limits_of("gpu"), gpu.Contest() if group.make is None else group.make()
     checked = gpu.check(contest)
     brief, long = dict(rounds=2, budget=0, least=2), dict(rounds=15, budget=group.seconds, least=7)
     samples = runner.interleave(checked.run, **(brief if quick else long), clock=gpu.DeviceClock())
+    samples |= {name: [value] for name, value in (group.measure() if group.measure else {}).items()}
     middle = {name: statistics.median(values) for name, values in samples.items()}
     memory = {name: size for name, size in checked.memory.items() if name in middle}
     for row in group.rows:
@@ -213,7 +214,7 @@ def result(row: Row, group: Group, regime: str, samples: dict, middle: dict, err
     if ours is not None and (best is not None or not row.against):
         value = value_of(ours, others.get(best), row.work, limit)
     bar, stretch = row.bars.get(regime, (None, None)) if not quick else (None, None)
-    floor = floor_of(row.work, limit) if row.work and row.kind != "memory" else None
+    floor = floor_of(row.work, limit) if row.work and row.kind not in ("memory", "bytes") else None
     size = 1e-6 if row.kind == "memory" else 1e3  # MB or ms
     return dict(
         suite_row=row.text,
@@ -361,7 +362,7 @@ def run(name: str, *, quick: bool = False, threads: int = 2, only: str = "", reg
             kept = [r for r in kept if r["regime"] != regime or r["group"] not in {g.name for g in wanted}]
             options = ["--threads", str(threads), "--only", only] + ["--quick"] * quick
             options += ["--deadline", str(deadline)] if deadline else []
-            rows += _run_children(name, regime, options, wanted, step, lambda more: keep(rows + more))
+            rows += _run_children(name, regime, options, wanted, step, lambda more, rows=rows: keep(rows + more))
     rows = keep(rows)
     if not on_gpu and write and not quick and not only and set(regimes) == set(every):
         save(FOLDER / "results" / rows[0]["device"] / f"suite_{name}.jsonl", rows)
@@ -388,7 +389,7 @@ def _run_children(name: str, regime: str, options: list[str], todo: list[Group],
     rows: list[dict] = []
     while todo:
         found, at, end = _run_child(name, regime, [*options, "--todo", json.dumps([g.name for g in todo])], step,
-                                    lambda more: keep(rows + more))  # fmt: skip
+                                    lambda more, rows=rows: keep(rows + more))  # fmt: skip
         names = [g.name for g in todo]
         if at is None and end:
             raise RuntimeError(f"the process of regime {regime!r} {end}")
