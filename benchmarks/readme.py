@@ -1,6 +1,7 @@
-"""Makes README's CPU table from committed results: python benchmarks/readme.py [results folder].
+"""Makes README's CPU table, and docs/cpu-benchmarks.md, from committed results: python benchmarks/readme.py [folder].
 
-Reads ``suite_cpu.jsonl``, which ``sparsegnn bench --suite cpu`` writes.
+Reads ``suite_cpu.jsonl``, which ``sparsegnn bench --suite cpu`` writes: README has its headlines, the page all rows of
+all machines.
 """
 
 import json
@@ -10,15 +11,30 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 README = FOLDER.parent / "README.md"
 FIGURE = FOLDER / "figures" / "speedup.svg"
+PAGE = FOLDER.parent / "docs" / "cpu-benchmarks.md"
+#: the rows of README's table: one of each kind, those that miss their bars among them
+HEADLINES = (
+    "SparseLinear, autograd 16384,512,512, 90 %",
+    "SparseLinear, autograd 65536,256,256, 90 %: SparseProp",
+    "weights 8192,1024,1024, 50 % sparse",
+    "weights 4096,256,256, 98 % sparse",
+    "spmm sum, 64 features",
+    "GATConv 128 to 8x8, training step",
+    "GAT training step, peak memory above inputs",
+    "GCN 128-256-40, 90 %, step: PyG torch_sparse",
+    "GCN 128-256-40, 90 %, step, act='relu': dense weights",
+    "sparse features, Cora, 1433 to 16: torch CSR",
+)
 BEGIN, END = "<!-- table:", "<!-- /table -->"
 HEAD = "| what | sparsegnn | best other | default malloc | kept memory | bars | of roofline | error, ours / other |"
 
 
-def table(rows: list[dict]) -> str:
-    """One line per row of the suite, the regimes side by side; what was not measured says why."""
+def table(rows: list[dict], only: tuple[str, ...] = ()) -> str:
+    """One line per row of the suite, or those named, the regimes side by side; what was not measured says why."""
     found: dict[str, dict[str, dict]] = {}
     for row in rows:
-        found.setdefault(row["suite_row"], {})[row["regime"]] = row
+        if not only or row["suite_row"] in only:
+            found.setdefault(row["suite_row"], {})[row["regime"]] = row
     lines = [HEAD, "|---|---|---|---|---|---|---|---|"]
     lines += [line(text, regimes) for text, regimes in found.items()]
     judged = [row for row in rows if row["passed"] is not None]
@@ -31,10 +47,9 @@ def table(rows: list[dict]) -> str:
         f"{len(judged)} do), in italics where it misses it. *Kept memory*: malloc keeps freed memory, for both sides. "
         f"Roofline: {limit['flops'] / 1e9:.0f} GFLOP/s and {limit['bandwidth'] / 1e9:.0f} GB/s, measured. Errors are "
         f"relative, against fp64. From `benchmarks/results/{first['device']}/suite_cpu.jsonl`, made by `sparsegnn "
-        "bench --suite cpu`; on another machine expect other numbers. No GPU number is published: the CUDA kernels "
-        "have not run on a GPU yet.",
+        "bench --suite cpu`; on another machine expect other numbers.",
     ]
-    if FIGURE.is_file():
+    if FIGURE.is_file() and only:
         lines += ["", f"![Speed of sparse weights against sparsity]({FIGURE.relative_to(README.parent)})"]
     return "\n".join(lines)
 
@@ -62,15 +77,25 @@ def cell(row: dict | None) -> str:
     return value if row["passed"] is None else f"**{value}**" if row["passed"] else f"*{value}*"
 
 
+def page(machines: list[list[dict]]) -> str:
+    """All rows of all machines."""
+    text = (
+        "# CPU benchmarks\n\nMade by `python benchmarks/readme.py` from `benchmarks/results/`; do not edit by hand.\n"
+    )
+    return text + "".join(f"\n## {rows[0]['device']}\n\n{table(rows)}\n" for rows in machines)
+
+
 def main() -> None:
-    found = sorted(p.parent for p in (FOLDER / "results").glob("cpu-*/suite_cpu.jsonl"))
-    if len(sys.argv) < 2 and not found:
+    found = sorted((FOLDER / "results").glob("cpu-*/suite_cpu.jsonl"), reverse=True)  # AVX-512 first
+    if not found:
         sys.exit("no results: run `sparsegnn bench --suite cpu` first")
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else found[0]
-    rows = [json.loads(text) for text in (folder / "suite_cpu.jsonl").read_text().splitlines()]
+    machines = [[json.loads(line) for line in path.read_text().splitlines()] for path in found]
+    folder = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else found[0].parent
+    headlines = table(machines[[path.parent for path in found].index(folder)], HEADLINES)
     text = README.read_text()
     begin = text.index("\n", text.index(BEGIN)) + 1
-    README.write_text(text[:begin] + "\n" + table(rows) + "\n\n" + text[text.index(END) :])
+    README.write_text(text[:begin] + "\n" + headlines + "\n\n" + text[text.index(END) :])
+    PAGE.write_text(page(machines))
 
 
 if __name__ == "__main__":
