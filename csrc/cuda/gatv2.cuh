@@ -143,9 +143,9 @@ struct Gatv2Head {
 template <typename T, int V_, int R, bool kWide>
 struct Gatv2Op {
   static constexpr int V = V_ * R, U = sizeof(T) * V > 16 ? 2 : 4,
-                       kLeastBlocks = V > 8                     ? 1
-                                      : V > 4 || sizeof(T) == 8 ? 2
-                                                                : 3;
+                       kLeastBlocks = V > 8                              ? 1
+                                      : V > 4 || sizeof(T) == 8 || kWide ? 2
+                                                                         : 3;
   using A = acc_t<T>;
   using Head = Gatv2Head<T, V_, R, kWide>;
   using State = GatState<A, V, false>;

@@ -45,7 +45,7 @@ template <typename T, int V_, int R, bool kWide>
 struct Gatv2RowsOp {
   static constexpr int V = V_ * R, U = 2,
                        kLeastBlocks = V > 8 || (sizeof(T) == 8 && V > 2) ? 1
-                                      : V > 4 || sizeof(T) == 8          ? 2
+                                      : V > 4 || sizeof(T) == 8 || kWide ? 2
                                                                          : 3;
   using A = acc_t<T>;
   using Head = Gatv2Head<T, V_, R, kWide>;
@@ -147,7 +147,7 @@ template <typename T, int V_, int R, bool kWide>
 struct Gatv2SourcesOp {
   static constexpr int V = V_ * R, U = 2,
                        kLeastBlocks = V > 8 || (sizeof(T) == 8 && V > 2) ? 1
-                                      : V > 4 || sizeof(T) == 8          ? 2
+                                      : V > 4 || sizeof(T) == 8 || kWide ? 2
                                                                          : 3;
   using A = acc_t<T>;
   using Head = Gatv2Head<T, V_, R, kWide>;

@@ -38,6 +38,7 @@ __global__ void __launch_bounds__(kMaxkSpmmThreads, sizeof(acc_t<T>) == 8 ? 2 : 
     begin = group * s.window, end = min(begin + s.window, s.edges);
     r = row_of_edge(s.crow, s.rows, begin);
   }
+#pragma unroll 1
   for (int side = 0; side < 2; ++side) {  // as segments_kernel
     const int64_t first = s.crow[r], last = s.crow[r + 1], from = max(begin, first), to = min(end, last);
     if (rows || last - first > s.window) {

@@ -25,10 +25,12 @@ constexpr int64_t kMaxkSpmmColumns = 2048;  // of a row of sums: 8 of 2048 doubl
 // How the lanes of a warp share the kept entries of an edge, and where their sums are.
 struct MaxkLayout {
   int vector = 1;   // entries of one load
-  int lanes = 32;   // of an edge: 32 / lanes edges at once
+  int lanes = 32;   // of an edge
+  int copies = 1;   // of the sums: 32 / lanes edges at once
   int entries = 1;  // neighbouring entries of a lane, and
   int span = 0;     // the columns they lie in: whole groups; 0 in rows without groups
   int words = 0;    // of the sums of a warp
+  int stride = 0;   // of a copy, in rows without groups
 };
 
 // More edges at once mean wider loads, but more sums to clear and to add: sums of 4 KB for a warp in graphs of long
@@ -44,24 +46,26 @@ MaxkLayout maxk_layout(const MaxkSpmmArguments<T, I>& a) {
     return V;
   };
   MaxkLayout l;
+  const auto share = [&](int64_t shares) { l.lanes = group_lanes(shares), l.copies = kWarp / l.lanes; };
   const int64_t groups = a.group > 0 && a.width % a.group == 0 ? a.width / a.group : 0;
   if (groups > 0 && a.k % groups == 0 && a.width <= kMaxkSpmmColumns) {
     for (int64_t several = 4; several >= 1; several /= 2) {  // groups of a lane
       if (groups % several != 0) continue;
+      share(groups / several);
       l.span = static_cast<int>(several * a.group), l.entries = static_cast<int>(several * (a.k / groups));
-      l.lanes = group_lanes(groups / several), l.vector = widest(l.entries);
-      l.words = static_cast<int>(ceil_div(groups / several, l.lanes) * l.span * kWarp);
+      l.vector = widest(l.entries), l.words = static_cast<int>(ceil_div(groups / several, l.lanes) * l.span * kWarp);
       if (l.words <= room) return l;
     }
     if (l.words <= min<int64_t>(2 * columns, 16384 / sizeof(acc_t<T>))) return l;
   }
-  l.span = 0;
+  l.span = 0, l.stride = static_cast<int>(columns);
   for (l.vector = widest(most); l.vector >= 1; l.vector /= 2) {
-    l.lanes = group_lanes(ceil_div(a.k, l.vector)), l.entries = l.vector;
-    l.words = static_cast<int>(kWarp / l.lanes * columns);
+    share(ceil_div(a.k, l.vector));
+    l.entries = l.vector, l.words = l.copies * l.stride;
     if (l.words <= room) return l;
   }
-  l.vector = l.entries = 1, l.lanes = kWarp, l.words = static_cast<int>(columns);
+  share(kWarp);
+  l.vector = l.entries = 1, l.words = l.stride;
   return l;
 }
 
@@ -92,9 +96,9 @@ struct MaxkSums {
         columns(static_cast<int>(min(kMaxkSpmmColumns, arguments.width - first))),
         k(static_cast<int>(arguments.k)),
         lane(threadIdx.x % kWarp),
-        part(lane % layout.lanes),
-        copy(lane / layout.lanes),
-        copies(kWarp / layout.lanes) {}
+        part(lane & (layout.lanes - 1)),
+        copy(lane * layout.copies / kWarp),
+        copies(layout.copies) {}
 
   __device__ void clear() {
     __syncwarp();
@@ -102,19 +106,20 @@ struct MaxkSums {
     __syncwarp();
   }
 
-  // Entry t and its followers of U edges, whose rows begin at `row`, for the lanes that have one (u * copies <
+  // Entry t and its followers of U edges from `row`, for the lanes that have one (u * copies <
   // rest): read all, then add one edge after the other. `origin`: what is taken from a column; `base`: the place of
   // the lane's first sum.
-  __device__ __forceinline__ void add(const int64_t (&row)[U], const A (&weight)[U], int rest, int t, int origin,
+  __device__ __forceinline__ void add(const int32_t (&row)[U], const A (&weight)[U], int rest, int t, int origin,
                                       int base) {
     vec<T, V> x[U];
     vec<I, V> c[U];
 #pragma unroll
     for (int u = 0; u < U; ++u) {
       if (u * copies >= rest) continue;
-      x[u] = load<V>(a.values + row[u] + t);
-      if constexpr (V * sizeof(I) == 1) c[u][0] = a.index[row[u] + t];
-      if constexpr (V * sizeof(I) > 1) c[u] = load<V>(a.index + row[u] + t);
+      const int64_t at = int64_t{row[u]} * k + t;
+      x[u] = load<V>(a.values + at);
+      if constexpr (V * sizeof(I) == 1) c[u][0] = a.index[at];
+      if constexpr (V * sizeof(I) > 1) c[u] = load<V>(a.index + at);
     }
 #pragma unroll
     for (int u = 0; u < U; ++u) {
@@ -134,6 +139,7 @@ struct MaxkSums {
   // Edges [begin, end) of row r, after the node itself if `self`.
   __device__ void walk(int64_t r, int64_t begin, int64_t end, bool self) {
     const int64_t count = end - begin + self;
+#pragma unroll 1
     for (int64_t at = 0; at < count; at += kWarp) {
       const int n = static_cast<int>(min<int64_t>(kWarp, count - at));
       int32_t mine = 0;
@@ -145,22 +151,26 @@ struct MaxkSums {
         own = node ? a.diag[r] : a.val ? to_acc(a.val[e]) : A(1);
         if (a.col_scale) own *= a.col_scale[mine];
       }
+#pragma unroll 1
       for (int b = 0; b < n; b += copies * U) {
-        int64_t row[U];
+        int32_t row[U];
         A weight[U];
 #pragma unroll
         for (int u = 0; u < U; ++u) {
           const int slot = (b + u * copies + copy) % kWarp;
-          row[u] = int64_t{__shfl_sync(kFullMask, mine, slot)} * k, weight[u] = __shfl_sync(kFullMask, own, slot);
+          row[u] = __shfl_sync(kFullMask, mine, slot), weight[u] = __shfl_sync(kFullMask, own, slot);
         }
         const int rest = n - b - copy;  // of the edges of this copy, `copies` apart
         if constexpr (kGrouped) {
           int band = part, origin = part * l.span, base = lane;
+#pragma unroll 1
           for (; origin < columns; band += l.lanes, origin += l.lanes * l.span, base += l.span * kWarp)
+#pragma unroll 1
             for (int t = band * l.entries; t < (band + 1) * l.entries; t += V) add(row, weight, rest, t, origin, base);
         } else {
+#pragma unroll 1
           for (int t = part * V; t - part * V < k; t += l.lanes * V)
-            add(row, weight, t < k ? rest : 0, t, first, copy * (l.words / copies));
+            add(row, weight, t < k ? rest : 0, t, first, copy * l.stride);
         }
       }
     }
@@ -171,20 +181,28 @@ struct MaxkSums {
   template <int E, typename F>
   __device__ void each(const F& f) const {
     if constexpr (kGrouped) {
-      for (int row = copy * E; row < l.words / kWarp; row += copies * E) {
-        const int band = row / l.span, origin = (band * l.lanes + part) * l.span;
-        vec<A, E> total = {};
-        for (int u = 0; u < copies; ++u) {  // every copy begins with its own sums: lanes keep to their banks
-          const A* from = sum + row * kWarp + (copy + u) % copies * l.lanes + part;
-          for (int i = 0; i < E; ++i) total[i] += from[i * kWarp];
+#pragma unroll 1
+      for (int band = 0; band * l.span * kWarp < l.words; ++band) {
+        const int origin = (band * l.lanes + part) * l.span;
+#pragma unroll 1
+        for (int row = copy * E; row < l.span; row += copies * E) {
+          const A* from = sum + (band * l.span + row) * kWarp + part;
+          vec<A, E> total = {};
+#pragma unroll 2
+          for (int u = 0; u < copies; ++u) {  // every copy begins with its own sums: lanes keep to their banks
+            const int at = ((copy + u) & (copies - 1)) * l.lanes;
+            for (int i = 0; i < E; ++i) total[i] += from[i * kWarp + at];
+          }
+          if (origin < columns) f(origin + row, total);
         }
-        if (origin < columns) f(origin + row - band * l.span, total);
       }
     } else {
+#pragma unroll 1
       for (int c = lane * E; c < columns; c += kWarp * E) {
         vec<A, E> total = {};
+#pragma unroll 2
         for (int u = 0; u < copies; ++u) {
-          const auto from = *reinterpret_cast<const vec<A, E>*>(sum + u * (l.words / copies) + c);
+          const auto from = *reinterpret_cast<const vec<A, E>*>(sum + u * l.stride + c);
           for (int i = 0; i < E; ++i) total[i] += from[i];
         }
         f(first + c, total);
