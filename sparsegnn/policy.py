@@ -92,8 +92,8 @@ _MEASURED_WITH_AVX512 = {torch.float32: 0.16, torch.float64: 0.07, torch.bfloat1
 #: CPU: least sparsity at which the sparse kernels win, forward and backward together, by instruction set and dtype;
 #: measured on Zen 4 with AVX-512 over widths of 64 to 1024 and 4,000 rows or more. Dense bfloat16 has instructions of
 #: its own there; dense float16 has none, and always loses. With few rows dense wins longer: `only_if_faster` measures
-#: that. AVX2, float32: Zen 3, forward and backward together break even at 27 % (4096 x 256 x 256), 40 % (4096 x 512 x 512)
-#: and 48 % (2048 x 1024 x 1024). What was not measured has the numbers of AVX-512.
+#: that. With AVX2 float32 on Zen 3 breaks even at 27 % (4096 x 256 x 256), 40 % (4096 x 512 x 512) and 48 % (2048 x
+#: 1024 x 1024). What was not measured has the numbers of AVX-512.
 LEAST_SPARSITY = {
     "avx512": _MEASURED_WITH_AVX512,
     "avx2": _MEASURED_WITH_AVX512 | {torch.float32: 0.4},
