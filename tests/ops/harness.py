@@ -59,7 +59,7 @@ class Case:
         return torch.Generator().manual_seed(random.Random(str(self)).getrandbits(63))
 
     def csr(self) -> tuple[Tensor, ...]:
-        """(crow, col, ccol, row, perm) of this case's graph, and its (M, N)."""
+        """(crow, col, ccol, row, perm) of this case's graph, on its device, and its (M, N)."""
         g = self.generator()
         m, n, e = {
             "random": (23, 23, 90),
@@ -82,7 +82,7 @@ class Case:
             target, source = torch.cat([target, seven]), torch.cat([source, everyone])
         if self.graph == "hub_source":  # node 7 is the neighbour of more than 10,000 nodes
             target, source = torch.cat([target, everyone]), torch.cat([source, seven])
-        return (*csr_of(target, source, m, n), (m, n))
+        return (*(t.to(self.device) for t in csr_of(target, source, m, n)), (m, n))
 
     def tensor(self, *shape: int, dtype: torch.dtype | None = None, low: float | None = None) -> Tensor:
         """Random values of ``shape`` in the case's dtype and layout; uniform in [low, 1] when ``low`` is given."""
