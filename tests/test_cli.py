@@ -154,6 +154,7 @@ def test_debug_shows_the_traceback(tmp_path):
 
 
 def test_bench_names_what_is_missing(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "path", sys.path[:])  # `bench` puts its folder there, for good
     monkeypatch.setattr(cli, "_checkouts", lambda: [tmp_path])
     for args in (["spmm"], ["--suite", "cpu"]):
         code, _, err = run("bench", *args)
