@@ -1,7 +1,8 @@
-"""The stages of scripts/gpu_check.sh: build, test, measure; each a JSON file, and one that was stopped goes on.
+"""The stages of scripts/gpu_check.sh: build, test, sanitize, measure; one that was stopped goes on.
 
-A stage yields rows. Each is written as soon as it is there, under the key of what it measured, and skipped next time;
-a stage that runs out of time stops between two rows. The file's ``complete`` says whether all are there.
+The first four yield rows. Each is written as soon as it is there, under the key of what it did, and skipped next time;
+a stage that runs out of time stops between two rows. The file's ``complete`` says whether all are there. The others are
+stages of the suite h200 (``suite.py``), whose rows are in ``suite_h200.jsonl``. Results of other sources count as none.
 """
 
 import argparse
@@ -18,45 +19,52 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-import gpu_speed  # noqa: E402
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
 SECONDS = 420  # of a stage
+SUITE = "h200"
+NO_GPU = "gpu_check: no GPU is visible to PyTorch; --dry-run runs every stage on the CPU"
 
 
 class Setting:
-    """How this run goes: where, and how large."""
+    """How this run goes: where, how large, how long."""
 
-    def __init__(self, dry_run: bool, output: Path | None):
+    def __init__(self, dry_run: bool, output: Path | None, seconds: float = SECONDS):
         os.environ["SPARSEGNN_STRICT"] = "1"  # a fallback to plain PyTorch must not pass for a kernel
-        self.dry_run, self.device = dry_run, "cpu" if dry_run else "cuda"
+        self.dry_run, self.device, self.seconds = dry_run, "cpu" if dry_run else "cuda", min(seconds, SECONDS)
         self.given = os.environ.get("SPARSEGNN_LIBRARIES")
         self.built = ROOT / "build" / "gpu" / "lib"
+        import gpu
+
         if dry_run:  # with the package that is installed
-            gpu_speed.torch.set_num_threads(1)
+            gpu.hide()
+            gpu.torch.set_num_threads(1)
         else:  # with this checkout
             os.environ.setdefault("SPARSEGNN_LIBRARIES", str(self.built))
             os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
             sys.path.insert(0, str(ROOT))
-        self.output = output or (ROOT / "benchmarks" / "results" / self.name())
+        if not dry_run and not gpu.on_gpu():
+            sys.exit(NO_GPU)
+        usual = ROOT / "benchmarks" / "results" / gpu.name()
+        self.output = output or usual
         self.output.mkdir(parents=True, exist_ok=True)
+        if self.output.resolve() != usual.resolve() and not dry_run:  # go on from what is committed
+            for path in usual.glob("*.json*"):
+                if not (self.output / path.name).exists():
+                    shutil.copy(path, self.output)
 
-    def name(self) -> str:
-        if self.dry_run:
-            return "dry-run"
-        cuda = gpu_speed.torch.cuda
-        if not cuda.is_available():
-            sys.exit("gpu_check: no GPU is visible to PyTorch; --dry-run runs every stage on the CPU")
-        return cuda.get_device_name().replace(" ", "-").lower()
+    def libraries(self) -> list[str]:
+        return sorted(p.name for p in Path(self.given or self.built).glob("libsparsegnn_*.so"))
 
 
 class Record:
     """The rows of a stage in its JSON file, by key."""
 
-    def __init__(self, path: Path, seconds: float):
+    def __init__(self, path: Path, seconds: float, code: str = ""):
         self.path, self.deadline = path, time.monotonic() + seconds
-        self.content = json.loads(path.read_text()) if path.is_file() else {"complete": False, "rows": []}
+        self.content = json.loads(path.read_text()) if path.is_file() else {}
+        if self.content.get("code") != code:
+            self.content = {"complete": False, "code": code, "rows": []}
 
     def run(self, cases: Iterator[tuple[dict, Callable[[], dict]]]) -> bool:
         done = [row["case"] for row in self.content["rows"] if not row.get("error")]
@@ -71,7 +79,7 @@ class Record:
             try:
                 row = {"case": case} | measure()
             except Exception as error:  # one case that fails, for want of memory say, must not cost the others
-                row = {"case": case, "error": f"{type(error).__name__}: {error}"[:2000]}
+                row = {"case": case, "error": f"{type(error).__name__}: {error}"[:4000]}
             self.content["rows"].append(row | {"seconds": round(time.monotonic() - start, 2)})
             self.write()
             print("  " + json.dumps(self.content["rows"][-1]), flush=True)
@@ -85,17 +93,18 @@ class Record:
         temporary.replace(self.path)
 
 
-def command(*arguments, seconds: float = SECONDS) -> dict:
-    """Run a program; its exit status and the end of what it printed."""
+def command(*arguments, seconds: float = SECONDS, expected: tuple[int, ...] = (0,), folder: Path = ROOT) -> str:
+    """Run a program; what it printed."""
     arguments = [str(a) for a in arguments]
     try:
-        done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
+        done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired as error:
-        raise RuntimeError(f"{arguments[0]} took over {seconds:.0f} s") from error
+        text = (error.stdout or b"").decode(errors="replace")
+        raise RuntimeError(f"{arguments[0]} took over {seconds:.0f} s: {text[-1500:]}") from error
     text = done.stdout + done.stderr
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(arguments)[:200]}: exit {done.returncode}: {text[-1500:]}")
-    return {"output": text[-300:]}
+    if done.returncode not in expected:
+        raise RuntimeError(f"{' '.join(arguments)[:200]}: exit {done.returncode}: {text[-3000:]}")
+    return text
 
 
 # ---- stages: can it be built, is it right
@@ -111,165 +120,166 @@ def build(s: Setting):
 
     def run() -> dict:
         if s.given:
-            return {"libraries": sorted(p.name for p in Path(s.given).glob("libsparsegnn_*.so"))}
+            if not s.libraries():
+                raise RuntimeError(f"SPARSEGNN_LIBRARIES={s.given} has no libsparsegnn_*.so")
+            return {"libraries": s.libraries()}
         if s.dry_run:
             if not shutil.which("cmake") or not shutil.which("ninja"):
                 return {"skipped": "cmake or ninja is not installed"}
             with tempfile.TemporaryDirectory() as folder:
-                return configure(folder, "-DSPARSEGNN_CUDA=off")
+                return {"output": configure(folder, "-DSPARSEGNN_CUDA=off")[-300:]}
         import torch
 
         major, minor = torch.cuda.get_device_capability()
         configure(s.built.parent, "-DSPARSEGNN_CUDA=on", f"-DCMAKE_CUDA_ARCHITECTURES={major}{minor}")
-        return command("cmake", "--build", s.built.parent, "-j", os.cpu_count())
+        command("cmake", "--build", s.built.parent, "-j", os.cpu_count(), seconds=s.seconds)
+        return {"libraries": s.libraries()}
 
     yield {"libraries": s.given or "built here"}, run
 
 
 def environment(s: Setting):
-    """What this was measured on, and the machine's limits: copies and matrix products."""
+    """What this is run on."""
+    import gpu
     import torch
 
     import sparsegnn
 
     def versions() -> dict:
-        row = dict(torch=torch.__version__, cuda=torch.version.cuda, python=sys.version.split()[0])
-        row |= dict(sparsegnn=sparsegnn.__version__, libraries=sparsegnn._native.status, device=s.name())
+        row = dict(torch=torch.__version__, cuda=torch.version.cuda, python=sys.version.split()[0], device=gpu.name())
+        row |= dict(sparsegnn=sparsegnn.__version__, libraries=sparsegnn._native.status)
+        for name in ("torch_geometric", "torch_scatter", "triton", "cupy"):
+            row[name] = importlib.util.find_spec(name) is not None
         if not s.dry_run:
             query = "driver_version,clocks.max.sm,clocks.max.mem,memory.total"
             with contextlib.suppress(OSError, RuntimeError):
-                row["nvidia_smi"] = command("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader")["output"]
+                row["nvidia_smi"] = command("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader").strip()
+            if row["libraries"].get("cuda"):
+                raise RuntimeError(f"the CUDA library is not loaded: {row['libraries']['cuda']}")
         return row
 
-    def copy() -> dict:
-        x = torch.randn(1 << (16 if s.dry_run else 28), device=s.device)
-        y = torch.empty_like(x)
-        ms = gpu_speed.measure(s, {"copy": lambda: y.copy_(x)})["copy"]["ms"]
-        return {"gbytes_per_second": 2 * x.nbytes / ms / 1e6}
-
-    def product(precision: str) -> dict:
-        n = 64 if s.dry_run else 8192
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        a, b = (torch.randn(n, n, device=s.device, dtype=dtype) for _ in range(2))
-        with gpu_speed.tf32(precision == "tf32"):
-            ms = gpu_speed.measure(s, {"mm": lambda: a @ b})["mm"]["ms"]
-        return {"tflops": 2 * n**3 / ms / 1e9}
-
     yield {"what": "versions"}, versions
-    yield {"what": "copy"}, copy
-    for precision in ("fp32", "tf32", "bf16"):
-        yield {"what": "mm", "precision": precision}, lambda precision=precision: product(precision)
 
 
 def tests(s: Setting):
-    """The tests that have a GPU side, file by file."""
-    select = "cpu and one_node and float32" if s.dry_run else "cuda"
-    folders = ["ops/test_sddmm.py"] if s.dry_run else ["ops/test_*.py", "nn/test_*.py", "controllers/test_*.py", "*.py"]
-    files = [p for pattern in folders for p in sorted((ROOT / "tests").glob(pattern))]
+    """The tests that have a GPU side: ops, layers, controllers, the rest."""
+    folder = ROOT / "tests"
+    groups = {name: sorted((folder / name).glob("test_*.py")) for name in ("ops", "nn", "controllers")}
+    without = ("cuda_build", "gpu_check", "suite", "packaging", "isa", "sanitizers", "layout")  # these need no GPU
+    others = [p for p in sorted(folder.glob("test_*.py")) if p.stem.removeprefix("test_") not in without]
+    groups["others"] = [p for p in others if "cuda" in p.read_text()]
+    select = "cuda"
+    if s.dry_run:
+        groups, select = {"ops": [folder / "ops" / "test_sddmm.py"]}, "cpu and one_node and float32"
     workers = ["-n", "8"] if not s.dry_run and importlib.util.find_spec("xdist") else []
+    limit = ["--timeout", "120"] if importlib.util.find_spec("pytest_timeout") else []
 
-    def run(path: Path) -> dict:
-        arguments = [sys.executable, "-m", "pytest", path, "-q", "-k", select, "-p", "no:cacheprovider", *workers]
-        folder = ROOT / "tests"  # not ROOT, which python -m would put before an installed package
-        done = subprocess.run(list(map(str, arguments)), cwd=folder, capture_output=True, text=True, timeout=SECONDS)
-        counts = {name: int(n) for n, name in re.findall(r"(\d+) (passed|failed|errors?|skipped)", done.stdout)}
-        if done.returncode not in (0, 5):  # 5: the file has no such test
-            raise RuntimeError(f"{counts}: {done.stdout[-1500:]}{done.stderr[-300:]}")
-        return counts
+    def run(files: list[Path]) -> dict:
+        arguments = [sys.executable, "-m", "pytest", *files, "-q", "-rfE", "--tb", "line", "-k", select]
+        # from tests/, not from ROOT, which python -m would put before an installed package; 5: there is no such test
+        text = command(*arguments, "-p", "no:cacheprovider", *workers, *limit, seconds=s.seconds, expected=(0, 5),
+                       folder=folder)  # fmt: skip
+        return {name: int(n) for n, name in re.findall(r"(\d+) (passed|failed|errors?|skipped)", text)}
 
-    for path in files:
-        if path.stem in ("test_cuda_build", "test_gpu_check"):
-            continue  # these need no GPU
-        if s.dry_run or "cuda" in path.read_text() or "devices" in path.read_text():
-            yield {"file": str(path.relative_to(ROOT))}, lambda path=path: run(path)
+    for name, files in groups.items():
+        yield {"tests": name}, lambda files=files: run(files)
 
 
 def sanitizer(s: Setting):
     """Small odd shapes of every op against the CPU kernels in fp64; under each tool of compute-sanitizer, if there."""
-    program = [sys.executable, str(Path(__file__)), "--smoke", s.device]
-    tool = (
-        None
-        if s.dry_run
-        else shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
-    )
+    program = [sys.executable, ROOT / "benchmarks" / "gpu_smoke.py", s.device]
+    tool = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
     os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # so that memcheck knows where each tensor ends
-    yield {"tool": "none"}, lambda: command(*program)
-    for name in ("memcheck", "racecheck", "synccheck") if tool else ():
-        options = ["--tool", name, "--error-exitcode", "9"]
-        yield {"tool": name}, lambda options=options: command(tool, *options, *program)
+
+    def under(name: str) -> dict:
+        options = [tool, "--tool", name, "--error-exitcode", "9"]
+        ours = ["--kernel-regex", "kns=sparsegnn"]  # kernels whose mangled name has this in it
+        try:
+            text = command(*options, *ours, *program, seconds=s.seconds)
+        except RuntimeError as error:
+            if "kernel-regex" not in str(error).partition("exit")[2]:
+                raise
+            text = command(*options, *program, seconds=s.seconds)  # a tool without that option
+        return {"output": text[-300:]}
+
+    yield {"tool": "none"}, lambda: {"output": command(*program, seconds=s.seconds)[-300:]}
+    for name in ("memcheck", "racecheck", "synccheck") if tool and not s.dry_run else ():
+        yield {"tool": name}, lambda name=name: under(name)
 
 
-def smoke(device: str) -> None:
-    """Every op once on small odd shapes, forward and backward, against the CPU kernels in fp64."""
-    import torch
-
-    from sparsegnn import CSRGraph, ops, pattern
-
-    def both(function, *arguments):
-        """Outputs and gradients on the device in fp32, and on the CPU in fp64."""
-        results = []
-        for place, dtype in ((device, torch.float32), ("cpu", torch.float64)):
-            moved = [a.to(place, dtype if a.is_floating_point() else a.dtype, copy=True) for a in arguments]
-            leaves = [a.requires_grad_(a.is_floating_point()) for a in moved]
-            y = function(*leaves)
-            wanted = [a for a in leaves if a.is_floating_point()]
-            results.append([y, *torch.autograd.grad(y.square().sum(), wanted)])
-        for got, want in zip(*results, strict=True):
-            torch.testing.assert_close(got.cpu().double(), want, rtol=2e-4, atol=2e-4)
-
-    g = torch.Generator().manual_seed(0)
-    edge_index = torch.randint(40, (2, 900), generator=g)
-    edge_index[1, :600] = 7  # a hub longer than a window
-    for width in (8, 7):
-        x = torch.randn(40, width, generator=g)
-        for reduce in ("sum", "mean", "max", "min"):
-            both(lambda x, e, r=reduce: ops.spmm(CSRGraph.from_edge_index(e, 40), x, reduce=r), x, edge_index)
-        both(lambda a, b, e: ops.sddmm(CSRGraph.from_edge_index(e, 40), a, b), x, x + 1, edge_index)
-        scores = torch.randn(2, 40, 3, generator=g)
-        both(lambda x, s, t, e: ops.gat(CSRGraph.from_edge_index(e, 40), x, s, t),
-             torch.randn(40, 3, width, generator=g), *scores, edge_index)  # fmt: skip
-        crow, col = pattern.random_pattern(13, width, sparsity=0.5, generator=g)
-        index = (crow, col, *pattern.transpose(crow, col, width))
-        values, bias = torch.randn(col.numel(), generator=g), torch.randn(13, generator=g)
-        both(ops.sparse_linear, torch.randn(70, width, generator=g), values, bias, *index)
-        drop, grow = torch.randn(col.numel(), generator=g), torch.randn(13, width, generator=g)
-        found = []
-        for place in (device, "cpu"):
-            p, c = crow.to(place, copy=True), col.to(place, copy=True)
-            source = torch.ops.sparsegnn.topology_(p, c, drop.to(place), grow.to(place), torch.tensor(5, device=place))
-            found.append([t.cpu().tolist() for t in (p, c, source)])
-        assert found[0] == found[1], found
-    print("smoke: all ops agree with the CPU")
+CHECKS = {f.__name__: f for f in (build, environment, tests, sanitizer)}
 
 
-STAGES = {f.__name__: f for f in (build, environment, tests, sanitizer, *gpu_speed.STAGES)}
+# ---- stages: how fast is it
+
+
+def measured(s: Setting, stages: list[str]) -> bool:
+    """Stages of the suite; whether all their rows are there."""
+    import suite
+
+    path = s.output / f"suite_{SUITE}.jsonl"
+    groups = {name: [g for g in suite.load(SUITE, s.dry_run) if g.stage == name] for name in stages}
+    left = [name for name in stages if suite.missing(groups[name], suite.earlier(path))]
+    for name in stages:
+        if name in left:
+            print(f"{name}: {len(groups[name])} groups, about {sum(g.estimate for g in groups[name]):.0f} s on a GPU")
+        else:
+            print(f"{name}: complete", flush=True)
+    if not left:
+        return True
+    rows = suite.run(SUITE, quick=s.dry_run, threads=1 if s.dry_run else 2, stages=tuple(left), folder=s.output,
+                     seconds=s.seconds, table=False)  # fmt: skip
+    for row in rows:
+        if row["note"].startswith("failed") and any(row["group"] == g.name for name in left for g in groups[name]):
+            print(f"  {row['suite_row']}: {row['note']}")
+    return not any(suite.missing(groups[name], rows) for name in left)
+
+
+def show(output: Path) -> None:
+    import suite
+
+    path = output / f"suite_{SUITE}.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    if rows:
+        suite.show(SUITE, rows, 0.0)
+
+
+def names() -> list[str]:
+    from suites import h200
+
+    return [*CHECKS, *h200.STAGES]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="*", help=f"of {', '.join(STAGES)}")
+    parser.add_argument("stages", nargs="*", help="see --list")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, with tiny sizes")
     parser.add_argument("--output", type=Path, help="folder of the results")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of a stage, at most")
     parser.add_argument("--list", action="store_true", help="print the names of the stages")
-    parser.add_argument("--smoke", metavar="DEVICE", help=argparse.SUPPRESS)
+    parser.add_argument("--table", action="store_true", help="print the table of the rows that are there, at the end")
     args = parser.parse_args()
     if args.list:
-        print("\n".join(STAGES))
+        print("\n".join(names()))
         return 0
-    if args.smoke:
-        smoke(args.smoke)
-        return 0
-    if unknown := set(args.stages) - STAGES.keys():
-        parser.error(f"unknown stage {', '.join(sorted(unknown))}; there are {', '.join(STAGES)}")
-    setting = Setting(args.dry_run, args.output)
+    if unknown := set(args.stages) - set(names()):
+        parser.error(f"unknown stage {', '.join(sorted(unknown))}; there are {', '.join(names())}")
+    setting = Setting(args.dry_run, args.output, args.seconds)
+    import suite
+
     complete = True
-    for name in args.stages:
-        record = Record(setting.output / f"{name}.json", SECONDS)
-        if record.content["complete"]:
+    for name in (n for n in args.stages if n in CHECKS):
+        record = Record(setting.output / f"{name}.json", setting.seconds, suite.code())
+        if record.content["complete"] and (name != "build" or setting.dry_run or setting.libraries()):
             print(f"{name}: complete")
             continue
-        print(f"{name}: {STAGES[name].__doc__.splitlines()[0]}", flush=True)
-        complete &= record.run(STAGES[name](setting))
+        record.content |= {} if name != "build" else {"rows": []}  # libraries that are gone are built again
+        print(f"{name}: {CHECKS[name].__doc__.splitlines()[0]}", flush=True)
+        complete &= record.run(CHECKS[name](setting))
+    if stages := [n for n in args.stages if n not in CHECKS]:
+        complete &= measured(setting, stages)
+    if args.table:
+        show(setting.output)
     return 0 if complete else 1
 
 

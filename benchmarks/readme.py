@@ -1,7 +1,7 @@
-"""Makes README's CPU table, and docs/cpu-benchmarks.md, from committed results: python benchmarks/readme.py [folder].
+"""Makes README's tables, and docs/cpu-benchmarks.md, from committed results: python benchmarks/readme.py [CPU folder].
 
 Reads ``suite_cpu.jsonl``, which ``sparsegnn bench --suite cpu`` writes: README has its headlines, the page all rows of
-all machines.
+all machines; and every ``suite_h200.jsonl``, which ``scripts/gpu_check.sh`` writes on a GPU.
 """
 
 import json
@@ -26,6 +26,9 @@ HEADLINES = (
     "sparse features, Cora, 1433 to 16: torch CSR",
 )
 BEGIN, END = "<!-- table:", "<!-- /table -->"
+GPU_BEGIN, GPU_END = "<!-- gpu table:", "<!-- /gpu table -->"
+GPU_COMMAND = "scripts/gpu_check.sh"
+GPU_HEAD = "| what | degree | sparsegnn | best other | ratio | ship / target | of floor | error, ours / other |"
 HEAD = "| what | sparsegnn | best other | default malloc | kept memory | bars | of roofline | error, ours / other |"
 
 
@@ -85,6 +88,61 @@ def page(machines: list[list[dict]]) -> str:
     return text + "".join(f"\n## {rows[0]['device']}\n\n{table(rows)}\n" for rows in machines)
 
 
+def gpu_table(results: list[list[dict]]) -> str:
+    """A table for every GPU of which there are results: rows with a bar; else how to get one."""
+    if not results:
+        return (
+            "No GPU number is published: the CUDA kernels have not run on a GPU yet. On a machine with one (H100 or "
+            f"H200, PyTorch with CUDA, nvcc), `{GPU_COMMAND}` builds them, runs their tests and compute-sanitizer, "
+            "measures everything, and writes the results that this table is made from."
+        )
+    return "\n\n".join(map(_gpu_table, results))
+
+
+def _gpu_table(rows: list[dict]) -> str:
+    shown = [row for row in rows if row["bar"] is not None and not row["group"].startswith("dispatch")]
+    judged = [row for row in shown if row["passed"] is not None]
+    passed, first = sum(row["passed"] for row in judged), next(row for row in rows if "limits" in row)
+    limit, cells = first["limits"], [row for row in rows if row["group"].startswith("dispatch")]
+    l2 = f"{limit['l2'] / 1e12:.1f} TB/s of random rows from L2, " if limit.get("l2") else ""
+    return "\n".join([
+        GPU_HEAD,
+        "|---|---|---|---|---|---|---|---|",
+        *map(gpu_line, shown),
+        "",
+        f"{first['device']}, torch {first['torch']}; device time, medians of interleaved rounds (10th to 90th "
+        f"percentile in brackets), inputs past the L2, outputs checked over memory full of NaN. In bold what is at "
+        f"its bar ({passed} of {len(judged)} do). Floors: {limit['bandwidth'] / 1e12:.2f} TB/s copied, {l2}"
+        f"{limit['flops'] / 1e12:.0f}, {limit['tf32'] / 1e12:.0f} and {limit['bf16'] / 1e12:.0f} TFLOP/s of products "
+        f"in fp32, TF32 and bf16, measured in the same run. Errors are relative, against fp64. Graphs are stand-ins of "
+        f"the size and skew of those they are named after. All {len(rows)} rows, {len(cells)} of the dispatcher: "
+        f"`benchmarks/results/{first['device']}/suite_h200.jsonl`, made by `{GPU_COMMAND}`.",
+    ])  # fmt: skip
+
+
+def gpu_line(row: dict) -> str:
+    degree = row["case"].get("degree", "")
+    if row["value"] is None:
+        return f"| {row['suite_row']} | {degree} | | {row['note'][:120].replace('|', '/')} | | | | |"
+    size = "MB" if row["kind"] == "memory" else "ms"
+    spread = (row.get("percentiles") or {}).get(row["contender"])
+    ours = "" if row["ours"] is None else f"{row['ours']:.3g} {size}"
+    ours += f" ({spread[0]:.3g}-{spread[1]:.3g})" if spread and ours and size == "ms" else ""
+    text = row["suite_row"] + (f" ({row['contender']})" if row.get("several") else "")
+    other = "" if row["baseline"] is None else f"{row['baseline']} {row['theirs']:.3g} {size}"
+    bars = f"{row['bar']:g}" + ("" if row["stretch"] is None else f" / {row['stretch']:g}")
+    floor = "" if row["roofline"] is None else f"{100 * row['roofline']:.0f} %"
+    errors = " / ".join("-" if e is None else f"{e:.0e}" for e in (row["error"], row["error_baseline"]))
+    errors = "" if errors == "- / -" else errors
+    return f"| {text} | {degree} | {ours} | {other} | {cell(row)} | {bars} | {floor} | {errors} |"
+
+
+def between(text: str, begin: str, end: str, content: str) -> str:
+    """``text`` with ``content`` between the line that starts with ``begin`` and ``end``."""
+    start = text.index("\n", text.index(begin)) + 1
+    return text[:start] + "\n" + content + "\n\n" + text[text.index(end) :]
+
+
 def main() -> None:
     found = sorted((FOLDER / "results").glob("cpu-*/suite_cpu.jsonl"), reverse=True)  # AVX-512 first
     if not found:
@@ -92,10 +150,13 @@ def main() -> None:
     machines = [[json.loads(line) for line in path.read_text().splitlines()] for path in found]
     folder = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else found[0].parent
     headlines = table(machines[[path.parent for path in found].index(folder)], HEADLINES)
-    text = README.read_text()
-    begin = text.index("\n", text.index(BEGIN)) + 1
-    README.write_text(text[:begin] + "\n" + headlines + "\n\n" + text[text.index(END) :])
+    text = between(README.read_text(), BEGIN, END, headlines)
     PAGE.write_text(page(machines))
+    if GPU_BEGIN in text:
+        files = sorted((FOLDER / "results").glob("*/suite_h200.jsonl"))
+        gpus = [[json.loads(line) for line in path.read_text().splitlines()] for path in files]
+        text = between(text, GPU_BEGIN, GPU_END, gpu_table(gpus))
+    README.write_text(text)
 
 
 if __name__ == "__main__":

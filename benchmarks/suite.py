@@ -15,16 +15,12 @@ group and, run again, measures what is missing, or failed, or was measured with 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import ctypes
 import hashlib
 import importlib
 import json
-import queue
 import statistics
-import subprocess
 import sys
-import threading
 import time
 import traceback
 import warnings
@@ -34,8 +30,10 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 sys.path[:0] = [str(FOLDER)] if str(FOLDER) not in sys.path else []
+
+import suite_processes  # noqa: E402
+
 REGIMES = ("default", "kept")
-SILENCE = 240  # seconds without a word from a process after which it is taken to hang
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 
 #: kind of a row: its unit, whether more is better, and its value from seconds (or bytes) of ours and of the best other
@@ -88,6 +86,11 @@ class Group:
     #: a group with a bar below is measured so often at most; the best counts, and the row says how often
     repeats: int = 1
     stage: str = ""
+
+    @property
+    def estimate(self) -> float:
+        """Seconds on a GPU, with what comes before the timing: a guess, until one has been there."""
+        return 1.3 * self.seconds + (1 if self.seconds < 1 else 3)
 
 
 def keep_memory() -> None:
@@ -156,7 +159,8 @@ def _measure_on_gpu(group: Group, quick: bool) -> Iterator[dict]:
 
     limit, contest = limits_of("gpu"), gpu.Contest() if group.make is None else group.make()
     checked = gpu.check(contest)
-    brief, long = dict(rounds=2, budget=0, least=2), dict(rounds=15, budget=group.seconds, least=7)
+    brief = dict(rounds=2, budget=0, least=2)
+    long = dict(rounds=15, budget=group.seconds, least=7, sample=min(0.02, group.seconds / 50))
     samples = runner.interleave(checked.run, **(brief if quick else long), clock=gpu.DeviceClock())
     samples |= {name: [value] for name, value in (group.measure() if group.measure else {}).items()}
     middle = {name: statistics.median(values) for name, values in samples.items()}
@@ -167,6 +171,9 @@ def _measure_on_gpu(group: Group, quick: bool) -> Iterator[dict]:
         ours, other = line["contender"], line["baseline"]
         line["case"] |= contest.facts
         line["percentiles"] = {n: percentiles(samples[n]) for n in (ours, *line["baselines"]) if n in samples}
+        if line["ours"] and row.kind not in ("memory", "bytes"):
+            line["gflops"] = row.work.get("flop", 0) / line["ours"] / 1e6
+            line["gbytes_per_second"] = (row.work.get("l2") or row.work.get("bytes", 0)) / line["ours"] / 1e6
         line["memory"], line["memory_baseline"] = (memory[n] / 1e6 if n in memory else None for n in (ours, other))
         line["dropped"] = {n: checked.dropped[n] for n in line["missing"] if n in checked.dropped}
         if line["value"] is None:
@@ -275,7 +282,7 @@ def child(name: str, regime: str, quick: bool, threads: int, only: str, todo: li
 
         about |= dict(device=gpu.name(), code=code())
     for group in groups:
-        if deadline is not None and time.time() + group.seconds > deadline:
+        if deadline is not None and time.time() + group.estimate > deadline:
             emit(late=group.name)
             return
         emit(start=group.name)
@@ -357,12 +364,17 @@ def run(name: str, *, quick: bool = False, threads: int = 2, only: str = "", reg
         return rows
 
     rows, todo = [], {regime: missing(selected(groups, regime, only), kept) for regime in regimes}
-    with progress(sum(map(len, todo.values()))) as step:
+    with suite_processes.progress(sum(map(len, todo.values()))) as step:
         for regime, wanted in todo.items():
             kept = [r for r in kept if r["regime"] != regime or r["group"] not in {g.name for g in wanted}]
             options = ["--threads", str(threads), "--only", only] + ["--quick"] * quick
             options += ["--deadline", str(deadline)] if deadline else []
-            rows += _run_children(name, regime, options, wanted, step, lambda more, rows=rows: keep(rows + more))
+            command = [sys.executable, str(FOLDER / "suite.py"), name, "--child", regime, *options]
+            by_name = {g.name: g for g in wanted}
+            rows += suite_processes.run(
+                command, list(by_name), lambda text, regime=regime: step(f"{regime}: {text}"),
+                lambda more, rows=rows: keep(rows + more),
+                lambda at, why, by_name=by_name, regime=regime: failed(by_name[at], regime, why))  # fmt: skip
     rows = keep(rows)
     if not on_gpu and write and not quick and not only and set(regimes) == set(every):
         save(FOLDER / "results" / rows[0]["device"] / f"suite_{name}.jsonl", rows)
@@ -381,84 +393,6 @@ def missing(groups: list[Group], rows: list[dict]) -> list[Group]:
     """The groups of which there are not all rows, or of which some failed."""
     there = {(row["group"], row["suite_row"]) for row in rows if not row["note"].startswith("failed")}
     return [g for g in groups if any((g.name, row.text) not in there for row in g.rows)]
-
-
-def _run_children(name: str, regime: str, options: list[str], todo: list[Group], step: Callable[[str], None],
-                  keep: Callable[[list[dict]], object]) -> list[dict]:  # fmt: skip
-    """The rows of these groups. A process that dies or hangs costs the group that it was at."""
-    rows: list[dict] = []
-    while todo:
-        found, at, end = _run_child(name, regime, [*options, "--todo", json.dumps([g.name for g in todo])], step,
-                                    lambda more, rows=rows: keep(rows + more))  # fmt: skip
-        names = [g.name for g in todo]
-        if at is None and end:
-            raise RuntimeError(f"the process of regime {regime!r} {end}")
-        rows += found
-        if at is None or not end:
-            break
-        group = todo[names.index(at)]
-        about = {k: v for k, v in (found or rows or [{}])[-1].items() if k in ABOUT}
-        there = {row["suite_row"] for row in found if row["group"] == at}
-        rows += [about | row for row in failed(group, regime, f"the process {end}") if row["suite_row"] not in there]
-        keep(rows)
-        todo = todo[names.index(at) + 1 :]
-    return rows
-
-
-ABOUT = ("device", "threads", "isa", "torch", "sparsegnn", "python", "malloc", "suite", "limits", "code")
-
-
-def _run_child(name: str, regime: str, options: list[str], step: Callable[[str], None],
-               keep: Callable[[list[dict]], object]) -> tuple[list[dict], str | None, str]:  # fmt: skip
-    """Rows, the last group that was begun, and how the process ended, "" if well."""
-    command = [sys.executable, str(FOLDER / "suite.py"), name, "--child", regime, *options]
-    rows, at = [], None
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        lines: queue.Queue = queue.Queue()
-
-        def read():
-            for line in process.stdout:
-                lines.put(line)
-            lines.put(None)
-
-        threading.Thread(target=read, daemon=True).start()
-        while True:
-            try:
-                line = lines.get(timeout=SILENCE)
-            except queue.Empty:
-                process.kill()
-                return rows, at, f"said nothing for {SILENCE} s and was ended"
-            if line is None:
-                break
-            if not line.startswith("{"):
-                continue
-            event = json.loads(line)
-            if "start" in event:
-                at = event["start"]
-                step(f"{regime}: {at}")
-            elif "row" in event:
-                rows.append(event["row"])
-            elif "done" in event:
-                keep(rows)
-    return rows, at, f"ended with code {process.returncode}" if process.returncode else ""
-
-
-@contextlib.contextmanager
-def progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar on stderr, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description:48}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task, begun = bar.add_task("starting", total=total), [False]
-
-        def step(description: str) -> None:
-            bar.update(task, description=description, advance=int(begun[0]))
-            begun[0] = True
-
-        yield step
-        bar.update(task, description="done", completed=total)
 
 
 def save(path: Path, rows: list[dict]) -> None:

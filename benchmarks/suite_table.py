@@ -11,12 +11,15 @@ from rich.table import Table
 
 def show(name: str, rows: list[dict], seconds: float, below: list[dict]) -> None:
     """The table: a line per row, the regimes side by side."""
-    first = rows[0]
+    first = next((row for row in rows if "limits" in row), None)
+    if first is None:
+        print("\n".join(f"{row['suite_row']}: {row['note']}" for row in rows))
+        return
     where = "" if first["regime"] == "gpu" else f"{first['threads']} threads, {first['isa']}, "
     title = f"suite {name}: {first['device']}, {where}torch {first['torch']}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("what", no_wrap=True)
-    table.add_column("ours", justify="right", no_wrap=True)
+    table.add_column("ours", justify="right", no_wrap=True, min_width=9)
     table.add_column("best other", no_wrap=True)
     regimes = list(dict.fromkeys(row["regime"] for row in rows))
     for regime in regimes:
@@ -34,7 +37,7 @@ def show(name: str, rows: list[dict], seconds: float, below: list[dict]) -> None
         last, row = group.split()[0], by_regime.get("default") or next(iter(by_regime.values()))
         cells = [verdict(by_regime.get(regime)) for regime in regimes]
         if row["value"] is None:
-            reason = (row.get("note") or f"not installed: {', '.join(row['missing'])}")[:90]
+            reason = (row.get("note") or f"not installed: {', '.join(row['missing'])}")[:70]
             table.add_row(text, "", f"[yellow]{reason}[/]", *cells, "", "")
             continue
         size = "MB" if row["kind"] == "memory" else "ms"
@@ -45,7 +48,7 @@ def show(name: str, rows: list[dict], seconds: float, below: list[dict]) -> None
         errors = " / ".join("-" if e is None else f"{e:.1e}" for e in (row["error"], row["error_baseline"]))
         ours = "" if row["ours"] is None else f"{row['ours']:.3g} {size}"
         table.add_row(text, ours, other, *cells, roofline, "" if errors == "- / -" else errors)
-    (Console() if sys.stdout.isatty() else Console(width=200)).print(table)
+    (Console() if sys.stdout.isatty() else Console(width=240)).print(table)
     judged = [r for r in rows if r["passed"] is not None]
     limit = first["limits"]
     more = ", ".join(f"{limit[n] / 1e12:.0f} TFLOP/s {n}" for n in ("tf32", "bf16") if n in limit)

@@ -166,7 +166,7 @@ def bench(
     only: str = "",
     as_json: bool = False,
 ) -> None:
-    """Time an op against its baselines, or print a whole table of bars: `bench spmm`, `bench --suite cpu`.
+    """Time an op against its baselines, or print a whole table of bars: `bench spmm`, `bench --suite cpu` or `h200`.
 
     Needs a checkout: it runs benchmarks/ there.
     """
@@ -276,7 +276,7 @@ def _with_options(command):
         "as_json": "print one JSON object",
         "quick": "fewer and smaller cases",
         "op": "an op or layer with a file bench_OP.py in benchmarks/ops or benchmarks/layers",
-        "suite": "a table of bars: benchmarks/suites/SUITE.py; cpu takes under ten minutes on two cores",
+        "suite": "a table of bars: benchmarks/suites/SUITE.py; cpu, or h200 on a GPU",
         "check": "exit with 1 when a bar of the suite is missed",
         "only": "groups of the suite whose name contains this; nothing is written",
     }

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "gpu_check.sh"
@@ -31,17 +32,33 @@ def run(*arguments) -> subprocess.CompletedProcess:
 def test_dry_run_of_every_stage(module, tmp_path):
     done = run("--dry-run", "--output", tmp_path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    for stage in module.STAGES:
+    for stage in module.CHECKS:
         content = json.loads((tmp_path / f"{stage}.json").read_text())
         assert content["complete"] and content["rows"], stage
         assert not any(row.get("error") for row in content["rows"]), stage
+    rows = [json.loads(line) for line in (tmp_path / "suite_h200.jsonl").read_text().splitlines()]
+    from suites import h200
+
+    expected = {(g.name, row.text) for g in h200.groups(quick=True) for row in g.rows}
+    assert {(row["group"], row["suite_row"]) for row in rows if row["group"] != "mean"} == expected
+    assert not [row["note"] for row in rows if row["note"].startswith("failed")]
+    alone = [row["suite_row"] for row in rows if row["value"] is None]  # whose peers need a GPU
+    assert all("bf16" in text for text in alone) and len(alone) < 0.1 * len(rows)
+    for row in rows:
+        precision = "bf16" if "bf16" in row["contender"] + str(row["case"].get("precision")) else "fp32"
+        assert row["error"] is None or row["error"] < (0.3 if precision == "bf16" else 1e-5), row["suite_row"]
+    assert "spmm sum, arxiv" in done.stdout  # the table
     again = run("--dry-run", "--output", tmp_path)
-    assert again.returncode == 0 and again.stdout.splitlines() == [f"{s}: complete" for s in module.STAGES]
+    assert again.returncode == 0
+    assert again.stdout.splitlines()[: len(module.names())] == [f"{s}: complete" for s in module.names()]
 
 
 def test_wrong_arguments_are_refused():
     assert run("--wrong").returncode == 2
     assert run("--dry-run", "no_such_stage").returncode == 2
+    if not torch.cuda.is_available():
+        done = run("build")
+        assert done.returncode == 1 and "no GPU is visible" in done.stderr
 
 
 def test_a_stage_goes_on_where_it_stopped(module, tmp_path):
@@ -66,3 +83,4 @@ def test_a_stage_goes_on_where_it_stopped(module, tmp_path):
     assert calls == [0, 1, 2, 1]
     content = json.loads(path.read_text())
     assert content["complete"] and sorted(row["ms"] for row in content["rows"]) == [0, 1, 2]
+    assert not module.Record(path, seconds=100, code="other sources").content["complete"]

@@ -19,6 +19,7 @@ sys.path[:0] = [str(ROOT / "benchmarks")]
 import machine  # noqa: E402
 import runner  # noqa: E402
 import suite  # noqa: E402
+import suite_processes  # noqa: E402
 from suites import cpu, dispatch  # noqa: E402
 
 LIMIT = {"flops": 1e9, "bandwidth": 1e9, "by": "test"}
@@ -112,20 +113,37 @@ def test_a_failing_group_fails_its_rows_and_no_other(monkeypatch, capsys):
     assert "no such luck" in capsys.readouterr().out
 
 
-def test_a_child_that_dies_leaves_what_it_measured(monkeypatch, tmp_path):
-    row = judge(suite.Row("t", "a", ("b",)), {"a": 1.0, "b": 2.0}, "kept")
-    lines = "".join(json.dumps(event) + "\n" for event in ({"start": "g"}, {"row": row}, {"start": "h"}))
-    monkeypatch.setattr(suite, "FOLDER", tmp_path)
-    steps = []
-    for code, text, want in ((0, lines, 1), (3, lines, 2)):
-        (tmp_path / "suite.py").write_text(f"import sys\nprint({text!r})\nsys.exit({code})\n")
-        rows = suite._run_child("any", "kept", True, 1, "", steps.append)
-        assert len(rows) == want and rows[0]["value"] == 2
-    assert rows[1]["passed"] is False and "code 3 in group 'h'" in rows[1]["note"]
-    assert steps == ["kept: g", "kept: h"] * 2
-    (tmp_path / "suite.py").write_text("import sys\nsys.exit(3)\n")
-    with pytest.raises(RuntimeError, match="the process of regime 'kept' ended with code 3"):
-        suite._run_child("any", "kept", True, 1, "", steps.append)
+CHILD = """
+import json, sys, time
+for name in json.loads(sys.argv[-1]):
+    print(json.dumps({"start": name}), flush=True)
+    if name == "dies":
+        sys.exit(3)
+    if name == "hangs":
+        time.sleep(60)
+    print(json.dumps({"row": {"group": name, "suite_row": name, "value": 2, "suite": "s"}}), flush=True)
+    print(json.dumps({"done": name}), flush=True)
+"""
+
+
+def test_a_process_that_dies_or_hangs_costs_its_group(monkeypatch):
+    steps, kept = [], []
+    groups = {name: suite.Group(name, {}, (suite.Row(name, "a"),)) for name in ("a", "dies", "b", "hangs", "c")}
+
+    def follow(names):
+        return suite_processes.run(
+            [sys.executable, "-c", CHILD], names, steps.append, lambda rows: kept.append(len(rows)),
+            lambda at, why: suite.failed(groups[at], "gpu", why))  # fmt: skip
+
+    monkeypatch.setattr(suite_processes, "SILENCE", 4)
+    rows = follow(list(groups))
+    assert steps == [row["group"] for row in rows] == list(groups)
+    assert [row["value"] for row in rows] == [2, None, 2, None, 2] and kept == [1, 2, 3, 4, 5]
+    assert [row["group"] for row in suite.missed([r | dict(passed=r.get("passed")) for r in rows])] == ["dies", "hangs"]
+    assert "ended with code 3" in rows[1]["note"] and "said nothing for 4 s" in rows[3]["note"]
+    assert rows[1]["suite"] == "s"  # what is known of the run
+    with pytest.raises(RuntimeError, match="ended with code 1"):  # before any group
+        suite_processes.run([sys.executable, "-c", "raise SystemExit(1)"], ["a"], print, print, None)
 
 
 def test_quick_runs_every_kind_of_group_in_its_regime():

@@ -101,7 +101,7 @@ def update(m: int, k: int, quick: bool) -> Group:
         contest = gpu.Contest()
         crow, col = (t.to(gpu.device()) for t in pattern.random_pattern(m, k, sparsity=0.9))
         drop, grow = gpu.randn(col.numel()), gpu.randn(m, k, seed=2)
-        count, op = int(0.3 * col.numel()), torch.ops.sparsegnn.topology_
+        count, op = torch.tensor(int(0.3 * col.numel()), device=gpu.device()), torch.ops.sparsegnn.topology_
 
         def fresh(function):
             def run():
