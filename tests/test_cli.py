@@ -164,7 +164,7 @@ def test_bench_names_what_is_missing(run, monkeypatch, tmp_path):
     (tmp_path / "runner.py").write_text("def run(op, quick, table):\n    return [{'op': op, 'quick': quick}]\n")
     code, _, err = run("bench", "nothing")
     assert code == 2 and "op must be one of spmm, got 'nothing'" in err
-    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.path.insert(0, str(tmp_path))
     monkeypatch.delitem(sys.modules, "runner", raising=False)
     code, out, _ = run("bench", "spmm", "--quick", "--json")
     assert code == 0 and json.loads(out) == [{"op": "spmm", "quick": True}]
