@@ -45,12 +45,16 @@ class StepTimer:
             self.steps.append(self._now)
         self._now = {}
 
-    def medians(self) -> dict[str, float]:
-        """`forward`, `backward`, `optimizer`, and `step`: the median of the sums, not the sum of the medians."""
+    def medians(self) -> dict[str, float | None]:
+        """`forward`, `backward`, `optimizer`, and `step`: the median of the sums, not the sum of the medians.
+
+        None for phases that were not timed, as where the whole step is one (`phase("step")`).
+        """
         used = self.steps[self.warm_up :] or self.steps
         if not used:
             return dict.fromkeys((*PHASES, "step"), float("nan"))
-        result = {name: statistics.median(s[name] for s in used) for name in PHASES}
+        times = {name: [s[name] for s in used if name in s] for name in PHASES}
+        result = {name: statistics.median(each) if each else None for name, each in times.items()}
         result["step"] = statistics.median(sum(s.values()) for s in used)
         return result
 

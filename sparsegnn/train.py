@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -52,6 +53,7 @@ class TrainConfig:
     input_dropout   dropout on the features; that of the hidden layers
     eval_every      epochs between looks at the validation set
     backend         sparsegnn, or pyg: PyTorch Geometric's own layers (dense only)
+    cuda_graph      replay whole steps, mask updates too, as CUDA graphs (on a GPU, with backend sparsegnn)
     progress        progress bar on stderr: None shows one on a terminal after two seconds
     save            checkpoint written at the end: the selected weights, the configuration, the result
     """
@@ -77,6 +79,7 @@ class TrainConfig:
     split_seed: int = 0
     device: str = "cpu"
     backend: str = "sparsegnn"
+    cuda_graph: bool = False
     progress: bool | None = None
     save: str | None = None
 
@@ -110,6 +113,12 @@ class TrainConfig:
             raise ValueError(f"sparsity must be above 0 for method {self.method!r}, got {self.sparsity}")
         if self.backend == "pyg" and self.method != "dense":
             raise ValueError(f"method must be 'dense' for backend 'pyg', whose layers are dense, got {self.method!r}")
+        if not isinstance(self.cuda_graph, bool):
+            raise TypeError(f"cuda_graph must be True or False, got {self.cuda_graph!r}")
+        if self.cuda_graph and self.backend != "sparsegnn":
+            raise ValueError(f"cuda_graph must be used with backend 'sparsegnn', got {self.backend!r}")
+        if self.cuda_graph and not self.device.startswith("cuda"):
+            raise ValueError(f"cuda_graph must be used on a GPU, got device {self.device!r}: add --device cuda")
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -230,7 +239,8 @@ def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
     memory = PeakMemory(device)
     graph = prepare(config.backend, data)
     model = build(config, data).to(device)
-    optimizer = Adam(parameter_groups(model, config), lr=config.lr)
+    gpu = device.type == "cuda"  # there the step count stays on the GPU, as a captured step needs it
+    optimizer = Adam(parameter_groups(model, config), lr=config.lr, fused=gpu or None, capturable=gpu)
     controller = make_controller(config, model, optimizer)
     weights_at_start = weight_counts(model)[0]
     timer = StepTimer(device)
@@ -280,18 +290,14 @@ def _fit(config, data, x, graph, model, optimizer, timer: StepTimer, flops: Step
     best = _Best()
     hidden = not (sys.stderr.isatty() if config.progress is None else config.progress)
     title = f"{data.name} {config.model} {config.method if config.backend == 'sparsegnn' else config.backend}"
+    make_step = _captured_step if config.cuda_graph else _plain_step
+    step = make_step(lambda: train_split.loss(model(x, graph)), optimizer, timer)
     bar = tqdm(range(config.epochs), title, disable=hidden, delay=2, leave=False)
     for epoch in bar:
         model.train()
         probes = any(getattr(conv.lin, "probe", None) is not None for conv in model.convs)
         with flops.step((weight_counts(model)[0], probes)) as counting:
-            with timer.phase("forward"):
-                loss = train_split.loss(model(x, graph))
-            with timer.phase("backward"):
-                loss.backward()
-        with timer.phase("optimizer"):
-            optimizer.step()
-            optimizer.zero_grad()
+            loss = step()
         timer.end_step(keep=not counting)
         if not math.isfinite(loss.item()):
             raise CheckFailed(f"training diverged: loss {loss.item()} in epoch {epoch} (lr {config.lr})")
@@ -300,6 +306,40 @@ def _fit(config, data, x, graph, model, optimizer, timer: StepTimer, flops: Step
             _evaluate(epoch, model, x, graph, val, test, best, config.save is not None)
             bar.set_postfix(val=f"{best.val_accuracy:.3f}", refresh=False)
     return best
+
+
+def _plain_step(loss_of: Callable[[], Tensor], optimizer: torch.optim.Optimizer, timer: StepTimer):
+    def step() -> Tensor:
+        with timer.phase("forward"):
+            loss = loss_of()
+        with timer.phase("backward"):
+            loss.backward()
+        with timer.phase("optimizer"):
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss.detach()
+
+    return step
+
+
+def _captured_step(loss_of: Callable[[], Tensor], optimizer: torch.optim.Optimizer, timer: StepTimer):
+    """The same as CUDA graphs, which have no phases. What is counted is never a replay: a new kind of step is run."""
+    from sparsegnn.capture import CapturedStep
+
+    def whole() -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_of()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    captured = CapturedStep(whole, optimizer)
+
+    def step() -> Tensor:
+        with timer.phase("step"):
+            return captured()
+
+    return step
 
 
 @torch.no_grad()

@@ -108,6 +108,8 @@ BAD = [
     (["--threads", "0"], "threads must be a positive integer, got 0"),
     (["--device", "quantum"], "device must be cpu or cuda[:index], got 'quantum'"),
     (["--device", "meta"], "device must be cpu or cuda[:index], got 'meta'"),
+    (["--cuda-graph"], "cuda_graph must be used on a GPU, got device 'cpu': add --device cuda"),
+    (["--cuda-graph", "--backend", "pyg", "--device", "cuda"], "cuda_graph must be used with backend 'sparsegnn'"),
     (["--save", "no/such/folder/m.pt"], "save must be a file in a writable folder"),
     (["--save", "m.pt", "--seeds", "2"], "save must be used with a single seed"),
 ]

@@ -1,13 +1,16 @@
 """The training run: selection, fixed sparsity, determinism, what it measures, and that it learns."""
 
 import dataclasses
+import functools
 import math
 import os
 
 import numpy as np
 import pytest
 import torch
+from tape import TapeGraphs
 
+from sparsegnn import capture
 from sparsegnn import data as graphs
 from sparsegnn.measure import PeakMemory, StepFlops, StepTimer
 from sparsegnn.models import FeatureDropout, build, layer_shapes, layer_sparsities, weight_counts
@@ -15,6 +18,7 @@ from sparsegnn.train import CheckFailed, TrainConfig, train, write_checkpoint
 
 pytest.importorskip("tqdm")
 CPU = torch.device("cpu")
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +68,8 @@ def test_step_timer_drops_warm_up_and_takes_medians():
     timer.steps = [dict.fromkeys(("forward", "backward", "optimizer"), t) for t in (9.0, 1.0, 2.0, 3.0)]
     assert timer.medians() == {"forward": 2.0, "backward": 2.0, "optimizer": 2.0, "step": 6.0}
     assert math.isnan(StepTimer(CPU).medians()["step"])
+    timer.steps = [{"step": 2.0}] * 3
+    assert timer.medians() == {"forward": None, "backward": None, "optimizer": None, "step": 2.0}
 
 
 def test_step_flops_counts_each_kind_once():
@@ -104,6 +110,24 @@ def test_same_seed_same_result(small, method):
     names = ("test_accuracy", "val_accuracy", "best_epoch", "weights", "flops")
     assert [first[n] for n in names] == [again[n] for n in names]
     assert any(first[n] != other[n] for n in names)
+
+
+@pytest.mark.parametrize("model", ["gcn", "gat"])
+@pytest.mark.parametrize("method", ["dense", "set", "rigl", "gmp"])
+@pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+def test_cuda_graph_changes_nothing_but_the_times(small, monkeypatch, place, method, model):
+    wanted = config(method=method, model=model, hidden=8, heads=2, epochs=24, device=place)
+    if place == "cpu":  # with a tape of operators for a graph
+        fused = lambda groups, **options: torch.optim.Adam(groups, **{**options, "fused": True})  # noqa: E731
+        monkeypatch.setattr("sparsegnn.train.Adam", fused)
+        monkeypatch.setattr(capture, "CapturedStep", functools.partial(capture.CapturedStep, graphs=TapeGraphs()))
+    results = []
+    for wanted.cuda_graph in (False, True):
+        results.append(train(wanted, small))
+    for name in ("test_accuracy", "val_accuracy", "best_epoch", "weights", "flops", "mask_updates"):
+        assert results[0][name] == results[1][name], name
+    assert results[0]["seconds_forward"] > 0 and results[1]["seconds_forward"] is None
+    assert results[1]["seconds_per_step"] > 0
 
 
 def test_sparse_runs_need_fewer_flops(small):
@@ -185,7 +209,9 @@ def test_checkpoint_is_never_half_written(tmp_path, monkeypatch):
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["m.pt"]
 
 
-@pytest.mark.parametrize("field, value", [("hidden", 2.0), ("epochs", True), ("sparsity", "0.9"), ("lr", None)])
+@pytest.mark.parametrize(
+    "field, value", [("hidden", 2.0), ("epochs", True), ("cuda_graph", 1), ("sparsity", "0.9"), ("lr", None)]
+)
 def test_wrong_types_are_type_errors(field, value):
     if value is None:
         assert TrainConfig(lr=None).lr == 0.01  # None is the recipe's value
