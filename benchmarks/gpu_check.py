@@ -93,11 +93,13 @@ class Record:
         temporary.replace(self.path)
 
 
-def command(*arguments, seconds: float = SECONDS, expected: tuple[int, ...] = (0,), folder: Path = ROOT) -> str:
+def command(*arguments, seconds: float = SECONDS, expected: tuple[int, ...] = (0,), folder: Path = ROOT,
+            **variables: str) -> str:  # fmt: skip
     """Run a program; what it printed."""
     arguments = [str(a) for a in arguments]
     try:
-        done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=seconds)
+        done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=seconds,
+                              env=os.environ | variables)  # fmt: skip
     except subprocess.TimeoutExpired as error:
         text = (error.stdout or b"").decode(errors="replace")
         raise RuntimeError(f"{arguments[0]} took over {seconds:.0f} s: {text[-1500:]}") from error
@@ -189,20 +191,20 @@ def sanitizer(s: Setting):
     """Small odd shapes of every op against the CPU kernels in fp64; under each tool of compute-sanitizer, if there."""
     program = [sys.executable, ROOT / "benchmarks" / "gpu_smoke.py", s.device]
     tool = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
-    os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # so that memcheck knows where each tensor ends
+    limits = dict(seconds=s.seconds, PYTORCH_NO_CUDA_MEMORY_CACHING="1")  # so memcheck knows where each tensor ends
 
     def under(name: str) -> dict:
         options = [tool, "--tool", name, "--error-exitcode", "9"]
         ours = ["--kernel-regex", "kns=sparsegnn"]  # kernels whose mangled name has this in it
         try:
-            text = command(*options, *ours, *program, seconds=s.seconds)
+            text = command(*options, *ours, *program, **limits)
         except RuntimeError as error:
             if "kernel-regex" not in str(error).partition("exit")[2]:
                 raise
-            text = command(*options, *program, seconds=s.seconds)  # a tool without that option
+            text = command(*options, *program, **limits)  # a tool without that option
         return {"output": text[-300:]}
 
-    yield {"tool": "none"}, lambda: {"output": command(*program, seconds=s.seconds)[-300:]}
+    yield {"tool": "none"}, lambda: {"output": command(*program, **limits)[-300:]}
     for name in ("memcheck", "racecheck", "synccheck") if tool and not s.dry_run else ():
         yield {"tool": name}, lambda name=name: under(name)
 

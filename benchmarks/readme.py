@@ -111,11 +111,11 @@ def _gpu_table(rows: list[dict]) -> str:
         *map(gpu_line, shown),
         "",
         f"{first['device']}, torch {first['torch']}; device time, medians of interleaved rounds (10th to 90th "
-        f"percentile in brackets), inputs past the L2, outputs checked over memory full of NaN. In bold what is at "
-        f"its bar ({passed} of {len(judged)} do). Floors: {limit['bandwidth'] / 1e12:.2f} TB/s copied, {l2}"
+        f"percentile in brackets), inputs past the L2, outputs checked over memory full of NaN. In bold what reaches "
+        f"the bar to ship ({passed} of {len(judged)} do). Floors: {limit['bandwidth'] / 1e12:.2f} TB/s copied, {l2}"
         f"{limit['flops'] / 1e12:.0f}, {limit['tf32'] / 1e12:.0f} and {limit['bf16'] / 1e12:.0f} TFLOP/s of products "
         f"in fp32, TF32 and bf16, measured in the same run. Errors are relative, against fp64. Graphs are stand-ins of "
-        f"the size and skew of those they are named after. All {len(rows)} rows, {len(cells)} of the dispatcher: "
+        f"the size and skew of those they are named after. All {len(rows)} rows, {len(cells)} of them dispatch: "
         f"`benchmarks/results/{first['device']}/suite_h200.jsonl`, made by `{GPU_COMMAND}`.",
     ])  # fmt: skip
 

@@ -19,6 +19,7 @@ import ctypes
 import hashlib
 import importlib
 import json
+import os
 import statistics
 import sys
 import time
@@ -280,6 +281,7 @@ def child(name: str, regime: str, quick: bool, threads: int, only: str, todo: li
     if regime == "gpu":
         import gpu
 
+        os.environ["SPARSEGNN_STRICT"] = "1"  # a fallback to plain PyTorch must not pass for a kernel
         about |= dict(device=gpu.name(), code=code())
     for group in groups:
         if deadline is not None and time.time() + group.estimate > deadline:
