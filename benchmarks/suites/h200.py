@@ -18,7 +18,8 @@ STAGES = (*(part.STAGE for part in PARTS), "more")
 
 def groups(quick: bool) -> list[Group]:
     found = [group for part in PARTS for group in part.groups(quick)]
-    return found + [group for part in PARTS if hasattr(part, "more") for group in part.more(quick)]
+    found += [group for part in PARTS if hasattr(part, "more") for group in part.more(quick)]
+    return list({group.name: group for group in reversed(found)}.values())[::-1]  # tiny, some are the same
 
 
 def summary(rows: list[dict]) -> list[dict]:
