@@ -12,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 WAITS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
+INDEXING = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
+
 
 def tensors(tree) -> list[Tensor]:
     return [x for x in pytree.tree_leaves(tree) if isinstance(x, Tensor)]
@@ -30,12 +32,13 @@ class Tape(TorchDispatchMode):
         return out
 
     def check(self, op, args, kwargs) -> None:
-        sized = op is torch.ops.aten.repeat_interleave.Tensor and kwargs.get("output_size") is not None
-        if any(tag in op.tags for tag in WAITS) and not sized:
+        if op in INDEXING:  # dynamic for the sake of masks only
+            waits = any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+        else:
+            sized = op is torch.ops.aten.repeat_interleave.Tensor and kwargs.get("output_size") is not None
+            waits = any(tag in op.tags for tag in WAITS) and not sized
+        if waits:
             raise RuntimeError(f"{op} needs the host to wait for its result")
-        if op in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torch.ops.aten.index_put.default):
-            if any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]):
-                raise RuntimeError(f"{op} with a mask needs the host to wait for its size")
         if any(isinstance(x, torch.Generator) for x in pytree.tree_leaves((args, kwargs))):
             raise RuntimeError(f"{op} draws from a generator that the recording does not know")
 
