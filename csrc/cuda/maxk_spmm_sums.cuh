@@ -92,7 +92,7 @@ struct MaxkSums {
       : a(arguments),
         l(layout),
         sum(sums + threadIdx.x / kWarp * layout.words),
-        first(static_cast<int>(blockIdx.y * kMaxkSpmmColumns)),
+        first(static_cast<int>(int64_t{blockIdx.y} * kMaxkSpmmColumns)),
         columns(static_cast<int>(min(kMaxkSpmmColumns, arguments.width - first))),
         k(static_cast<int>(arguments.k)),
         lane(threadIdx.x % kWarp),
