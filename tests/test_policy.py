@@ -293,7 +293,7 @@ def test_precedence(monkeypatch):
     assert layer(0.0).kernel == "dense"
 
 
-def test_the_environment_of_a_process():
+def test_the_environment_of_a_process(tmp_path):
     code = """
 from sparsegnn import summary, use_kernel
 from sparsegnn.nn import SparseLinear
@@ -302,7 +302,7 @@ assert mine.kernel == "dense" and "kernel='dense'" in repr(mine)
 assert summary(mine, show=False)[0]["kernel"] == "dense (forced)"
 """
     env = os.environ | {"SPARSEGNN_KERNEL": "dense"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
 
 
