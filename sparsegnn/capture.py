@@ -40,7 +40,7 @@ class CudaGraphs:
         """What does ``work``, of which only the Python part happens now, each time it is called."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self.stream):  # gives the caller's stream back where a capture fails, too
-            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+            with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
                 work()
         self.pool = graph.pool()
         return graph.replay
@@ -179,6 +179,7 @@ class CapturedStep:
         except BaseException as error:
             for controller, counters in zip(self.controllers, before, strict=True):
                 controller.step, controller.updates = counters
+                controller._moved.clear()  # recording moves nothing
                 controller.arm()
             if not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError):
                 raise

@@ -253,6 +253,24 @@ def test_waiting_is_an_error_that_names_it_and_leaves_the_counters(wait):
     assert run.controller.step == 3 and run.controller.updates == 1
 
 
+def test_an_update_that_cannot_be_recorded_moves_nobody():
+    run = Run("cpu", "set", "gcn", update_every=2)
+    captured_step = CapturedStep(run.step, run.optimizer, graphs=TapeGraphs())
+    for _ in range(3):
+        captured_step()
+    scores, last = run.controller.grow_scores, list(run.controller.layers)[-1]
+
+    def waiting(name, layer):
+        if name == last:
+            layer.values.sum().item()
+        return scores(name, layer)
+
+    run.controller.grow_scores = waiting
+    with pytest.raises(RuntimeError, match="must not wait"):
+        captured_step()
+    assert not run.controller._moved
+
+
 def test_grad_scalers_are_refused():
     run = Run("cpu", "set", pattern="unstructured")
     scaler = torch.amp.GradScaler("cpu")
