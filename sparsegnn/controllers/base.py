@@ -171,8 +171,8 @@ class Controller:
     def make_static(self) -> None:
         """From now on let updates read their counts, random scores and probes from tensors that stay."""
         if self._static is None:
-            device = next(iter(self.layers.values())).col.device
-            self._static = Static({name: torch.zeros((), dtype=torch.int64, device=device) for name in self._movable()})
+            counts = {name: x.col.new_zeros((), dtype=torch.int64) for name, x in self._movable().items()}
+            self._static = Static(counts)
             self.arm()
 
     @torch.no_grad()
