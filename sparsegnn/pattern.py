@@ -178,6 +178,11 @@ def rows_of(crow: Tensor, col: Tensor) -> Tensor:
     return rows.repeat_interleave(crow.diff(), output_size=col.numel())
 
 
+def flat(crow: Tensor, col: Tensor, cols: int) -> Tensor:
+    """int64 position of every entry in the row-major matrix [M, cols]."""
+    return rows_of(crow, col) * cols + col
+
+
 def to_mask(crow: Tensor, col: Tensor, cols: int) -> Tensor:
     """Boolean [M, K] that is true at the positions of the pattern."""
     mask = torch.zeros(crow.numel() - 1, cols, dtype=torch.bool, device=col.device)
@@ -259,7 +264,7 @@ def check_pattern(crow: Tensor, col: Tensor, rows: int, cols: int, op: str = "pa
         raise ValueError(f"{op}: crow must not decrease, got a row that ends before it begins")
     if col.numel() and not 0 <= col.min().item() <= col.max().item() < cols:
         raise ValueError(f"{op}: col must be in [0, {cols}), got [{col.min().item()}, {col.max().item()}]")
-    linear = rows_of(crow, col) * cols + col
+    linear = flat(crow, col, cols)
     if (linear.diff() <= 0).any():
         raise ValueError(f"{op}: col must ascend strictly within each row, got an unsorted or repeated column")
 

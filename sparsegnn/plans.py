@@ -21,7 +21,7 @@ from statistics import median
 
 import torch
 
-from sparsegnn import _native, policy
+from sparsegnn import policy
 from sparsegnn._version import __version__
 
 FORMAT = "sparsegnn-plans/1"
@@ -45,8 +45,7 @@ def choose(layer, rows: int) -> None:
 def key(layer, rows: int) -> str:
     """What a verdict depends on, as the name of its entry."""
     values, device = layer.values, layer.values.device
-    isa = torch.ops.sparsegnn.isa() if not _native.status.get("cpu", "not built") else "reference"
-    where = f"{_processor()}, {torch.get_num_threads()} threads, {isa}"
+    where = f"{_processor()}, {torch.get_num_threads()} threads, {policy.instructions()}"
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
     facts = (

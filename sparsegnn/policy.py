@@ -117,7 +117,6 @@ DENSE_RATE = {torch.float32: 50, TF32: 380, torch.bfloat16: 790, torch.float16: 
 SPARSE_RATE = {
     "unstructured": {torch.float32: 12, TF32: 12, torch.bfloat16: 20, torch.float16: 20},  # V=1: a shared-memory word
     "fan_in": {torch.float32: 12, TF32: 12, torch.bfloat16: 20, torch.float16: 20},  # for each multiplication
-    "2:4": {torch.float32: 12, TF32: 12, torch.bfloat16: 20, torch.float16: 20},  # where torch's own 2:4 does not run
     "grouped:4": {torch.float32: 42, TF32: 42, torch.bfloat16: 42, torch.float16: 42},  # V=4 does not fill an mma
     "grouped:8": {torch.float32: 42, TF32: 80, torch.bfloat16: 80, torch.float16: 80},  # V=8, mma.sync
     "grouped:16": {torch.float32: 42, TF32: 120, torch.bfloat16: 120, torch.float16: 120},  # V=16, the lower end
@@ -138,7 +137,7 @@ def static_kernel(
     """``"sparse"`` or ``"dense"`` for a weight of this shape and pattern, ``nnz`` of which exist."""
     if device == "cuda":
         return _by_roofline(nnz, shape, precision, structure)
-    dense_types = LEAST_SPARSITY[_instructions()]
+    dense_types = LEAST_SPARSITY[instructions()]
     narrow = min(shape) <= NARROW and precision in (torch.float32, torch.float64)
     least = 0.0 if narrow else dense_types.get(precision, dense_types[torch.float32])
     return "dense" if nnz > (1 - least) * shape[0] * shape[1] else "sparse"
@@ -154,7 +153,8 @@ def _by_roofline(nnz: int, shape: tuple[int, int], precision: torch.dtype | str,
     return "sparse" if MARGIN * max(2 * nnz / rate, memory) <= dense else "dense"
 
 
-def _instructions() -> str:
+def instructions() -> str:
+    """The instruction set of the CPU kernels; ``reference`` where none are loaded."""
     return "reference" if _native.status.get("cpu", "not built") else _isa()
 
 

@@ -65,7 +65,7 @@ def test_the_table_of_the_cpu_has_every_instruction_set_and_dtype():
 
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "portable", "reference"])
 def test_the_cpu_is_dense_below_a_sparsity(monkeypatch, isa):
-    monkeypatch.setattr(policy, "_instructions", lambda: isa)
+    monkeypatch.setattr(policy, "instructions", lambda: isa)
     for dtype, threshold in policy.LEAST_SPARSITY[isa].items():
         found = least(100, dtype, device="cpu")
         assert found == pytest.approx(threshold, abs=0.005)
@@ -75,9 +75,9 @@ def test_the_cpu_is_dense_below_a_sparsity(monkeypatch, isa):
 
 
 def test_instructions_are_those_of_the_library(monkeypatch):
-    assert policy._instructions() == torch.ops.sparsegnn.isa()
+    assert policy.instructions() == torch.ops.sparsegnn.isa()
     monkeypatch.setitem(sparsegnn._native.status, "cpu", "not built")
-    assert policy._instructions() == "reference"
+    assert policy.instructions() == "reference"
 
 
 @pytest.mark.parametrize("width", [64, 128, 256, 512, 1024])
@@ -322,7 +322,7 @@ def test_a_verdict_holds_for_its_device_and_precision():
 
 def test_an_unpickled_layer_follows_the_policy_here(monkeypatch):
     stored = pickle.dumps(layer(0.5))
-    monkeypatch.setitem(policy.LEAST_SPARSITY[policy._instructions()], torch.float32, 0.6)
+    monkeypatch.setitem(policy.LEAST_SPARSITY[policy.instructions()], torch.float32, 0.6)
     assert pickle.loads(stored).kernel == "dense"
 
 

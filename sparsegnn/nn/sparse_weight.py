@@ -63,7 +63,7 @@ class SparseWeight(KernelChoice):
         """int64 positions in the flat weight, or grid of blocks; kept once made."""
         if self.flat is not None:
             return self.flat
-        flat = patterns.rows_of(self.crow, self.col) * self.grid[1] + self.col
+        flat = patterns.flat(self.crow, self.col, self.grid[1])
         if not torch.compiler.is_compiling() and not (flat.is_cuda and torch.cuda.is_current_stream_capturing()):
             self.flat = flat  # what is captured is computed when the graph runs, not now
         return flat
@@ -118,7 +118,7 @@ class SparseWeight(KernelChoice):
 
     def _derive(self, crow: Tensor, col: Tensor, check: bool = True) -> tuple[Tensor | None, ...]:
         """The transpose of positions, and the flat ones where those are kept; ``check`` waits for a GPU."""
-        flat = None if self.flat is None else patterns.rows_of(crow, col) * self.grid[1] + col
+        flat = None if self.flat is None else patterns.flat(crow, col, self.grid[1])
         return *torch.ops.sparsegnn.csr_transpose(crow, col, self.grid[1], check), flat
 
     def _place(self, crow: Tensor, col: Tensor, derived: tuple[Tensor | None, ...] | None = None) -> None:
