@@ -40,13 +40,16 @@ __global__ void __launch_bounds__(kGatThreads)
   if (inside && threadIdx.x % lanes == 0) node[n] = {a.lse[n], flow};
 }
 
+// Blocks on an SM, so that V columns of a lane fit the registers.
+template <typename T, int V, bool kWide>
+constexpr int gatv2_least_blocks = V > 8 || (sizeof(T) == 8 && V > 2) ? 1
+                                   : V > 4 || sizeof(T) == 8 || kWide ? 2
+                                                                      : 3;
+
 // dx_dst, dedge and datt, by gatv2_rows_kernel.
 template <typename T, int V_, int R, bool kWide>
 struct Gatv2RowsOp {
-  static constexpr int V = V_ * R, U = 2,
-                       kLeastBlocks = V > 8 || (sizeof(T) == 8 && V > 2) ? 1
-                                      : V > 4 || sizeof(T) == 8 || kWide ? 2
-                                                                         : 3;
+  static constexpr int V = V_ * R, U = 2, kLeastBlocks = gatv2_least_blocks<T, V, kWide>;
   using A = acc_t<T>;
   using Head = Gatv2Head<T, V_, R, kWide>;
   using State = typename Head::Sums;
@@ -145,10 +148,7 @@ __global__ void __launch_bounds__(kSegmentThreads, Op::kLeastBlocks)
 // dx_src, over the transpose.
 template <typename T, int V_, int R, bool kWide>
 struct Gatv2SourcesOp {
-  static constexpr int V = V_ * R, U = 2,
-                       kLeastBlocks = V > 8 || (sizeof(T) == 8 && V > 2) ? 1
-                                      : V > 4 || sizeof(T) == 8 || kWide ? 2
-                                                                         : 3;
+  static constexpr int V = V_ * R, U = 2, kLeastBlocks = gatv2_least_blocks<T, V, kWide>;
   using A = acc_t<T>;
   using Head = Gatv2Head<T, V_, R, kWide>;
   struct State {

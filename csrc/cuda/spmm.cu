@@ -1,8 +1,8 @@
 // spmm / cuda: checks, outputs, dtype, stream. The arithmetic is in spmm.cuh (and sddmm.cuh for dval of max and min).
 #include "spmm.cuh"
 
-#include "dispatch.h"
 #include "sddmm.cuh"
+#include "spmm_entry.h"
 
 namespace sparsegnn::cuda {
 namespace {
@@ -19,24 +19,9 @@ using Optional = std::optional<Tensor>;
 
 void check_spmm(const Tensor& x, const Tensor& crow, const Tensor& col, const Optional& val, const Optional& row_scale,
                 const Optional& col_scale, const Optional& diag, Reduce reduce) {
-  check_index_on("spmm", "crow", crow, x);
-  check_index_on("spmm", "col", col, x);
-  check_device("spmm", "val", val, x);
-  check_device("spmm", "row_scale", row_scale, x);
-  check_device("spmm", "col_scale", col_scale, x);
-  check_device("spmm", "diag", diag, x);
-  STD_TORCH_CHECK(x.dim() == 2, "spmm: x must have shape [N, K], got ", x.dim(), " dimension(s)");
-  STD_TORCH_CHECK(crow.numel() >= 1, "spmm: crow must have at least one element");
+  check_matrix("spmm", x, crow, col, val, row_scale, col_scale, diag);
   const bool extremum = reduce == Reduce::max || reduce == Reduce::min;
-  const int64_t rows = crow.numel() - 1;
-  if (val) {
-    check_same_dtype("spmm", "val", *val, x);
-    STD_TORCH_CHECK(val->numel() == col.numel(), "spmm: val must have one element per edge");
-  }
   STD_TORCH_CHECK(!extremum || (!row_scale && !col_scale && !diag), "spmm: scales and diag need reduce sum or mean");
-  STD_TORCH_CHECK(!row_scale || row_scale->numel() == rows, "spmm: row_scale must have one element per row");
-  STD_TORCH_CHECK(!col_scale || col_scale->numel() == x.size(0), "spmm: col_scale must have one element per row of x");
-  STD_TORCH_CHECK(!diag || (diag->numel() == rows && rows == x.size(0)), "spmm: diag needs a square matrix");
 }
 
 // Writes y, and arg for max and min; both contiguous.

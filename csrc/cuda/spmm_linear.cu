@@ -1,5 +1,5 @@
 // spmm_linear / cuda: checks, outputs, dtype, stream. The arithmetic is in spmm_linear.cuh and its backward.
-#include "dispatch.h"
+#include "spmm_entry.h"
 #include "spmm_linear_backward.cuh"
 
 namespace sparsegnn::cuda {
@@ -15,23 +15,7 @@ struct Graph {
   Graph(const char* op, const Tensor& x_in, const Tensor& crow_in, const Tensor& col_in, const Optional& val_in,
         const Optional& row_scale_in, const Optional& col_scale_in, const Optional& diag_in)
       : x(as_contiguous(x_in)), crow(crow_in), col(col_in), val(as_contiguous(val_in)) {
-    check_index_on(op, "crow", crow, x);
-    check_index_on(op, "col", col, x);
-    check_device(op, "val", val, x);
-    check_device(op, "row_scale", row_scale_in, x);
-    check_device(op, "col_scale", col_scale_in, x);
-    check_device(op, "diag", diag_in, x);
-    STD_TORCH_CHECK(x.dim() == 2, op, ": x must have shape [N, K], got ", x.dim(), " dimension(s)");
-    STD_TORCH_CHECK(crow.numel() >= 1, op, ": crow must have at least one element");
-    if (val) {
-      check_same_dtype(op, "val", *val, x);
-      STD_TORCH_CHECK(val->numel() == col.numel(), op, ": val must have one element per edge");
-    }
-    STD_TORCH_CHECK(!row_scale_in || row_scale_in->numel() == rows(), op, ": row_scale must have one element per row");
-    STD_TORCH_CHECK(!col_scale_in || col_scale_in->numel() == x.size(0), op,
-                    ": col_scale must have one element per row of x");
-    STD_TORCH_CHECK(!diag_in || (diag_in->numel() == rows() && rows() == x.size(0)), op,
-                    ": diag needs a square matrix");
+    check_matrix(op, x, crow, col, val, row_scale_in, col_scale_in, diag_in);
     row_scale = as_scale(row_scale_in, x), col_scale = as_scale(col_scale_in, x), diag = as_scale(diag_in, x);
   }
   int64_t rows() const { return crow.numel() - 1; }
