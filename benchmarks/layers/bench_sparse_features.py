@@ -32,8 +32,8 @@ def features(data: str, rows: int, columns: int, nonzero: float) -> torch.Tensor
     path = Path(os.environ.get("SPARSEGNN_DATA", "data")) / f"{data}.npz"
     if path.is_file():
         with numpy.load(path) as file:
-            if "x" in file and file["x"].shape == (rows, columns):
-                return torch.from_numpy(file["x"]).float()
+            data, col, crow = (torch.from_numpy(file[name]) for name in ("x_data", "x_indices", "x_indptr"))
+            return torch.sparse_csr_tensor(crow, col, data.float(), (rows, columns)).to_dense()
     return (torch.rand(rows, columns, generator=torch.Generator().manual_seed(2)) < nonzero).float()
 
 

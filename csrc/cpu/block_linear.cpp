@@ -5,7 +5,7 @@
 #include "../common/tensor.h"
 #include "dispatch.h"
 #include "output.h"
-#include "sparse_linear_pack.h"
+#include "workspace.h"
 
 namespace sparsegnn {
 namespace {

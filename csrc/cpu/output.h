@@ -1,7 +1,9 @@
 // Outputs of CPU ops: small ones from torch, large ones from the pool.
 #pragma once
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/stableivalue_conversions.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <initializer_list>
@@ -51,28 +53,35 @@ inline size_t element_size(ScalarType dtype) {
   }
 }
 
-// An uninitialised tensor on the device of `like`, with its dtype unless another is given.
+// An uninitialised CPU tensor, with the dtype of `like` unless another is given.
 inline Tensor new_output(const Tensor& like, std::initializer_list<int64_t> shape,
                          std::optional<ScalarType> dtype_in = std::nullopt) {
   const ScalarType dtype = dtype_in.value_or(like.scalar_type());
-  size_t bytes = element_size(dtype);
-  for (const int64_t n : shape) bytes *= size_t(n);
-  if (bytes < pool_from || !pool_enabled()) return torch::stable::new_empty(like, shape, dtype);
   std::array<int64_t, 8> strides{};
   STD_TORCH_CHECK(shape.size() <= strides.size(), "an output has at most 8 dimensions");
+  size_t bytes = element_size(dtype);
   int64_t stride = 1;
   for (size_t i = shape.size(); i-- > 0;) {
+    const int64_t n = shape.begin()[i];
     strides[i] = stride;
-    stride *= shape.begin()[i];
+    stride *= std::max<int64_t>(n, 1);
+    bytes *= size_t(n);
+  }
+  const auto code = [](auto value) { return torch::stable::detail::to<int32_t>(torch::stable::detail::from(value)); };
+  const auto cpu = code(torch::headeronly::DeviceType::CPU);
+  const int64_t ndim = int64_t(shape.size());
+  AtenTensorHandle handle = nullptr;
+  if (bytes < pool_from || !pool_enabled()) {  // half the time of aten::new_empty, which goes through the dispatcher
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        aoti_torch_empty_strided(ndim, shape.begin(), strides.data(), code(dtype), cpu, -1, &handle));
+    return Tensor(handle);
   }
   size_t size = 0;
   void* p = pool_allocate(bytes, &size);
   STD_TORCH_CHECK(p != nullptr, "out of memory: cannot allocate an output of ", bytes, " bytes");
-  const auto code = [](auto value) { return torch::stable::detail::to<int32_t>(torch::stable::detail::from(value)); };
-  AtenTensorHandle handle = nullptr;
   const auto error = torch_from_blob(
-      p, int64_t(shape.size()), shape.begin(), strides.data(), 0, code(dtype), code(like.device().type()),
-      like.device().index(), &handle, code(torch::headeronly::Layout::Strided), nullptr, 0,
+      p, ndim, shape.begin(), strides.data(), 0, code(dtype), cpu, -1, &handle,
+      code(torch::headeronly::Layout::Strided), nullptr, 0,
       [](void* data, void* context) { pool_free(data, reinterpret_cast<size_t>(context)); },
       reinterpret_cast<void*>(size));
   if (error != 0) pool_free(p, size);

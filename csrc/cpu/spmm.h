@@ -44,6 +44,7 @@ struct SpmmArgGradient {
 };
 
 SG_DECLARE(template <typename T, typename A> void spmm_sum_rows(const SpmmArgs<T, A>& a, int64_t begin, int64_t end))
+SG_DECLARE(template <typename T> void spmm_table(const T* x, int64_t stride, T* table, int64_t rows, int64_t width))
 SG_DECLARE(template <typename T, typename A> void spmm_sum_hub(const SpmmArgs<T, A>& a, const SpmmHub& hub))
 SG_DECLARE(template <typename T, typename A> void spmm_arg_rows(const SpmmArgs<T, A>& a, int64_t begin, int64_t end))
 SG_DECLARE(template <typename T, typename A>

@@ -10,6 +10,7 @@
 //            of many edges are summed in pieces of fixed size, pieces then in order
 // backward   dx: the sum on the transpose; dval: sddmm
 // see        spmm_arg.kernel.cpp, sparsegnn/ops/spmm.py, tests/ops/test_spmm.py, benchmarks/ops/bench_spmm.py
+#include "simd_transpose.h"
 #include "spmm_tile.h"
 
 namespace sparsegnn {
@@ -70,19 +71,29 @@ struct Sum {
 };
 
 // Rows of a few columns of a table near by: no prefetch, and several edges at a time, or each would wait for the sum of
-// the one before it.
-template <typename T, bool weighted, int V, bool ragged, typename A>
-void near_rows(const SpmmArgs<T, A>& a, int64_t begin, int64_t end, int n) {
-  constexpr int U = 4 / V;
-  const Columns<V, ragged> columns{0, n, false};
+// the one before it. What loads of x wait for is the room in the out-of-order window, so an edge is few instructions.
+template <typename T, bool valued, int V, bool ragged, typename A>
+void near_rows(const SpmmArgs<T, A>& a, int64_t begin, int64_t end) {
+  constexpr int L = lanes<A>, U = 4;
+  const Columns<V, ragged> columns{0, int(a.width - (V - 1) * L), false};
+  const int64_t stride = ragged ? a.x_stride : V * L;
+  const int32_t *crow = a.crow, *col = a.col;
+  const T *x = a.x, *val = a.val;
   for (int64_t r = begin; r < end; ++r) {
-    typename Sum<T, weighted>::template State<V, ragged> state[U];
-    int64_t e = a.crow[r];
-    const int64_t stop = a.crow[r + 1];
+    typename Sum<T, valued>::template State<V, ragged> state[U];
+    int64_t e = crow[r];
+    const int64_t stop = crow[r + 1];
     state[0].start(a, columns, r, e, stop);
+    const auto add = [&](vec<A>* sum, int64_t edge) {
+      const T* row = x + col[edge] * stride;
+      for (int v = 0; v < V; ++v) {
+        if constexpr (valued) sum[v] += widen(val[edge]) * columns.get(row, v);
+        if constexpr (!valued) sum[v] += columns.get(row, v);
+      }
+    };
     for (; e + U <= stop; e += U)
-      for (int u = 0; u < U; ++u) state[u].edge(a, columns, e + u, a.col[e + u]);
-    for (; e < stop; ++e) state[0].edge(a, columns, e, a.col[e]);
+      for (int u = 0; u < U; ++u) add(state[u].sum, e + u);
+    for (; e < stop; ++e) add(state[0].sum, e);
     for (int u = 1; u < U; ++u)
       for (int v = 0; v < V; ++v) state[0].sum[v] += state[u].sum[v];
     state[0].finish(a, columns, r);
@@ -92,12 +103,12 @@ void near_rows(const SpmmArgs<T, A>& a, int64_t begin, int64_t end, int n) {
 template <typename T, bool weighted, typename A>
 void sum_rows(const SpmmArgs<T, A>& a, int64_t begin, int64_t end) {
   constexpr int L = lanes<A>;
-  const int n = int(a.width > L ? a.width - L : a.width);
-  if (!a.near || a.width > 2 * L || a.width == 0) return reduce_rows<Sum<T, weighted>, T>(a, a.x_stride, begin, end);
-  if (a.width == 2 * L) return near_rows<T, weighted, 2, false>(a, begin, end, n);
-  if (a.width > L) return near_rows<T, weighted, 2, true>(a, begin, end, n);
-  if (a.width == L) return near_rows<T, weighted, 1, false>(a, begin, end, n);
-  near_rows<T, weighted, 1, true>(a, begin, end, n);
+  const bool near = a.near && a.col_scale == nullptr && a.width > 0 && a.width <= 2 * L;
+  if (!near) return reduce_rows<Sum<T, weighted>, T>(a, a.x_stride, begin, end);
+  if (a.width == 2 * L) return near_rows<T, weighted, 2, false>(a, begin, end);
+  if (a.width > L) return near_rows<T, weighted, 2, true>(a, begin, end);
+  if (a.width == L) return near_rows<T, weighted, 1, false>(a, begin, end);
+  near_rows<T, weighted, 1, true>(a, begin, end);
 }
 
 }  // namespace
@@ -110,6 +121,29 @@ void spmm_sum_rows(const SpmmArgs<T, A>& a, int64_t begin, int64_t end) {
     sum_rows<T, false>(a, begin, end);
   }
   if (a.stream) stores_done();
+}
+
+// table[k, m] = x[m, k] for k < rows, m < width; rows of x are `stride` apart.
+template <typename T>
+void spmm_table(const T* x, int64_t stride, T* table, int64_t rows, int64_t width) {
+  constexpr int L = lanes<acc<T>>;
+  for (int64_t k = 0; k < rows; k += L)
+    for (int64_t m = 0; m < width; m += L) {
+      const int64_t height = width - m < L ? width - m : L, columns = rows - k < L ? rows - k : L;
+      vec<acc<T>> r[L];
+      for (int i = 0; i < L; ++i)
+        r[i] = i >= height    ? vec<acc<T>>{}
+               : columns == L ? load(x + (m + i) * stride + k)
+                              : load_n(x + (m + i) * stride + k, int(columns));
+      transpose<acc<T>>(r);
+      for (int i = 0; i < columns; ++i) {
+        if (height == L) {
+          store(table + (k + i) * width + m, r[i]);
+        } else {
+          store_n(table + (k + i) * width + m, r[i], int(height));
+        }
+      }
+    }
 }
 
 // y[hub.row] from the partial sums, in order.
@@ -125,6 +159,7 @@ void spmm_sum_hub(const SpmmArgs<T, A>& a, const SpmmHub& hub) {
 }
 
 #define SG_INSTANTIATE(T, A)                                                  \
+  template void spmm_table<T>(const T*, int64_t, T*, int64_t, int64_t);       \
   template void spmm_sum_rows<T, A>(const SpmmArgs<T, A>&, int64_t, int64_t); \
   template void spmm_sum_hub<T, A>(const SpmmArgs<T, A>&, const SpmmHub&);
 SG_INSTANTIATE(float, float)

@@ -6,12 +6,12 @@ X W^T sums rows of W^T, one for every nonzero of X: it is spmm with W^T as its t
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils.weak import WeakIdKeyDictionary
 
 from sparsegnn.graph_formats import check_csr
 from sparsegnn.ops.spmm import apply as spmm
@@ -61,7 +61,7 @@ class _Product(torch.autograd.Function):
         return product(dy, ctx.csr.ccol, ctx.csr.row, val_t.to(dy.dtype)).to(ctx.dtype), None, None
 
 
-_structures: WeakIdKeyDictionary = WeakIdKeyDictionary()  # by matrix; an entry goes with its matrix
+_structures: dict[int, tuple[weakref.ref, Structure]] = {}  # by the id of a matrix; an entry goes with its matrix
 
 
 def is_sparse(x) -> bool:
@@ -85,15 +85,24 @@ def features_linear(layer: str, x: Tensor, weight_t: Tensor) -> Tensor:
 
 def structure(x: Tensor) -> Structure:
     """The structure of ``x``, kept for the next call; made again when its indices (of COO: anything) have changed."""
-    found = _structures.get(x)
     if x.layout == torch.sparse_csr:
         crow, col = x.crow_indices(), x.col_indices()
         key = (crow.data_ptr(), crow._version, col.data_ptr(), col._version)
     else:
         key = (x._version, x._nnz(), x.is_coalesced())
+    name = id(x)
+    matrix, found = _structures.get(name, (None, None))
+    if matrix is None or matrix() is not x:
+        matrix, found = weakref.ref(x, lambda gone: _forget(name, gone)), None
     if found is None or found.key != key:
-        found = _structures[x] = make_structure(x, key)
+        found = make_structure(x, key)
+        _structures[name] = matrix, found
     return found
+
+
+def _forget(name: int, gone: weakref.ref) -> None:
+    if name in _structures and _structures[name][0] is gone:  # or its id belongs to another matrix by now
+        del _structures[name]
 
 
 def make_structure(x: Tensor, key: tuple) -> Structure:
