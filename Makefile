@@ -17,10 +17,12 @@ export MAX_JOBS
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
-# The whole suite, against the installed package. make test ARGS="-k spmm" runs a part of it.
+# The whole suite, against the installed package, a worker per processor; their OpenMP threads must not spin while they
+# wait for each other. make test ARGS="-k spmm" runs a part of it.
 test: $(VENV)/.test
 	PATH="$(abspath $(BIN)):$(PATH)" $(MAKE) -s build-emulator build-ptxas
-	PATH="$(abspath $(BIN)):$(PATH)" SPARSEGNN_STRICT=1 $(BIN)/pytest $(ARGS)
+	PATH="$(abspath $(BIN)):$(PATH)" SPARSEGNN_STRICT=1 OMP_WAIT_POLICY=passive \
+	  $(BIN)/pytest -n $(MAX_JOBS) --maxprocesses 8 --dist loadfile $(ARGS)
 
 # Kernel microbenchmarks against dense torch, torch.sparse and the torch-sparse family.
 bench: $(VENV)/.test
