@@ -101,10 +101,13 @@ def captured(function: Callable, calls: int = 1):
         for _ in range(3):
             function()
     torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        for _ in range(calls):
-            function()
+    graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            for _ in range(calls):
+                function()
+    finally:
+        torch.cuda.set_stream(before)  # where the capture cannot end torch stays on the stream that it was on
     return graph
 
 
