@@ -161,6 +161,7 @@ def test_wrong_and_failing_contenders_take_no_part():
     assert one["case"] == {"size": 5, "degree": 2} and "raises" in one["dropped"] and len(one["percentiles"]) == 2
     assert two["passed"] is False and two["note"].startswith("failed: wrong: relative error")
     assert three["passed"] is None and three["note"].startswith("nothing to compare with: raises")
+    assert one["precisions"] == {"right": "fp32", "rounded": "bf16"}
     json.dumps([one, two, three])
 
 

@@ -84,6 +84,9 @@ def reductions(name: str, quick: bool) -> Group:
             back = exact.aggregate(ccol, row, dy / count[:, None].double(), every)
             return [exact.aggregate(graph.crow, graph.col, x.detach(), every, reduce="mean"), back]
 
+        def sums() -> list:
+            return [exact.aggregate(graph.crow, graph.col, x.detach(), every)]
+
         wants = {"max": functools.cache(lambda: exact.extremum(graph, x.detach(), dy)), "mean": functools.cache(means)}
 
         def both(forward):
@@ -119,7 +122,8 @@ def reductions(name: str, quick: bool) -> Group:
         contest.offer("mean: cuSPARSE", forward, want=wants["mean"])
         forward = {"forward max": "max", "forward sum": "sum"}
         for text, reduce in forward.items():
-            contest.add(text, lambda r=reduce: ops.spmm(graph, x.detach(), reduce=r))
+            want = functools.cache(lambda r=reduce: wants[r]()[:1] if r in wants else sums())
+            contest.add(text, lambda r=reduce: ops.spmm(graph, x.detach(), reduce=r), want=want)
         return contest
 
     case = graph_case(name, quick, width=width)
