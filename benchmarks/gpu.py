@@ -19,6 +19,8 @@ import torch
 SHORT = 50e-6  # seconds; what takes less is replayed from a CUDA graph, where the gaps between launches vanish
 CALLS = 20  # of a contender in such a graph, and at least in a sample of events
 TOLERANCE = {"fp32": 1e-5, "tf32": 2e-3, "bf16": 1e-2}  # relative Frobenius error against fp64
+#: of fp32 sums over all nodes, which a peer may add up in one chain: 2.5e-8 sqrt(n / 2) of 169,343 is 7e-6 already
+LONG_SUM = 1e-4
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -101,10 +103,13 @@ def captured(function: Callable, calls: int = 1):
         for _ in range(3):
             function()
     torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        for _ in range(calls):
-            function()
+    graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            for _ in range(calls):
+                function()
+    finally:
+        torch.cuda.set_stream(before)  # where the capture cannot end torch stays on the stream that it was on
     return graph
 
 

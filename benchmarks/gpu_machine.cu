@@ -46,3 +46,67 @@ extern "C" __global__ void operand(float* out, int rounds) {
   for (int u = 1; u < 4; ++u) sum[0].x += sum[u].x + sum[u].y + sum[u].z + sum[u].w;
   out[blockIdx.x * blockDim.x + threadIdx.x] = sum[0].x + sum[0].y + sum[0].z + sum[0].w;
 }
+
+#if __CUDA_ARCH__ >= 900
+
+// Adds to random rows of y, `width` float4 each, by vector atomics in L2; the teams are those of gather.
+extern "C" __global__ void scatter(float4* y, const int* index, int per, int width) {
+  const int lanes = width < 32 ? width : 32;
+  const int thread = blockIdx.x * blockDim.x + threadIdx.x;
+  const int* mine = index + static_cast<long long>(thread / lanes) * per;
+  for (int j = thread % lanes; j < width; j += lanes) {
+    for (int i = 0; i < per; ++i) {
+      float4* at = y + static_cast<long long>(mine[i]) * width + j;
+      asm volatile("red.global.add.v4.f32 [%0], {%1, %1, %1, %1};" ::"l"(at), "f"(1.0f) : "memory");
+    }
+  }
+}
+
+// Copies random rows of x, `bytes` each (a multiple of 16), into shared memory by cp.async.bulk: a warp to a block, a
+// row to a lane, two turns of 32 rows in flight. Each lane gives the sum of the first word of its last two rows, or NaN
+// where a copy does not arrive.
+extern "C" __global__ void bulk(const char* x, const int* index, float* out, int per, int bytes) {
+  extern __shared__ __align__(128) char rows[];  // [2][32][bytes], then two barriers
+  const int lane = threadIdx.x;
+  const int* mine = index + static_cast<long long>(blockIdx.x) * per;
+  const unsigned base = static_cast<unsigned>(__cvta_generic_to_shared(rows));
+  const unsigned barrier = base + 64 * bytes;
+  if (lane == 0) {
+    for (int s = 0; s < 2; ++s) asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier + 8 * s));
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  }
+  __syncwarp();
+  float sum = 0;
+  const int turns = per / 32;
+  for (int t = 0; t < turns + 2; ++t) {
+    const int s = t & 1;
+    if (t >= 2) {  // the turn before last is there
+      const unsigned parity = (t / 2 - 1) & 1;
+      unsigned done = 0;
+      for (int tries = 0; tries < 1 << 20 && !done; ++tries) {
+        asm volatile(
+            "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
+            : "=r"(done)
+            : "r"(barrier + 8 * s), "r"(parity)
+            : "memory");
+      }
+      if (!done) sum = __int_as_float(0x7fffffff);
+      if (t >= turns) sum += *reinterpret_cast<const float*>(rows + (32 * s + lane) * bytes);
+    }
+    if (t < turns) {
+      if (lane == 0) {
+        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier + 8 * s), "r"(32 * bytes)
+                     : "memory");
+      }
+      __syncwarp();
+      const char* from = x + static_cast<long long>(mine[32 * t + lane]) * bytes;
+      asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                       base + (32 * s + lane) * bytes),
+                   "l"(from), "r"(bytes), "r"(barrier + 8 * s)
+                   : "memory");
+    }
+  }
+  out[32 * blockIdx.x + lane] = sum;
+}
+
+#endif

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gpu
@@ -21,7 +21,7 @@ def limits() -> dict:
     found["flops"], (found["bandwidth"], found["read"]) = found["fp32"], streamed()
     found["l2"] = gathered(24 << 20 if big() else 1 << 16, 128)
     found["operand"] = operand()
-    return found | {"by": "CuPy" if kernel("gather") else "torch", "device": gpu.name()}
+    return found | {"by": "NVRTC" if kernel("gather") else "torch", "device": gpu.name()}
 
 
 def big() -> bool:
@@ -65,39 +65,104 @@ def gathered(working_set: int, row_bytes: int) -> float:
     return threads // block * block // lanes * per * row_bytes / seconds(run)
 
 
+def scattered(working_set: int, row_bytes: int) -> float:
+    """Bytes/s of numbers that ``red.global.add.v4.f32`` adds to random rows of a table; by torch on the CPU."""
+    rows, width = working_set // row_bytes, row_bytes // 4
+    table = torch.zeros(rows, width, device=gpu.device())
+    count = (1 << 28 if big() else 1 << 18) // row_bytes // 256 * 256
+    index = torch.randint(rows, (count,), device=gpu.device(), dtype=torch.int32)
+    if not big():
+        add = torch.ones(count, width)
+        return count * row_bytes / seconds(lambda: table.index_add_(0, index, add))
+    lanes, block, per = min(32, width // 4), 256, 32
+    launch = launcher(needed("scatter"), count // per * lanes // block, block, 0, table, index, per, width // 4)
+    launch()
+    found = table.sum(dtype=torch.float64).item()
+    if found != count * width:
+        raise RuntimeError(f"scatter has added {found:.0f} ones of {count * width}")
+    return count * row_bytes / seconds(launch)
+
+
+def bulk(working_set: int, row_bytes: int) -> float:
+    """Bytes/s of random rows that ``cp.async.bulk`` brings into shared memory; by torch on the CPU."""
+    if not big():
+        return gathered(working_set, row_bytes)
+    rows, width, per = working_set // row_bytes, row_bytes // 4, 256
+    table, blocks = gpu.randn(rows, width), (1 << 30) // row_bytes // per
+    index = torch.randint(rows, (blocks, per), device=gpu.device(), dtype=torch.int32)
+    out = torch.empty(blocks, 32, device=gpu.device())
+    launch = launcher(needed("bulk"), blocks, 32, 64 * row_bytes + 16, table, index, out, per, row_bytes)
+    launch()
+    last = table[index[:, -64:].long().view(-1, 2, 32), 0].sum(1)
+    if not torch.allclose(out, last, atol=1e-5):
+        raise RuntimeError("bulk copies did not bring the rows that were asked for")
+    return blocks * per * row_bytes / seconds(launch)
+
+
 def operand() -> float | None:
-    """FLOP/s of multiply-adds that take one operand each from shared memory; None without CuPy."""
-    function = kernel("operand")
-    if function is None:
+    """FLOP/s of multiply-adds that take one operand each from shared memory; None without a way to compile."""
+    if kernel("operand") is None:
         return None
     blocks, threads, rounds = 4 * torch.cuda.get_device_properties(gpu.device()).multi_processor_count, 1024, 500
     out = torch.empty(blocks * threads, device=gpu.device())
-    return blocks * threads * rounds * 16 * 4 * 2 / seconds(launcher(function, blocks, threads, 16384, out, rounds))
+    run = launcher(kernel("operand"), blocks, threads, 16384, out, rounds)
+    return blocks * threads * rounds * 16 * 4 * 2 / seconds(run)
+
+
+# --- kernels of gpu_machine.cu, compiled by NVRTC --------------------------------------------------------------------
 
 
 @functools.cache
-def kernel(name: str):
-    """A kernel of gpu_machine.cu, or None where there is no CuPy (or no GPU)."""
-    if not gpu.on_gpu():
-        return None
+def kernel(name: str) -> Callable | None:
+    """``run(blocks, threads, shared, arguments)``, or None on the CPU and where neither torch nor CuPy compiles it."""
+    return next(iter(compiled(name)), None) if big() else None
+
+
+def needed(name: str) -> Callable:
+    if kernel(name) is None:
+        raise RuntimeError(f"{name}: {'; '.join(failures) or 'no GPU'}")
+    return kernel(name)
+
+
+failures: list[str] = []
+
+
+def compiled(name: str) -> Iterator[Callable]:
+    for way in (through_torch, through_cupy):
+        try:
+            yield way(name)
+        except Exception as problem:
+            failures.append(f"{way.__name__}: {type(problem).__name__}: {str(problem)[:200]}")
+
+
+def through_torch(name: str) -> Callable:
+    from torch.utils import cpp_extension
+
+    home = cpp_extension.CUDA_HOME
+    cpp_extension.CUDA_HOME = home or "/usr"  # of which it wants headers: these kernels include none
     try:
-        import cupy
+        function = torch.cuda._compile_kernel(SOURCE.read_text(), name)
+    finally:
+        cpp_extension.CUDA_HOME = home
+    return lambda blocks, threads, shared, arguments: function(
+        grid=(blocks, 1, 1), block=(threads, 1, 1), args=list(arguments), shared_mem=shared
+    )
 
-        function = cupy.RawModule(code=SOURCE.read_text(), options=("-std=c++17",)).get_function(name)
-        function.max_dynamic_shared_size_bytes  # noqa: B018  (compiles now, and fails here if it does)
-    except Exception:
-        return None
-    return function
 
-
-def launcher(function, blocks: int, threads: int, shared: int, *arguments) -> Callable:
+def through_cupy(name: str) -> Callable:
     import cupy
     import numpy
 
-    given = tuple(cupy.asarray(a) if isinstance(a, torch.Tensor) else numpy.int32(a) for a in arguments)
+    function = cupy.RawModule(code=SOURCE.read_text(), options=("-std=c++17",)).get_function(name)
+    function.max_dynamic_shared_size_bytes  # noqa: B018  (compiles now, and fails here if it does)
 
-    def run():
+    def run(blocks, threads, shared, arguments):
+        given = tuple(cupy.asarray(a) if isinstance(a, torch.Tensor) else numpy.int32(a) for a in arguments)
         with cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
             function((blocks,), (threads,), given, shared_mem=shared)
 
     return run
+
+
+def launcher(function: Callable, blocks: int, threads: int, shared: int, *arguments) -> Callable:
+    return lambda: function(blocks, threads, shared, arguments)

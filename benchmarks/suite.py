@@ -171,6 +171,8 @@ def _measure_on_gpu(group: Group, quick: bool) -> Iterator[dict]:
         line = result(row, group, "gpu", samples, values, checked.errors, limit, quick)
         ours, other = line["contender"], line["baseline"]
         line["case"] |= contest.facts
+        entries = {n: contest.entries[n] for n in (ours, *line["baselines"]) if n in contest.entries}
+        line["precisions"] = {name: entry.precision for name, entry in entries.items()}
         line["percentiles"] = {n: percentiles(samples[n]) for n in (ours, *line["baselines"]) if n in samples}
         if line["ours"] and row.kind not in ("memory", "bytes"):
             line["gflops"] = row.work.get("flop", 0) / line["ours"] / 1e6

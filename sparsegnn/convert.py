@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from sparsegnn import plans
-from sparsegnn.controllers.distributions import allocate
+from sparsegnn.controllers.distributions import DISTRIBUTIONS, allocate
 from sparsegnn.nn import SparseLinear
 from sparsegnn.nn.inner import Linear as InnerLinear
 from sparsegnn.pattern import check_kind, check_sparsity
@@ -41,7 +41,8 @@ def sparsify(
     Args:
         sparsity: fraction of zeros of all swapped layers together, in [0, 1). 0 keeps all weights, in sparse layers.
         distribution: how the layers share it. ``"erk"``, ``"uniform"``, ``"global"`` (magnitudes compete across
-            layers), or ``{name: sparsity}``, which swaps only the layers it names.
+            layers), or ``{name: sparsity}``, which swaps only the layers it names. With pattern ``"2:4"`` every layer
+            has a sparsity of 0.5.
         pattern: where the weights may be, of all swapped layers; see :class:`~sparsegnn.nn.SparseLinear`.
         include, exclude: names of layers or of modules that contain them, ``*`` and ``?`` allowed, or a callable
             ``(name, module) -> bool``. ``exclude=["conv2"]`` keeps an output layer dense.
@@ -57,13 +58,16 @@ def sparsify(
     """
     op = "sparsify"
     _check_model(op, model)
-    check_sparsity(sparsity, op)
+    named = isinstance(distribution, Mapping)
     check_kind(pattern, op)
+    check_sparsity(sparsity, op, "unstructured" if named else pattern)
+    if pattern == "2:4" and not named and distribution in DISTRIBUTIONS:
+        distribution = "uniform"
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise ValueError(f"{op}: rows must be a positive integer, got {rows!r}")
     model = model if inplace else copy.deepcopy(model)
     targets = {name: m for name, m in _linears(model).items() if _wanted(op, model, name, m, include, exclude)}
-    if isinstance(distribution, Mapping):
+    if named:
         sparsities = {n: s for key, s in distribution.items() for n in _named(op, "distribution", key, targets)}
         targets, distribution = {n: m for n, m in targets.items() if n in sparsities}, sparsities
     if not targets:

@@ -4,10 +4,10 @@ A pattern of a weight matrix [M, K] is ``crow`` [M+1] and ``col`` [nnz], both in
 a row. Its transpose is ``ccol`` [K+1], ``row`` [nnz], ``perm`` [nnz]: ``perm[t]`` is the position in ``(crow, col)``
 of entry t of the transpose. Everything here is plain PyTorch and also runs on the meta device.
 
-Patterns by name: ``"unstructured"``; ``"fan_in"``, the same number of inputs for every output; ``"grouped:8"`` (4, 8,
-16), consecutive outputs share their inputs; ``"block:16x16"`` (16, 32), dense blocks. The last two are patterns over
-blocks [height, width]: ``(crow, col)`` is that of the [M / height, K / width] matrix of blocks, and values are held
-block after block, row-major inside a block.
+Patterns by name: ``"unstructured"``; ``"fan_in"``, the same number of inputs for every output; ``"2:4"``, two of every
+four consecutive inputs; ``"grouped:8"`` (4, 8, 16), consecutive outputs share their inputs; ``"block:16x16"`` (16, 32),
+dense blocks. The last two are patterns over blocks [height, width]: ``(crow, col)`` is that of the [M / height,
+K / width] matrix of blocks, and values are held block after block, row-major inside a block.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor
 BLOCKS = {
     "unstructured": (1, 1),
     "fan_in": (1, 1),
+    "2:4": (1, 1),
     "grouped:4": (4, 1),
     "grouped:8": (8, 1),
     "grouped:16": (16, 1),
@@ -29,14 +30,23 @@ BLOCKS = {
     "block:32x32": (32, 32),
 }
 PATTERNS = tuple(BLOCKS)
+#: every output has as many inputs
+REGULAR = ("fan_in", "2:4")
 
 
-def check_sparsity(sparsity: float, op: str) -> float:
-    """``sparsity`` if it is a fraction of zeros in [0, 1); NaN, 1.0 and negative numbers raise ValueError."""
+def check_sparsity(sparsity: float, op: str, kind: str = "unstructured") -> float:
+    """``sparsity`` if it is a fraction of zeros in [0, 1); NaN, 1.0 and negative numbers raise ValueError.
+
+    So does all but 0.5 for the pattern ``"2:4"``.
+    """
     if isinstance(sparsity, bool) or not isinstance(sparsity, Real):
         raise TypeError(f"{op}: sparsity must be a number in [0, 1), got {type(sparsity).__name__}")
     if not 0 <= sparsity < 1:
         raise ValueError(f"{op}: sparsity must be in [0, 1), got {sparsity}")
+    if kind == "2:4" and sparsity != 0.5:
+        raise ValueError(
+            f"{op}: sparsity must be 0.5 for pattern '2:4', got {sparsity}; pass sparsity=0.5 or choose another pattern"
+        )
     return float(sparsity)
 
 
@@ -50,7 +60,8 @@ def check_kind(pattern: str, op: str) -> str:
 def block_grid(rows: int, cols: int, kind: str, op: str) -> tuple[int, int]:
     """Blocks along both sides of a [rows, cols] matrix; sizes that blocks do not divide raise ValueError."""
     height, width = BLOCKS[check_kind(kind, op)]
-    for what, size, step in (("rows (outputs)", rows, height), ("columns (inputs)", cols, width)):
+    multiple = 4 if kind == "2:4" else width
+    for what, size, step in (("rows (outputs)", rows, height), ("columns (inputs)", cols, multiple)):
         if size % step:
             raise ValueError(
                 f"{op}: a weight of pattern {kind!r} must have a multiple of {step} {what}, got {size}; choose another "
@@ -64,7 +75,7 @@ def count_kept(rows: int, cols: int, sparsity: float, kind: str = "unstructured"
 
     A multiple of the size of a block, where the pattern has blocks.
     """
-    if kind == "fan_in":
+    if kind in REGULAR:
         return rows * count_kept(1, cols, sparsity)
     if BLOCKS[kind] != (1, 1):
         size = math.prod(BLOCKS[kind])
@@ -85,9 +96,9 @@ def random_pattern(
     """``(crow, col)`` with exactly ``nnz`` positions (or those that ``sparsity`` leaves), uniformly at random.
 
     ``kind="fan_in"`` gives every row the same number of columns, so ``nnz`` must be a multiple of ``rows``; from a
-    sparsity that number is rounded to the nearest, at least one. Kinds with blocks: ``nnz`` weights in whole blocks,
-    and the result is a pattern over blocks. Drawn on the CPU (or the generator's device), so a seed means the same
-    pattern on every device.
+    sparsity that number is rounded to the nearest, at least one. ``kind="2:4"`` has half of all positions. Kinds with
+    blocks: ``nnz`` weights in whole blocks, and the result is a pattern over blocks. Drawn on the CPU (or the
+    generator's device), so a seed means the same pattern on every device.
     """
     op = "random_pattern"
     if rows < 1 or cols < 1:
@@ -96,6 +107,11 @@ def random_pattern(
         raise ValueError(f"{op}: exactly one of nnz and sparsity must be given")
     fan_in = check_kind(kind, op) == "fan_in"
     rows, cols = block_grid(rows, cols, kind, op)
+    if kind == "2:4":
+        check_sparsity(0.5 if sparsity is None else sparsity, op, kind)
+        nnz = _half(rows * cols, nnz, op)
+        fours = random_pattern(rows * cols // 4, 4, nnz=nnz, kind="fan_in", generator=generator, device=device)
+        return _of_fours(fours[1], rows, cols)
     if nnz is None:
         nnz = count_kept(rows, cols, check_sparsity(sparsity, op), "fan_in" if fan_in else "unstructured")
     else:
@@ -128,19 +144,29 @@ def whole_blocks(nnz: int, kind: str, op: str) -> int:
 
 
 def from_mask(mask: Tensor, kind: str = "unstructured") -> tuple[Tensor, Tensor]:
-    """``(crow, col)`` of the nonzero entries of ``mask`` [M, K], or of the blocks that have one."""
+    """``(crow, col)`` of the nonzero entries of ``mask`` [M, K], or of the blocks that have one.
+
+    For ``"2:4"`` two of every four entries of a row must be nonzero, else ValueError.
+    """
     if mask.dim() != 2:
         raise ValueError(f"from_mask: mask must have shape [M, K], got {list(mask.shape)}")
+    block_grid(*mask.shape, kind, "from_mask")
     if BLOCKS[kind] != (1, 1):
         mask = tiles(mask, kind, "from_mask").ne(0).flatten(2).any(2)
-    return _from_linear(mask.flatten().nonzero().squeeze(1), *mask.shape)
+    crow, col = _from_linear(mask.flatten().nonzero().squeeze(1), *mask.shape)
+    if kind == "2:4" and not two_of_four(crow, col, mask.size(1)):
+        raise ValueError(
+            "from_mask: mask must have two nonzeros in every four inputs of each output (pattern '2:4'), got others; "
+            "SparseLinear.from_dense(linear, sparsity=0.5, pattern='2:4') keeps the two largest weights of each four"
+        )
+    return crow, col
 
 
 def from_dense_topk(weight: Tensor, nnz: int, kind: str = "unstructured") -> tuple[Tensor, Tensor]:
     """``(crow, col)`` of the ``nnz`` entries of ``weight`` [M, K] with the largest magnitude.
 
-    Ties go to the lower index, NaN ranks lowest. ``kind="fan_in"`` selects ``nnz / M`` entries in every row. Kinds with
-    blocks select the blocks with the largest sum of magnitudes.
+    Ties go to the lower index, NaN ranks lowest. ``kind="fan_in"`` selects ``nnz / M`` entries in every row, ``"2:4"``
+    two of every four, half of all. Kinds with blocks select the blocks with the largest sum of magnitudes.
     """
     op = "from_dense_topk"
     if weight.dim() != 2:
@@ -148,6 +174,10 @@ def from_dense_topk(weight: Tensor, nnz: int, kind: str = "unstructured") -> tup
     if BLOCKS[check_kind(kind, op)] != (1, 1):
         weight, nnz = tiles(weight.detach().abs(), kind, op).flatten(2).sum(2), whole_blocks(nnz, kind, op)
     rows, cols = weight.shape
+    if kind == "2:4":
+        block_grid(rows, cols, kind, op)
+        fours = from_dense_topk(weight.reshape(-1, 4), _half(rows * cols, nnz, op), "fan_in")
+        return _of_fours(fours[1], rows, cols)
     if not 1 <= nnz <= rows * cols:
         raise ValueError(f"{op}: nnz must be in [1, {rows * cols}], got {nnz}")
     if check_kind(kind, op) == "fan_in":
@@ -213,7 +243,7 @@ def rewire_rows_(col: Tensor, drop: Tensor, grow: Tensor, n: int | Tensor) -> Te
     """Let every row drop ``n`` of its entries and grow ``n``: ``topology_`` row by row, with what that returns.
 
     For patterns with the same number of entries in every row, which keep it. ``drop`` [nnz], ``grow`` [M, K]. No size
-    depends on ``n``, which may be a tensor [] and change between the replays of a CUDA graph.
+    depends on ``n``, which may be a tensor [] or, for each row, [M, 1] and change between the replays of a CUDA graph.
     """
     rows, cols = grow.shape
     held, place = col.long().view(rows, -1), torch.arange(cols, device=col.device)
@@ -228,6 +258,25 @@ def rewire_rows_(col: Tensor, drop: Tensor, grow: Tensor, n: int | Tensor) -> Te
     before = torch.full_like(grow, -1, dtype=torch.long).scatter_(1, held, slot)
     col.copy_(chosen.flatten())
     return before.gather(1, chosen).flatten().int()
+
+
+def rewire_regular_(kind: str, col: Tensor, drop: Tensor, grow: Tensor, n: int | Tensor) -> Tensor:
+    """The same of a pattern that has equal counts in rows, or fours, and keeps them: ``n`` entries in all, about.
+
+    ``"fan_in"``: ``n // M`` of every row. ``"2:4"``: of the ``n`` fours that hold the lowest scores, at most all, each
+    drops its lower one and grows one.
+    """
+    if kind == "fan_in":
+        return rewire_rows_(col, drop, grow, n // grow.size(0))
+    lowest = drop.view(-1, 2).amin(1)  # NaN where there is one
+    fours = lowest.numel()
+    moving = torch.arange(fours, device=col.device) >= fours - n
+    each = torch.zeros(fours, dtype=torch.long, device=col.device).scatter_(0, top(lowest, fours), moving.long())
+    inside = col % 4
+    first = col - inside
+    source = rewire_rows_(inside, drop, grow.reshape(-1, 4), each[:, None])
+    col.copy_(first + inside)
+    return source
 
 
 def subset(crow: Tensor, col: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
@@ -267,6 +316,38 @@ def check_pattern(crow: Tensor, col: Tensor, rows: int, cols: int, op: str = "pa
     linear = flat(crow, col, cols)
     if (linear.diff() <= 0).any():
         raise ValueError(f"{op}: col must ascend strictly within each row, got an unsorted or repeated column")
+
+
+def check_regular(crow: Tensor, col: Tensor, cols: int, kind: str, op: str) -> None:
+    """Raise unless a valid pattern keeps what its kind promises of every output."""
+    if crow.is_meta or kind not in REGULAR:
+        return
+    if kind == "fan_in" and crow.diff().unique().numel() != 1:
+        raise ValueError(f"{op}: crow must give every output as many inputs (pattern 'fan_in'), got other counts")
+    if kind == "2:4" and not two_of_four(crow, col, cols):
+        raise ValueError(f"{op}: col must hold two of every four inputs of each output (pattern '2:4'), got others")
+
+
+def two_of_four(crow: Tensor, col: Tensor, cols: int) -> bool:
+    """Whether a valid pattern has two entries in every four consecutive columns of each row. Reads the data."""
+    rows = crow.numel() - 1
+    if cols % 4 or 2 * col.numel() != rows * cols:
+        return False
+    fours = torch.arange(rows * cols // 4, device=col.device) % max(cols // 4, 1)
+    return bool((col.view(-1, 2) // 4 == fours[:, None]).all() and (crow.diff() == cols // 2).all())
+
+
+def _half(size: int, nnz: int | None, op: str) -> int:
+    if nnz not in (None, size // 2):
+        raise ValueError(f"{op}: nnz must be {size // 2}, half of all, for pattern '2:4', got {nnz}")
+    return size // 2
+
+
+def _of_fours(col: Tensor, rows: int, cols: int) -> tuple[Tensor, Tensor]:
+    """Pattern [rows, cols] of the columns that its fours keep, two each."""
+    first = torch.arange(0, rows * cols, 4, dtype=torch.int32, device=col.device) % cols
+    crow = torch.arange(0, rows * cols // 2 + 1, cols // 2, dtype=torch.int32, device=col.device)
+    return crow, (first[:, None] + col.view(-1, 2)).flatten()
 
 
 def _from_linear(linear: Tensor, rows: int, cols: int) -> tuple[Tensor, Tensor]:

@@ -27,8 +27,9 @@ def summary(model: nn.Module, *, show: bool = True) -> list[dict]:
         weights         number of parameters that it stores; a shared one counts where it comes first
         flops_per_row   floating-point operations of one forward pass per row of its input, or None
         bytes           of its parameters and buffers, index tensors included
-        kernel          what multiplies: cpu/<instruction set>, cuda, reference (plain PyTorch) or dense; followed by
-                        "(forced)" where :func:`sparsegnn.use_kernel` or ``SPARSEGNN_KERNEL`` chose it
+        kernel          what multiplies: cpu/<instruction set>, cuda, reference (plain PyTorch), dense, or torch 2:4 for
+                        torch's semi-structured product; followed by "(forced)" where :func:`sparsegnn.use_kernel` or
+                        ``SPARSEGNN_KERNEL`` chose it
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"summary: model must be an nn.Module, got {type(model).__name__}")
@@ -82,7 +83,7 @@ def _row(name: str, module: nn.Module, seen: set[int]) -> dict:
 
 
 def kernel(module: nn.Module) -> str:
-    """What multiplies in ``module``: cpu/<instruction set>, cuda, reference or dense, each perhaps "(forced)"."""
+    """What multiplies in ``module``: cpu/<instruction set>, cuda, reference, dense or torch 2:4, perhaps "(forced)"."""
     ours = (t.__name__ for t in type(module).__mro__ if t.__module__.startswith("sparsegnn."))
     op = next((OPS[name] for name in ours if name in OPS), None)
     if getattr(module, "block", (1, 1)) != (1, 1):
@@ -90,6 +91,8 @@ def kernel(module: nn.Module) -> str:
     sparse = isinstance(module, _linear.SparseLinear)
     if op is None or (sparse and module.kernel == "dense"):
         name = "dense"
+    elif sparse and module.kernel == "2:4":
+        name = "torch 2:4"
     else:
         name = kernel_of(op, next((t.device.type for t in (*module.parameters(), *module.buffers())), "cpu"))
     return f"{name} (forced)" if sparse and policy.forced() else name

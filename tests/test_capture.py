@@ -32,7 +32,9 @@ class Run:
             self.inputs = lambda i: ()
         else:
             self.model = torch.nn.Sequential(
-                SparseLinear(96, 64, sparsity=0.75, pattern=pattern), torch.nn.Dropout(0.3), SparseLinear(64, 32)
+                SparseLinear(96, 64, sparsity=0.5 if pattern == "2:4" else 0.75, pattern=pattern),
+                torch.nn.Dropout(0.3),
+                SparseLinear(64, 32),
             ).to(place)
             self.inputs = self.batch
         self.optimizer = self.make_optimizer(**options.pop("adam", {}))
@@ -118,7 +120,7 @@ def test_cuda_graph_gives_the_losses_of_the_plain_loop(place, model, method):
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("method", ["set", "rigl"])
-@pytest.mark.parametrize("pattern", ["unstructured", "fan_in", "grouped:8", "block:16x16"])
+@pytest.mark.parametrize("pattern", ["unstructured", "fan_in", "2:4", "grouped:8", "block:16x16"])
 def test_cuda_graph_takes_new_inputs_and_every_pattern(place, method, pattern):
     mine, other = (Run(place, method, pattern=pattern, update_every=2, drop_fraction=0.6) for _ in range(2))
     torch.manual_seed(1)

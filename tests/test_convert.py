@@ -220,7 +220,7 @@ def test_refused():
     with pytest.raises(TypeError, match="densify: model must be a torch.nn.Module, got str"):
         densify("model")
     for kwargs, error, text in [
-        ({"pattern": "2:4"}, ValueError, "pattern must be one of 'unstructured', 'fan_in'"),
+        ({"pattern": "4:8"}, ValueError, "pattern must be one of 'unstructured', 'fan_in'"),
         ({"distribution": "even"}, ValueError, "distribution must be 'erk'"),
         ({"distribution": {"9": 0.5}}, ValueError, "distribution must name layers of .*'2.0'.*, got '9'"),
         ({"exclude": ["out"]}, ValueError, "exclude must name layers of .*, got 'out'"),

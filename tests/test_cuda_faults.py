@@ -95,6 +95,7 @@ LAYERS = {
     "fan_in": lambda: SparseLinear(64, 48, pattern="fan_in"),
     "grouped:8": lambda: SparseLinear(64, 48, pattern="grouped:8", sparsity=0.5),
     "block:16x16": lambda: SparseLinear(64, 48, pattern="block:16x16", sparsity=0.5),
+    "2:4": lambda: SparseLinear(64, 48, pattern="2:4", sparsity=0.5),
     "odd": lambda: SparseLinear(63, 47, sparsity=0.5),
     "gcn": lambda: GCNConv(64, 32, sparsity=0.5),
     "gcn fused": lambda: GCNConv(32, 64, sparsity=0.5, act="relu"),

@@ -4,7 +4,11 @@ No test asserts a time. The dry run of all its groups is in test_gpu_check.py.
 """
 
 import ctypes
+import inspect
 import json
+import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +24,7 @@ sys.path[:0] = [str(ROOT / "benchmarks")]
 
 import cusparse  # noqa: E402
 import gpu  # noqa: E402
+import gpu_machine  # noqa: E402
 import graphs  # noqa: E402
 import readme  # noqa: E402
 import suite  # noqa: E402
@@ -65,6 +70,56 @@ def test_every_target_is_a_row():
     assert len([g for g in groups if g.stage == "dispatch"]) == 8 * 3 * 5
 
 
+def test_two_of_four_is_a_baseline():
+    """At equal sparsity beside groups and blocks, as torch has it and as our layer calls it."""
+    rows = {row.text: row for g in h200.groups(quick=False) if g.name.startswith("2:4") for row in g.rows}
+    for width in (1024, 2048):
+        text = f"169,344x{width}x{width}, 50 %, bf16, forward"
+        assert rows[f"2:4 {text}: torch.mm bf16"].against == ("torch.mm",)
+        assert rows[f"groups or blocks {text}: torch's 2:4"].against == ("torch 2:4",)
+        assert all(f"{name} {text}: torch.mm bf16" in rows for name in ("grouped:8", "block:16x16", "block:32x32"))
+
+
+def test_constants_are_measured_first():
+    """Section 7.4 of the notes on the GPU; the peers by themselves are contenders of the stages that they belong to."""
+    assert h200.STAGES[0] == "constants"
+    groups = h200.groups(quick=False)
+    texts = [row.text for g in groups if g.stage == "constants" for row in g.rows]
+    for part in ("copy", "read", *(f"random rows of {size} bytes out of {s} MiB, read" for size in (128, 256, 1024)
+                                   for s in (8, 40, 256)), "red.v4.f32", "cp.async.bulk"):  # fmt: skip
+        assert any(part in text for text in texts), part
+    for rate in ("fp32", "TF32", "bf16"):
+        for n, widths in (("169,343", (64, 128, 256, 512, 1024)), ("2,449,029", (256,))):
+            assert all(f"torch.mm {what}, {n}x{w}x{w}, {rate}" in texts for w in widths for what in ("forward", "dw"))
+    peers = {name for g in groups for row in g.rows for name in row.against}
+    assert {"cuSPARSE ALG1", "cuSPARSE ALG2 bf16", "torch.topk", "PyG", "torch 2:4"} <= peers
+
+
+def test_the_kernels_of_the_constants(tmp_path):
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("nvcc is not installed")
+    command = [nvcc, "-std=c++17", "-arch=sm_90", "-cubin", "-Xptxas", "-v", "-o", tmp_path / "out", gpu_machine.SOURCE]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert set(re.findall(r"entry function '(\w+)'", text)) == {"gather", "operand", "scatter", "bulk"}
+    assert text.count("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == 4
+
+
+def test_kernels_are_compiled_and_launched_as_torch_wants(monkeypatch):
+    inspect.signature(torch.cuda._compile_kernel).bind("source", "name")
+    launched = []
+    monkeypatch.setattr(torch.cuda, "_compile_kernel", lambda source, name: lambda **given: launched.append(given))
+    gpu_machine.launcher(gpu_machine.through_torch("gather"), 3, 64, 128, "x", 5)()
+    assert launched == [dict(grid=(3, 1, 1), block=(64, 1, 1), args=["x", 5], shared_mem=128)]
+    monkeypatch.setattr(gpu_machine, "through_torch", lambda name: 1 / 0)
+    monkeypatch.setattr(gpu_machine, "through_cupy", lambda name: launcher)
+    monkeypatch.setattr(gpu_machine, "failures", [])
+    launcher = object()
+    assert list(gpu_machine.compiled("gather")) == [launcher]
+    with pytest.raises(RuntimeError, match="bulk: .*ZeroDivisionError"):
+        gpu_machine.needed("bulk")  # None on the CPU
+
+
 def test_stages_fit_their_time():
     seconds = dict.fromkeys(h200.STAGES, 0.0)
     for group in h200.groups(quick=False):
@@ -106,6 +161,7 @@ def test_wrong_and_failing_contenders_take_no_part():
     assert one["case"] == {"size": 5, "degree": 2} and "raises" in one["dropped"] and len(one["percentiles"]) == 2
     assert two["passed"] is False and two["note"].startswith("failed: wrong: relative error")
     assert three["passed"] is None and three["note"].startswith("nothing to compare with: raises")
+    assert one["precisions"] == {"right": "fp32", "rounded": "bf16"}
     json.dumps([one, two, three])
 
 
@@ -245,7 +301,7 @@ def test_a_run_goes_on_where_it_was(monkeypatch, tmp_path):
         return started, rows
 
     started, rows = run(stages=("constants",))
-    assert len(started) == 5 and all(row["value"] is not None for row in rows)
+    assert len(started) == 10 and all(row["value"] is not None for row in rows)
     lines = [json.loads(text) for text in path.read_text().splitlines()]
     assert lines == rows and {row["code"] for row in rows} == {suite.code()}
     changed = [row | dict(value=None, note="failed: x") if row["group"] == "memory" else row for row in rows]

@@ -20,7 +20,8 @@ class GradualMagnitude(Controller):
     The layers start with all their weights (``sparsify(model, 0.0)``, or ``SparseLinear(sparsity=0)``), and training
     gets cheaper as they go. Here the number of weights changes: an update gives ``values``, its optimizer state and
     the positions new, smaller storage (the Parameter object stays), so a compiled model is compiled again, and a
-    :class:`~sparsegnn.CapturedStep` makes the update step itself and records the others anew after it.
+    :class:`~sparsegnn.CapturedStep` makes the update step itself and records the others anew after it. A layer of the
+    pattern "2:4", whose sparsity is fixed, is refused.
 
     Args:
         model, optimizer, update_every, seed: as for :class:`Controller` (nothing here is random).
@@ -53,6 +54,15 @@ class GradualMagnitude(Controller):
         self.sizes = {name: x.in_features * x.out_features for name, x in self.layers.items()}
         shapes = {name: (x.out_features, x.in_features) for name, x in self.layers.items()}
         self.final = None if distribution == "global" else allocate(shapes, sparsity, distribution, op=self._name)
+
+    def _find_layers(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, SparseLinear]:
+        layers = super()._find_layers(model, optimizer)
+        if fixed := [name for name, layer in layers.items() if layer.structure == "2:4"]:
+            raise ValueError(
+                f"{self._name}: model must have no layer of pattern '2:4', whose sparsity is fixed, got {fixed}: "
+                "use RigL, SET or StaticSparse, or another pattern"
+            )
+        return layers
 
     def due(self, step: int) -> bool:
         regular = step > 0 and step >= self.start_at and (step - self.start_at) % self.update_every == 0

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsegnn import policy
+from sparsegnn.nn import semi_structured
 
 
 class KernelChoice(nn.Module):
@@ -26,19 +27,26 @@ class KernelChoice(nn.Module):
 
     @property
     def kernel(self) -> str:
-        """The kernel that a call would run now, ``"sparse"`` or ``"dense"``.
+        """The kernel that a call would run now, ``"sparse"`` or ``"dense"``; ``"2:4"`` for torch's own product.
 
         The first that has something to say of :func:`sparsegnn.use_kernel`, ``SPARSEGNN_KERNEL``,
         :meth:`choose_kernel_` and the static policy. The last two speak of a type of device and a precision: those of
-        the layer, of autocast, and on a GPU of torch's TF32 setting, as they are at the call.
+        the layer, of autocast, and on a GPU of torch's TF32 setting, as they are at the call. torch's product counts as
+        a sparse kernel: it runs instead of ours where a layer of pattern "2:4" can use it.
         """
-        forced = policy.forced()
-        if forced is not None:
+        forced, two_of_four = policy.forced(), self.structure == "2:4" and self._device == "cuda"
+        if forced is not None and not (two_of_four and forced == "sparse"):
             return forced
         precision = policy.precision(self._device, self._dtype)
-        if self._ratio is not None and self._ratio_of in (None, (self._device, precision)):
-            return "dense" if self._ratio > 1 else "sparse"
-        return self._static.get(precision, "sparse")
+        if forced is not None:
+            chosen = forced
+        elif self._ratio is not None and self._ratio_of in (None, (self._device, precision)):
+            chosen = "dense" if self._ratio > 1 else "sparse"
+        else:
+            chosen = self._static.get(precision, "sparse")
+        if two_of_four and chosen == "sparse":
+            return semi_structured.choose(self, precision, forced is not None)
+        return chosen
 
     def choose_kernel_(self, ratio: float | None) -> None:
         """Run the dense kernel if ``ratio``, sparse over dense time, is above 1; None: follow the static policy.
@@ -53,8 +61,11 @@ class KernelChoice(nn.Module):
         """Look up the kernels that the static policy gives to so many weights here, in each precision."""
         policy.read_environment()
         self._device, self._dtype = self.values.device.type, self.values.dtype
-        shape = self.out_features, self.in_features
-        static = {p: policy.static_kernel(nnz, shape, p, self._device, self.structure) for p in policy.PRECISIONS}
+        shape, structures = (self.out_features, self.in_features), dict.fromkeys(policy.PRECISIONS, self.structure)
+        if self.structure == "2:4":  # ours take it for unstructured
+            device = self.values.device
+            structures = {p: "unstructured" if semi_structured.reason(device, shape, p) else "2:4" for p in structures}
+        static = {p: policy.static_kernel(nnz, shape, p, self._device, kind) for p, kind in structures.items()}
         if static != self._static:  # or compiled code that looked at it would be compiled again
             self._static = static
 

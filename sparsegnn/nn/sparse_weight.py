@@ -23,7 +23,7 @@ class SparseWeight(KernelChoice):
     def __init__(self, in_features: int, out_features: int, *, sparsity: float, pattern: str, device, dtype):
         super().__init__()
         op = type(self).__name__
-        patterns.check_sparsity(sparsity, op)
+        patterns.check_sparsity(sparsity, op, pattern)
         self.in_features, self.out_features = in_features, out_features
         self.structure = patterns.check_kind(pattern, op)
         self.block = patterns.BLOCKS[pattern]
@@ -79,8 +79,7 @@ class SparseWeight(KernelChoice):
         patterns.check_pattern(crow, col, *self.grid, op)
         if values.shape != (self._weights(col),):
             raise ValueError(f"{op}: values must have shape [{self._weights(col)}], got {list(values.shape)}")
-        if self.structure == "fan_in" and not crow.is_meta and crow.diff().unique().numel() != 1:
-            raise ValueError(f"{op}: crow must give every output as many inputs (pattern 'fan_in'), got other counts")
+        patterns.check_regular(crow, col, self.in_features, self.structure, op)
         derived = self._derive(crow, col)
         if values.shape != self.values.shape:
             resize_(self.values, values.shape)
@@ -94,12 +93,12 @@ class SparseWeight(KernelChoice):
         Grown weights are zero, one that was just dropped may return with its value; tensors ``carried`` [nnz] go along.
         In place, without waiting for a GPU, ``n`` an int64 tensor [] too; where memory runs out nothing has changed.
         Returns ``source``, one per entry of ``col``: where it was before, -1 for a new one. Blocks move as a whole, by
-        the sums of their scores; ``"fan_in"`` moves ``n // out`` of every output.
+        the sums of their scores; ``"fan_in"`` moves ``n // out`` of every output, ``"2:4"`` one each of ``n`` fours.
         """
         crow, col = self.crow, self.col
-        if self.structure == "fan_in":
+        if self.structure in patterns.REGULAR:
             col = col.clone()
-            source = patterns.rewire_rows_(col, drop_score, grow_score, n // self.out_features)
+            source = patterns.rewire_regular_(self.structure, col, drop_score, grow_score, n)
         else:
             if self.block != (1, 1):
                 grow_score = patterns.tiles(grow_score, self.structure).flatten(2).sum(2)

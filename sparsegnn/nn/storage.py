@@ -28,7 +28,9 @@ def check_saved(layer, state_dict: Mapping[str, Tensor], prefix: str) -> Tensor:
     values, crow, col, shape = (state_dict.get(prefix + k, getattr(layer, k)) for k in SAVED)
     if not shape.is_meta and shape.tolist() != mine:
         raise ValueError(f"{op}: checkpoint '{prefix}shape' must be {mine}, got {shape.tolist()}")
-    patterns.check_pattern(crow, col, *layer.grid, f"{op}: checkpoint '{prefix.rstrip('.')}'")
+    where = f"{op}: checkpoint '{prefix.rstrip('.')}'"
+    patterns.check_pattern(crow, col, *layer.grid, where)
+    patterns.check_regular(crow, col, layer.in_features, layer.structure, where)
     want = [col.numel() * layer.block[0] * layer.block[1]]
     if list(values.shape) != want:
         raise ValueError(f"{op}: checkpoint '{prefix}values' must have shape {want}, got {list(values.shape)}")

@@ -307,7 +307,7 @@ def test_bad_arguments():
     with pytest.raises(TypeError, match="sparsity must be a number"):
         SparseLinear(4, 3, sparsity="0.9")
     with pytest.raises(ValueError, match="SparseLinear: pattern must be one of 'unstructured', 'fan_in'"):
-        SparseLinear(4, 3, pattern="2:4")
+        SparseLinear(4, 3, pattern="4:8")
     with pytest.raises(ValueError, match="rows and cols must be positive"):
         SparseLinear(0, 3)
     with pytest.raises(ValueError, match="mask must have shape"):

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import functools
 
+import cusparse
 import graphs
 import torch
 from suite import Group, Row
-from suites.gpu import exact
-from suites.gpu.common import (
-    aggregation_work,
-    bars,
-    cusparse_names,
-    graph_case,
-    graph_of,
-    group,
-    offer_cusparse,
-    ones,  # fmt: skip
-)
+from suites.gpu import common, exact
+from suites.gpu.common import aggregation_work, bars, cusparse_names, graph_case, graph_of, group
 
 import gpu
 
@@ -50,14 +42,14 @@ def sums(name: str, order: str, width: int, ratio: tuple | None, quick: bool, st
         contest, rows = gpu.Contest(dict(degrees=graphs.degrees(graph))), exact.some_rows(graph)
         for precision, suffix in (("fp32", ""), ("bf16", " bf16")):
             shape = graph.num_cols, width
-            sets = gpu.sets_of(shape[0] * width * 4)
+            sets = gpu.sets_of(shape[0] * width * common.SIZE[precision])
             xs = [gpu.randn(*shape, precision=precision, seed=s) for s in range(sets)]
-            contest.facts["sets of inputs"] = sets
+            contest.facts[f"sets of inputs, {precision}"] = sets
             want = functools.cache(lambda x=xs[0]: [exact.aggregate(graph.crow, graph.col, x, rows)])
             options = dict(precision=precision, want=want, view=lambda y: [y[rows]])
             ours = [functools.partial(ops.spmm, graph, x) for x in xs]
             contest.add("sparsegnn" + suffix, ours, **options)
-            offer_cusparse(contest, graph.crow, graph.col, ones(graph, precision), xs, suffix, **options)
+            common.offer_cusparse(contest, graph.crow, graph.col, common.ones(graph, precision), xs, suffix, **options)
         return contest
 
     case = graph_case(name, quick, order=order, width=width)
@@ -91,6 +83,9 @@ def reductions(name: str, quick: bool) -> Group:
             ccol, row, _ = graph.transpose()
             back = exact.aggregate(ccol, row, dy / count[:, None].double(), every)
             return [exact.aggregate(graph.crow, graph.col, x.detach(), every, reduce="mean"), back]
+
+        def sums() -> list:
+            return [exact.aggregate(graph.crow, graph.col, x.detach(), every)]
 
         wants = {"max": functools.cache(lambda: exact.extremum(graph, x.detach(), dy)), "mean": functools.cache(means)}
 
@@ -127,7 +122,8 @@ def reductions(name: str, quick: bool) -> Group:
         contest.offer("mean: cuSPARSE", forward, want=wants["mean"])
         forward = {"forward max": "max", "forward sum": "sum"}
         for text, reduce in forward.items():
-            contest.add(text, lambda r=reduce: ops.spmm(graph, x.detach(), reduce=r))
+            want = functools.cache(lambda r=reduce: wants[r]()[:1] if r in wants else sums())
+            contest.add(text, lambda r=reduce: ops.spmm(graph, x.detach(), reduce=r), want=want)
         return contest
 
     case = graph_case(name, quick, width=width)
@@ -151,11 +147,9 @@ def reductions(name: str, quick: bool) -> Group:
 
 def cusparse_pair(matrix: tuple, transposed: tuple, x, dy):
     """What makes y = A x and dx = A^T dy by the quicker of cuSPARSE's ways."""
-    import cusparse
-    from suites.gpu.common import quickest
 
     def make():
-        forward, backward = (quickest(cusparse.contenders(*a, b))[1] for a, b in ((matrix, x), (transposed, dy)))
+        forward, backward = (common.quickest(cusparse.contenders(*a, b))[1] for a, b in ((matrix, x), (transposed, dy)))
         return lambda: (forward(), backward())
 
     return make

@@ -28,7 +28,7 @@ def cell(k: int, m: int, sparsity: float, rate: str, quick: bool) -> Group:
     n = 70 if quick else ROWS
 
     def make() -> gpu.Contest:
-        from sparsegnn import plans
+        from sparsegnn import pattern, plans
         from sparsegnn.nn import SparseLinear
 
         torch.manual_seed(0)
@@ -48,7 +48,15 @@ def cell(k: int, m: int, sparsity: float, rate: str, quick: bool) -> Group:
                 with gpu.tf32(rate == "tf32"):
                     return torch.autograd.grad(layer(x), leaves, dy)
 
-            contest.add(name, step, precision=rate)
+            def want(layer=layer) -> list[torch.Tensor]:
+                dense = getattr(layer, "weight", None)
+                w = (layer.dense_weight() if dense is None else dense).detach().double()
+                dw = dy.double().t() @ x.detach().double()
+                if dense is None:
+                    dw = pattern.gather(dw, *layer.pattern(), layer.structure)
+                return [dy.double() @ w, dw, dy.double().sum(0)]
+
+            contest.add(name, step, precision=rate, want=want, tolerance=gpu.LONG_SUM if rate == "fp32" else None)
             contest.facts[f"kernel, {name}"] = getattr(layer, "kernel", "dense")
         return contest
 

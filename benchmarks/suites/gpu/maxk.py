@@ -7,17 +7,8 @@ import functools
 import graphs
 import torch
 from suite import Group, Row
-from suites.gpu import exact
-from suites.gpu.common import (
-    aggregation_work,
-    bars,
-    cusparse_names,
-    graph_case,
-    graph_of,
-    group,
-    offer_cusparse,
-    ones,  # fmt: skip
-)
+from suites.gpu import common, exact
+from suites.gpu.common import aggregation_work, bars, cusparse_names, graph_case, graph_of, group
 
 import gpu
 
@@ -135,7 +126,9 @@ def aggregate(name: str, quick: bool, ratio: tuple | None, stage: str, backward:
             ((transposed[0], transposed[1]), dense[1]) if backward else ((graph.crow, graph.col), dense[0])
         )
         want = functools.cache(lambda: [exact.aggregate(*matrix, operand, rows)])
-        offer_cusparse(contest, *matrix, ones(graph, "fp32"), [operand], want=want, view=lambda y: [y[rows]])
+        common.offer_cusparse(
+            contest, *matrix, common.ones(graph, "fp32"), [operand], want=want, view=lambda y: [y[rows]]
+        )
         return contest
 
     case = graph_case(name, quick, width=width, k=k)

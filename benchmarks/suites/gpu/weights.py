@@ -33,6 +33,7 @@ WHAT = {"forward": "forward", "dx": "dx", "dw": "gradient of the weights"}
 
 def groups(quick: bool) -> list[Group]:
     found = [unstructured(256, 256, what, ratios, quick, STAGE) for what, ratios in UNSTRUCTURED.items()]
+    found += [halves(width, quick) for width in (1024, 2048)]
     return found + [structured(width, precision, what, ratio if what == "forward" else None, quick)
                     for (width, precision), ratio in STRUCTURED.items()
                     for what in (("forward", "dx", "dw") if width == 1024 else ("forward",))]  # fmt: skip
@@ -98,7 +99,7 @@ def unstructured(k: int, m: int, what: str, ratios: dict, quick: bool, stage: st
                 contest.add("torch.sparse.mm", calls, want=functools.cache(want), view=lambda y: [y.t()])
         oracle = functools.cache(lambda: [products(what, *(t.double() for t in (*data[0], dense)))()])
         mm = [products(what, x, dy, dense) for x, dy in data]
-        contest.add("torch.mm fp32", mm, want=oracle)
+        contest.add("torch.mm fp32", mm, want=oracle, tolerance=gpu.LONG_SUM if what == "dw" else None)
         contest.add("torch.mm TF32", [gpu.with_tf32(f) for f in mm], precision="tf32", want=oracle)
         return contest
 
@@ -115,6 +116,68 @@ def unstructured(k: int, m: int, what: str, ratios: dict, quick: bool, stage: st
     return group(text, stage, dict(rows=n, inputs=k, outputs=m, precision="fp32"), rows, make, seconds=2.5)
 
 
+def blocks_of(name: str, m: int, k: int, sparsity: float, kind: str) -> tuple:
+    """Index and values of a weight in groups or blocks, the weight itself, and the rows of its blocks."""
+    from sparsegnn import pattern
+
+    height, columns = pattern.BLOCKS[name]
+    generator = torch.Generator().manual_seed(0)
+    crow, col = pattern.random_pattern(m, k, sparsity=sparsity, kind=name, generator=generator)
+    index = index_of(crow, col, k // columns)
+    values = gpu.randn(col.numel() * height * columns, precision=kind, seed=4)
+    w = torch.zeros(m // height, k // columns, height, columns, device=gpu.device(), dtype=values.dtype)
+    at = torch.repeat_interleave(torch.arange(m // height), crow.diff().long()).to(gpu.device())
+    w[at, index[1].long()] = values.view(-1, height, columns)
+    return index, values, w.transpose(1, 2).reshape(m, k), at
+
+
+def two_of_four(x: torch.Tensor, w: torch.Tensor) -> Callable:
+    """torch's product by a 2:4 weight that is compressed once."""
+    weight = torch.sparse.to_sparse_semi_structured(w)
+    return lambda: torch.nn.functional.linear(x, weight)
+
+
+def halves(width: int, quick: bool) -> Group:
+    """At 50 %, in bf16, forward: torch's 2:4 product, compressed before, beside groups and blocks; and as our layer
+    calls it, which compresses at every call."""
+    n, k = (96, 64) if quick else (ROWS + 1, width)
+
+    def make() -> gpu.Contest:
+        from sparsegnn import ops, pattern, use_kernel
+        from sparsegnn.nn import SparseLinear
+
+        contest, x, dense = gpu.Contest(), gpu.randn(n, k, precision="bf16"), gpu.randn(k, k, precision="bf16", seed=3)
+
+        def oracle(w):
+            return dict(precision="bf16", want=functools.cache(lambda: [x.double() @ w.double().t()]))
+
+        contest.add("torch.mm", lambda: x @ dense.t(), **oracle(dense))
+        for name in PATTERNS:
+            index, values, w, _ = blocks_of(name, k, k, 0.5, "bf16")
+            args = (x, values, None, *index, *pattern.BLOCKS[name])
+            contest.add(name, lambda args=args: ops.block_linear(*args), **oracle(w))
+        layer = SparseLinear(k, k, False, sparsity=0.5, pattern="2:4", device=gpu.device(), dtype=x.dtype)
+        half = layer.dense_weight().detach()
+
+        def ours():
+            with use_kernel("sparse"), torch.no_grad():
+                return layer(x)
+
+        with use_kernel("sparse"):
+            contest.facts["kernel of the 2:4 layer"] = layer.kernel  # ours where torch's does not run
+        contest.add("2:4", ours, **oracle(half))
+        contest.offer("torch 2:4", lambda: two_of_four(x, half), **oracle(half))
+        return contest
+
+    text, bytes_ = f"{n:,}x{k}x{k}, 50 %, bf16, forward", product_work(n, k, k, "bf16")
+    work = bytes_ | dict(flop=bytes_["flop"] // 2)
+    rows = [Row(f"{name} {text}: torch.mm bf16", name, ("torch.mm",), work=work) for name in ("2:4", *PATTERNS)]
+    rows.append(Row(f"groups or blocks {text}: torch's 2:4", PATTERNS, ("torch 2:4",), work=work))
+    rows.append(Row(f"2:4 {text}: torch's 2:4, compressed before", "2:4", ("torch 2:4",), work=work))
+    case = dict(rows=n, inputs=k, outputs=k, precision="bf16", sparsity=0.5)
+    return group(f"2:4 beside groups and blocks {text}", STAGE, case, rows, make, seconds=2)
+
+
 def structured(width: int, precision: str, what: str, ratio: tuple | None, quick: bool) -> Group:
     """The quickest of the patterns has the bar; each has a line of its own too. torch's own block-sparse (Triton) and
     2:4 products join in where they run; of a 2:4 weight half is there."""
@@ -124,7 +187,7 @@ def structured(width: int, precision: str, what: str, ratio: tuple | None, quick
     def make() -> gpu.Contest:
         from sparsegnn import ops, pattern
 
-        contest, dtype = gpu.Contest(), gpu.DTYPES[kind]
+        contest = gpu.Contest()
         data = gpu.randn(n, k, precision=kind), gpu.randn(n, m, precision=kind, seed=2)
         dense = gpu.randn(m, k, precision=kind, seed=3)
         allow = gpu.with_tf32 if kind == "tf32" else (lambda function: function)
@@ -135,15 +198,8 @@ def structured(width: int, precision: str, what: str, ratio: tuple | None, quick
         contest.add("torch.mm", allow(products(what, *data, dense)), precision=kind, want=oracle(dense))
         for name in PATTERNS:
             height, columns = pattern.BLOCKS[name]
-            crow, col = pattern.random_pattern(m, k, sparsity=0.9, kind=name,
-                                               generator=torch.Generator().manual_seed(0))  # fmt: skip
-            index = index_of(crow, col, k // columns)
-            values = gpu.randn(col.numel() * height * columns, precision=kind, seed=4)
-            w = torch.zeros(m // height, k // columns, height, columns, device=gpu.device(), dtype=dtype)
-            at = torch.repeat_interleave(torch.arange(m // height), crow.diff().long()).to(gpu.device())
+            index, values, w, at = blocks_of(name, m, k, 0.9, kind)
             column = index[1].long()
-            w[at, column] = values.view(-1, height, columns)
-            w = w.transpose(1, 2).reshape(m, k)
 
             def tiles(full, at=at, col=column, h=height, c=columns):
                 if what != "dw":
@@ -164,13 +220,8 @@ def structured(width: int, precision: str, what: str, ratio: tuple | None, quick
 
                 contest.offer(f"torch BSR {name[6:]}", blocked, precision=kind, want=oracle(w))
         if what == "forward" and kind == "bf16":
-            half = dense * torch.tensor([1, 1, 0, 0], device=gpu.device(), dtype=dtype).repeat(m, k // 4)
-
-            def semi():
-                weight = torch.sparse.to_sparse_semi_structured(half)
-                return lambda: torch.nn.functional.linear(data[0], weight)
-
-            contest.offer("torch 2:4", semi, precision=kind, want=oracle(half))
+            half = dense * torch.tensor([1, 1, 0, 0], device=gpu.device(), dtype=dense.dtype).repeat(m, k // 4)
+            contest.offer("torch 2:4", lambda: two_of_four(data[0], half), precision=kind, want=oracle(half))
         return contest
 
     shown = {"tf32": "TF32", "bf16": "bf16"}[kind]
