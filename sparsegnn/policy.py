@@ -156,6 +156,25 @@ def _by_roofline(nnz: int, shape: tuple[int, int], precision: torch.dtype | str,
     return "sparse" if MARGIN * max(2 * nnz / rate, memory) <= dense else "dense"
 
 
+#: TFLOP/s of dvalues on the nonzeros: 45 % of what shared memory delivers, 3.2's second mapping
+SAMPLED_RATE = {TF32: 7.5, torch.bfloat16: 15, torch.float16: 15}
+
+
+def gathers_gradient(nnz: int, shape: tuple[int, int], precision: torch.dtype | str, device: str = "cuda") -> bool:
+    """Whether the gradient of ``nnz`` values is gathered from the dense ``dy.T @ x``, or made on the nonzeros alone.
+
+    By a roofline of both, on a GPU, where the dense product runs on tensor cores: 16 bit, and float32 where TF32 is
+    allowed. That is at any sparsity up to a width of about 384, and below 98 % up to about 2048. It takes a temporary
+    ``[M, K]`` of the type of ``x``, and 12 bytes for each value. Strict float32 and float64 stay on the nonzeros, as
+    does a CPU, and all where the sparse kernel is forced.
+    """
+    if device != "cuda" or precision not in SAMPLED_RATE or forced() == "sparse":
+        return False
+    memory = (4 if precision == TF32 else 2) * sum(shape) / BANDWIDTH
+    dense = max(2 * shape[0] * shape[1] / DENSE_RATE[precision], memory)
+    return dense <= max(2 * nnz / SAMPLED_RATE[precision], memory)
+
+
 def instructions() -> str:
     """The instruction set of the CPU kernels; ``reference`` where none are loaded."""
     return "reference" if _native.status.get("cpu", "not built") else _isa()

@@ -92,6 +92,17 @@ inline void check_index_on(const char* op, const char* name, const Tensor& t, co
   check_device(op, name, t, like);
 }
 
+// The seed of a dropout, on the device of `like`; null where there is none.
+inline const int64_t* check_dropout(const char* op, double dropout, const std::optional<Tensor>& seed,
+                                    const Tensor& like) {
+  STD_TORCH_CHECK(dropout >= 0 && dropout <= 1, op, ": dropout must be in [0, 1], got ", dropout);
+  if (dropout == 0) return nullptr;
+  STD_TORCH_CHECK(seed && seed->numel() == 1 && seed->scalar_type() == ScalarType::Long, op,
+                  ": dropout needs a seed of dtype int64 and shape [1]");
+  check_device(op, "seed", seed, like);
+  return data<int64_t>(seed);
+}
+
 // Uninitialised bytes on the device of `like`, from torch's caching allocator.
 inline Tensor workspace(const Tensor& like, int64_t bytes) {
   return torch::stable::new_empty(like, {bytes}, ScalarType::Byte);

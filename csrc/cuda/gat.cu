@@ -20,13 +20,10 @@ Scores check_scores(const char* op, const Tensor& x, const Tensor& a_src, const 
   STD_TORCH_CHECK(ok(a_src, x.size(0)), op, ": a_src must have shape [N, H]");
   STD_TORCH_CHECK(a_dst.dim() == 2 && ok(a_dst, a_dst.size(0)), op, ": a_dst must have shape [M, H]");
   STD_TORCH_CHECK(!a_edge || ok(*a_edge, edges), op, ": a_edge must have shape [E, H]");
-  STD_TORCH_CHECK(dropout >= 0 && dropout <= 1, op, ": dropout must be in [0, 1], got ", dropout);
-  STD_TORCH_CHECK(dropout == 0 || (seed && seed->numel() == 1 && seed->scalar_type() == ScalarType::Long), op,
-                  ": dropout needs a seed of dtype int64 and shape [1]");
+  check_dropout(op, dropout, seed, x);
   check_device(op, "a_src", a_src, x);
   check_device(op, "a_dst", a_dst, x);
   check_device(op, "a_edge", a_edge, x);
-  if (dropout > 0) check_device(op, "seed", seed, x);
   return {*as_scale(a_src, x), *as_scale(a_dst, x), as_scale(a_edge, x)};
 }
 

@@ -18,14 +18,11 @@ Inputs check_inputs(const char* op, const Tensor& x_src, const Tensor& x_dst, co
   STD_TORCH_CHECK(x_dst.dim() == 3 && x_dst.size(1) == h && x_dst.size(2) == d, op,
                   ": x_dst must have shape [M, H, D]");
   STD_TORCH_CHECK(att.dim() == 2 && att.size(0) == h && att.size(1) == d, op, ": att must have shape [H, D]");
-  STD_TORCH_CHECK(dropout >= 0 && dropout <= 1, op, ": dropout must be in [0, 1], got ", dropout);
-  STD_TORCH_CHECK(dropout == 0 || (seed && seed->numel() == 1 && seed->scalar_type() == ScalarType::Long), op,
-                  ": dropout needs a seed of dtype int64 and shape [1]");
+  check_dropout(op, dropout, seed, x_src);
   check_same_dtype(op, "x_dst", x_dst, x_src);
   check_device(op, "x_dst", x_dst, x_src);
   check_device(op, "att", att, x_src);
   check_device(op, "edge", edge, x_src);
-  if (dropout > 0) check_device(op, "seed", seed, x_src);
   if (edge) {
     STD_TORCH_CHECK(edge->dim() == 3 && edge->size(0) == edges && edge->size(1) == h && edge->size(2) == d, op,
                     ": edge must have shape [E, H, D]");

@@ -27,15 +27,6 @@ void check(const Tensor& x, const Tensor& values, const Tensor& crow, const Tens
                   col.numel(), " elements");
 }
 
-// The seed where there is dropout.
-const int64_t* check_epilogue(double dropout, const std::optional<Tensor>& seed, const Tensor& x) {
-  STD_TORCH_CHECK(dropout >= 0 && dropout <= 1, "sparse_linear: dropout must be in [0, 1], got ", dropout);
-  STD_TORCH_CHECK(dropout == 0 || (seed && seed->numel() == 1 && seed->scalar_type() == ScalarType::Long),
-                  "sparse_linear: dropout needs a seed of dtype int64 and shape [1]");
-  if (dropout > 0) check_device(name, "seed", seed, x);
-  return dropout > 0 ? data<int64_t>(seed) : nullptr;
-}
-
 // y[n, :] = epilogue(bias + A x[n, :]) for the CSR matrix A of which `perm` says where the values are, or null.
 template <typename T>
 void multiply(const Tensor& x, const Tensor& values, const acc_t<T>* bias, const Tensor& crow, const Tensor& col,
@@ -43,7 +34,7 @@ void multiply(const Tensor& x, const Tensor& values, const acc_t<T>* bias, const
   const SparseLinearArguments<T> a{
       data<T>(x),         data<T>(values), bias,      data<int32_t>(crow), data<int32_t>(col), perm,
       mutable_data<T>(y), x.size(0),       x.size(1), crow.numel() - 1,    col.numel(),        epilogue};
-  const LinearPlan plan = linear_plan(a.batch, a.inputs, a.outputs, sizeof(T));
+  const LinearPlan plan = linear_plan(a.batch, a.inputs, a.outputs, sizeof(T), a.entries);
   Tensor packed = workspace(x, sparse_linear_workspace_bytes<T>(plan, a.outputs, a.entries));
   STD_CUDA_CHECK(launch_sparse_linear(a, plan, packed.mutable_data_ptr(), stream));
 }
@@ -53,7 +44,7 @@ void forward(const Tensor& x_in, const Tensor& values_in, const std::optional<Te
              Tensor& y) {
   const OnDevice device(x_in);
   STD_TORCH_CHECK(act == "none" || act == "relu", "sparse_linear: act must be none or relu, got ", act);
-  const int64_t* seed = check_epilogue(dropout, seed_in, x_in);
+  const int64_t* seed = check_dropout(name, dropout, seed_in, x_in);
   const int64_t outputs = crow.numel() - 1;
   if (bias_in) {
     check_device(name, "bias", bias_in, x_in);
@@ -103,7 +94,7 @@ std::tuple<Tensor, Tensor, Tensor> sparse_linear_backward(const Tensor& dy_in, c
   STD_TORCH_CHECK(dy_in.dim() == 2 && dy_in.size(0) == batch && dy_in.size(1) == outputs,
                   "sparse_linear: dy must have the shape of y");
   check_same_dtype(name, "dy", dy_in, x_in);
-  const int64_t* seed = check_epilogue(dropout, seed_in, x_in);
+  const int64_t* seed = check_dropout(name, dropout, seed_in, x_in);
   if (y_in) {
     check_device(name, "y", y_in, x_in);
     check_same_dtype(name, "y", *y_in, x_in);

@@ -113,7 +113,7 @@ struct LinearProducts {
   }
 };
 
-// Block (span, panel, chunk); partial[span, e].
+// Block (panel and chunk, span); partial[span, e]. There are at most 2 * kLinearBlocks spans.
 template <typename T, int NL>
 __global__ void __launch_bounds__(kLinearThreads, 2)
     sparse_linear_dvalues_kernel(SparseLinearBackwardArguments<T> a, LinearBackwardPlan plan, bool x_vectors,
@@ -123,16 +123,17 @@ __global__ void __launch_bounds__(kLinearThreads, 2)
   SG_SHARED(T, x_tile);
   T* dy_tile = x_tile + plan.chunk * Tile::kStride;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int64_t m = int64_t{blockIdx.y} * plan.panel, k = int64_t{blockIdx.z} * plan.chunk;
+  const unsigned c = blockIdx.x % static_cast<unsigned>(plan.chunks);
+  const int64_t m = int64_t{blockIdx.x / static_cast<unsigned>(plan.chunks)} * plan.panel, k = int64_t{c} * plan.chunk;
   const int outputs = int(min<int64_t>(plan.panel, a.outputs - m)),
             inputs = int(min<int64_t>(plan.chunk, a.inputs - k));
   // With one chunk the nonzeros of the panel are one range, shared by the warps; else each row has its own, and a warp.
   const bool whole = plan.chunks == 1;
   const int step = whole ? kLinearWarps * kWarp : kWarp;
-  partial += blockIdx.x * a.entries;
+  partial += blockIdx.y * a.entries;
 
   for (int64_t t = 0; t < plan.span; ++t) {
-    const int64_t sample = (blockIdx.x * plan.span + t) * Tile::kSamples;
+    const int64_t sample = (blockIdx.y * plan.span + t) * Tile::kSamples;
     if (sample >= a.batch) return;
     __syncthreads();
     Tile::load(x_tile, a.x, a.batch, a.inputs, sample, k, inputs, x_vectors);
@@ -140,7 +141,7 @@ __global__ void __launch_bounds__(kLinearThreads, 2)
     __syncthreads();
     LinearProducts<T, NL> products = {x_tile + lane * NL, dy_tile + lane * NL};
     for (int i = whole ? 0 : warp; i < (whole ? 1 : outputs); i += kLinearWarps) {
-      const int64_t s = (m + i) * plan.chunks + blockIdx.z;
+      const int64_t s = (m + i) * plan.chunks + c;
       const int64_t begin = cut[s], end = cut[whole ? m + outputs : s + 1];
       for (int64_t e = begin + (whole ? warp * kWarp : 0); e < end; e += step) {
         const acc_t<T> sum = products.sum_32(position + e, int(min<int64_t>(end - e, kWarp)) - 1);
@@ -156,7 +157,7 @@ __global__ void __launch_bounds__(kLinearThreads)
     sparse_linear_dbias_kernel(const T* dy, int64_t batch, int64_t outputs, int64_t span, acc_t<T>* partial) {
   SG_SHARED(acc_t<T>, sums);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int64_t m = int64_t{blockIdx.y} * kWarp + lane, begin = blockIdx.x * span, end = min(begin + span, batch);
+  const int64_t m = int64_t{blockIdx.x} * kWarp + lane, begin = blockIdx.y * span, end = min(begin + span, batch);
   acc_t<T> sum = 0;
   if (m < outputs)
 #pragma unroll 4
@@ -165,7 +166,7 @@ __global__ void __launch_bounds__(kLinearThreads)
   __syncthreads();
   if (warp > 0 || m >= outputs) return;
   for (int w = 1; w < kLinearWarps; ++w) sum += sums[w * kWarp + lane];
-  partial[blockIdx.x * outputs + m] = sum;
+  partial[blockIdx.y * outputs + m] = sum;
 }
 
 // out[i] = sum over the spans, in order, of partial[span, i]; where `place` is given it says where in out i is.
@@ -203,6 +204,8 @@ cudaError_t launch_sparse_linear_dvalues(const SparseLinearBackwardArguments<T>&
   auto* position = static_cast<LinearPosition*>(workspace);
   auto* partial = reinterpret_cast<acc_t<T>*>(position + a.entries);
   auto* cut = reinterpret_cast<int32_t*>(partial + plan.spans * a.entries);
+  const int64_t blocks = int64_t{plan.panels} * plan.chunks;
+  if (blocks > INT32_MAX) return cudaErrorInvalidValue;
   if (plan.spans > 0) {
     const LinearPositions pack = {a.col, plan, position};
     cudaError_t error = launch(linear_segments_kernel<LinearPositions>,
@@ -212,7 +215,7 @@ cudaError_t launch_sparse_linear_dvalues(const SparseLinearBackwardArguments<T>&
     const bool x_vectors = can_vectorise(kVector<T>, a.inputs, a.x);
     const bool dy_vectors = can_vectorise(kVector<T>, a.outputs, a.dy);
     const auto run = [&](auto kernel) {
-      const dim3 grid(static_cast<unsigned>(plan.spans), plan.panels, plan.chunks);
+      const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(plan.spans));
       const size_t shared = size_t(plan.chunk + plan.panel) * plan.stride * sizeof(T);
       return launch(kernel, grid, kLinearThreads, shared, stream, a, plan, x_vectors, dy_vectors, cut, position,
                     partial);
@@ -226,7 +229,7 @@ cudaError_t launch_sparse_linear_dvalues(const SparseLinearBackwardArguments<T>&
   return launch_sparse_linear_partials(partial, plan.spans, a.entries, a.dvalues, stream);
 }
 
-// Samples of a span of dbias, and how many spans there are.
+// Samples of a span of dbias; there are at most kLinearBlocks spans.
 inline int64_t linear_dbias_span(int64_t batch) { return max<int64_t>(256, ceil_div(batch, kLinearBlocks)); }
 
 template <typename T>
@@ -241,7 +244,7 @@ cudaError_t launch_sparse_linear_dbias(const T* dy, int64_t batch, int64_t outpu
   auto* partial = static_cast<acc_t<T>*>(workspace);
   const int64_t span = linear_dbias_span(batch), spans = ceil_div(batch, span);
   if (spans > 0) {
-    const dim3 grid(static_cast<unsigned>(spans), static_cast<unsigned>(ceil_div(outputs, kWarp)));
+    const dim3 grid(static_cast<unsigned>(ceil_div(outputs, kWarp)), static_cast<unsigned>(spans));
     const cudaError_t error = launch(sparse_linear_dbias_kernel<T>, grid, kLinearThreads,
                                      kLinearThreads * sizeof(acc_t<T>), stream, dy, batch, outputs, span, partial);
     if (error != cudaSuccess) return error;

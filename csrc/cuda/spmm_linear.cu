@@ -52,15 +52,6 @@ void check_weight(const char* op, int64_t inputs, const Tensor& x, const Tensor&
                   col.numel(), " entries, and so must its transpose");
 }
 
-// The seed where there is dropout.
-const int64_t* check_dropout(const char* op, double dropout, const Optional& seed, const Tensor& x) {
-  STD_TORCH_CHECK(dropout >= 0 && dropout <= 1, op, ": dropout must be in [0, 1], got ", dropout);
-  STD_TORCH_CHECK(dropout == 0 || (seed && seed->numel() == 1 && seed->scalar_type() == ScalarType::Long), op,
-                  ": dropout needs a seed of dtype int64 and shape [1]");
-  if (dropout > 0) check_device(op, "seed", seed, x);
-  return dropout > 0 ? data<int64_t>(seed) : nullptr;
-}
-
 Tensor spmm_linear(const Tensor& x, const Tensor& crow, const Tensor& col, const Optional& val,
                    const Optional& row_scale, const Optional& col_scale, const Optional& diag, const Optional& /*ccol*/,
                    const Optional& /*row*/, const Optional& /*perm*/, const Tensor& values_in, const Optional& bias_in,

@@ -29,14 +29,16 @@ inline LinearPlan spmm_linear_plan(int64_t rows, int64_t inputs, int64_t outputs
 template <typename T, int NL>
 __global__ void __launch_bounds__(kLinearThreads, 2)
     spmm_linear_kernel(RowGather<T> gather, SparseLinearArguments<T> a, LinearPlan plan, bool vector_stores,
-                       LinearPacked<acc_t<T>> packed) {
+                       LinearPacked<T> packed) {
   using Tile = LinearTile<T, NL>;
   SG_SHARED(unsigned char, scratch);
   T* tile = reinterpret_cast<T*>(scratch + gather_bytes(NL));
   const int64_t sample = int64_t{blockIdx.x} * Tile::kSamples;
   for (int n = threadIdx.x; n < Tile::kStride; n += kLinearThreads) tile[plan.chunk * Tile::kStride + n] = T{};
   gather_tile<T, NL>(gather, tile, scratch, sample);
-  for (int64_t m = threadIdx.x / kWarp * kLinearOutputs; m < a.outputs; m += kLinearRound) {
+  const int64_t groups = ceil_div(a.outputs, kLinearOutputs);
+  for (int64_t first = 0, back = 0; first < groups; first += kLinearWarps, back ^= 1) {
+    const int64_t m = linear_group(packed, a.outputs, first, back != 0);
     acc_t<T> sum[kLinearOutputs][NL] = {};
     linear_product<T, NL>(tile, plan, packed, m, a.outputs, 0, sum);
     linear_store<T, NL>(a, sample, m, a.outputs, vector_stores, sum);
@@ -46,7 +48,7 @@ __global__ void __launch_bounds__(kLinearThreads, 2)
 // Bytes of the packed weight, then of the long rows.
 template <typename T>
 int64_t spmm_linear_weight_bytes(const LinearPlan& plan, int64_t outputs, int64_t entries) {
-  return ceil_div(sparse_linear_workspace_bytes<T>(plan, outputs, entries), 16) * 16;
+  return sparse_linear_workspace_bytes<T>(plan, outputs, entries);
 }
 template <typename T>
 int64_t spmm_linear_workspace_bytes(const LinearPlan& plan, int64_t outputs, int64_t entries, int64_t edges,
@@ -61,7 +63,8 @@ cudaError_t launch_spmm_linear(const SpmmArguments<T>& graph, const SparseLinear
                                int64_t window, void* workspace, cudaStream_t stream) {
   if (a.batch == 0 || a.outputs == 0) return cudaSuccess;
   if (plan.per_lane == 0) return cudaErrorInvalidValue;
-  const LinearPacked<acc_t<T>> packed = linear_packed<acc_t<T>>(plan, a.outputs, a.entries, workspace);
+  const LinearPacked<T> packed =
+      linear_packed<T>(plan, a.outputs, linear_entry_bytes(plan, a.outputs, a.entries, sizeof(T)), workspace);
   cudaError_t error = launch_linear_pack(a, plan, packed, stream);
   if (error != cudaSuccess) return error;
   RowGather<T> gather = row_gather(graph, window);

@@ -72,8 +72,8 @@ struct SpmmLinearBackwardPack {
 template <typename T, int NL>
 __global__ void __launch_bounds__(kLinearThreads, 2)
     spmm_linear_backward_kernel(RowGather<T> gather, SparseLinearArguments<T> product, const T* x,
-                                SpmmLinearBackwardPlan plan, bool vectors, bool vector_stores,
-                                LinearPacked<acc_t<T>> packed, const LinearPosition* position, acc_t<T>* partial) {
+                                SpmmLinearBackwardPlan plan, bool vectors, bool vector_stores, LinearPacked<T> packed,
+                                const LinearPosition* position, acc_t<T>* partial) {
   using Tile = LinearTile<T, NL>;
   SG_SHARED(unsigned char, scratch);
   T *x_tile = reinterpret_cast<T*>(scratch), *tile = reinterpret_cast<T*>(scratch + plan.before);
@@ -92,7 +92,8 @@ __global__ void __launch_bounds__(kLinearThreads, 2)
       if (p > 0) __syncthreads();
       if (partial) Tile::load(x_tile, x, product.batch, inputs, sample, first, int(last - first), vectors);
       if (p == 0 && product.y)
-        for (int64_t m = warp * kLinearOutputs; m < inputs; m += kLinearRound) {
+        for (int64_t n = 0, back = 0; n < ceil_div(inputs, kLinearOutputs); n += kLinearWarps, back ^= 1) {
+          const int64_t m = linear_group(packed, inputs, n, back != 0);
           acc_t<T> sum[kLinearOutputs][NL] = {};
           linear_product<T, NL>(tile, plan.product, packed, m, inputs, 0, sum);
           linear_store<T, NL>(product, sample, m, inputs, vector_stores, sum);
@@ -139,9 +140,9 @@ cudaError_t launch_spmm_linear_backward(const SpmmArguments<T>& graph, const Spm
   auto* partial = reinterpret_cast<acc_t<T>*>(bytes + parts.partial);
   auto* position = reinterpret_cast<LinearPosition*>(bytes + parts.position);
   if (a.nodes > 0 && a.inputs > 0 && (a.dx || need_dvalues)) {
-    const LinearPacked<acc_t<T>> packed =
-        linear_packed<acc_t<T>>(plan.product, a.inputs, a.entries, bytes + parts.packed);
-    const SpmmLinearBackwardPack<T> pack = {{a.row, a.perm, a.values, plan.product, packed.entry},
+    const int64_t entry_bytes = linear_entry_bytes(plan.product, a.inputs, a.entries, sizeof(T));
+    const LinearPacked<T> packed = linear_packed<T>(plan.product, a.inputs, entry_bytes, bytes + parts.packed);
+    const SpmmLinearBackwardPack<T> pack = {{a.ccol, a.row, a.perm, a.values, a.inputs, plan.product, packed},
                                             {a.row, plan.weights, position}};
     cudaError_t error = launch(linear_segments_kernel<SpmmLinearBackwardPack<T>>,
                                static_cast<unsigned>(ceil_div(a.inputs, kLinearWarps)), kLinearThreads, 0, stream, pack,

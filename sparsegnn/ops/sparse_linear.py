@@ -15,6 +15,7 @@ from sparsegnn.ops._library import (
     register_autograd,
     rows_of,
 )
+from sparsegnn.ops._linear_gradients import gathers, gradients
 from sparsegnn.ops._out import check_out
 from sparsegnn.ops._random import dropout_like
 
@@ -46,12 +47,13 @@ op = define(
 def setup_context(ctx, inputs, output):
     x, values, _, *pattern, act, ctx.dropout, seed = inputs
     ctx.save_for_backward(x, values, *pattern, output if act == "relu" else None, seed)
+    ctx.gathered = gathers(x, values, output.size(1))
 
 
 def backward(ctx, dy):
-    need, (*saved, y, seed) = ctx.needs_input_grad[:3], ctx.saved_tensors
-    grads = torch.ops.sparsegnn.sparse_linear_backward(dy, *saved, *need, y, ctx.dropout, seed)
-    return (*(g if n else None for g, n in zip(grads, need, strict=True)), *[None] * 8)
+    *saved, y, seed = ctx.saved_tensors
+    grads = gradients(dy, *saved, ctx.needs_input_grad[:3], y, ctx.dropout, seed, gathered=ctx.gathered)
+    return *grads[:3], *[None] * 8
 
 
 apply = register_autograd(op, backward, setup_context)

@@ -1,10 +1,15 @@
-"""dense_probe: a term of value 0 beside sparse_linear, whose gradient is that of the dense weight."""
+"""Linear layers whose backward also leaves the gradient of the dense weight: what RigL-like growth looks at."""
 
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from sparsegnn import policy
 from sparsegnn.ops._library import define, register_autograd
+from sparsegnn.ops._linear_gradients import gathers, gradients
 
 
 def probe_reference(x, probe):
-    """Zeros whose only gradient is dense: d probe = dy^T x, what RigL-like growth looks at on update steps."""
+    """Zeros beside the output of a layer whose only gradient is dense: d probe = dy^T x."""
     return x.new_zeros(1, 1).expand(x.size(0), probe.size(0))
 
 
@@ -24,3 +29,45 @@ def probe_setup(ctx, inputs, output):
 
 
 register_autograd(probe_op, probe_backward, probe_setup)
+
+
+def probed_reference(x, values, bias, crow, col, ccol, row, perm, probe):
+    """sparse_linear; in backward dvalues and d probe share the dense product where dvalues are gathered from one."""
+    return torch.ops.sparsegnn.sparse_linear(x, values, bias, crow, col, ccol, row, perm)
+
+
+def probed_fake(x, values, bias, crow, col, ccol, row, perm, probe):
+    return x.new_empty(x.size(0), crow.size(0) - 1)
+
+
+probed_op = define(
+    "probed_linear(Tensor x, Tensor values, Tensor? bias, Tensor crow, Tensor col, Tensor ccol, Tensor row, "
+    "Tensor perm, Tensor probe) -> Tensor",
+    probed_reference,
+    probed_fake,
+    cast=("x", "values", "bias"),
+    composite=True,
+)
+
+
+def probed_backward(ctx, dy):
+    need = ctx.needs_input_grad
+    gathered = ctx.gathered or (ctx.shared and need[8])
+    *grads, dense = gradients(dy, *ctx.saved_tensors, need[:3], gathered=gathered, need_dense=need[8])
+    return *grads, *[None] * 5, dense.to(ctx.dtype) if need[8] else None
+
+
+def probed_setup(ctx, inputs, output):
+    x, values, _, *pattern, probe = inputs
+    ctx.save_for_backward(x, values, *pattern)
+    ctx.dtype = probe.dtype
+    ctx.gathered = gathers(x, values, output.size(1))
+    ctx.shared = x.is_cuda and policy.forced() != "sparse"  # the probe pays for the product
+
+
+probed_linear = register_autograd(probed_op, probed_backward, probed_setup)
+
+
+@register_flop_formula(torch.ops.sparsegnn.probed_linear)
+def _(x, values, *args, out_shape=None, **kwargs) -> int:
+    return 2 * x[0] * values[0]  # arguments are shapes

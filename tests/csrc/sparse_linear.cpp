@@ -6,9 +6,9 @@ namespace sparsegnn::emulated {
 namespace {
 
 // Plans that a test asks for, so that small shapes reach every path.
-cuda::LinearPlan forward_plan(std::tuple<int, int, int> given, int64_t inputs) {
-  const auto [n, chunk, panel] = given;
-  return {n, 32 * n + (n == 4 ? 4 : 2), chunk, int(cuda::ceil_div(inputs, chunk)), panel};
+cuda::LinearPlan forward_plan(std::tuple<int, int, int, int> given, int64_t inputs) {
+  const auto [n, chunk, panel, staged] = given;
+  return {n, 32 * n + (n == 4 ? 4 : 2), chunk, int(cuda::ceil_div(inputs, chunk)), panel, staged};
 }
 cuda::LinearBackwardPlan backward_plan(std::tuple<int, int, int, int> given, int64_t batch, int64_t inputs,
                                        int64_t outputs) {
@@ -28,7 +28,7 @@ py::object sparse_linear(const py::array& x, const py::array& values, const py::
     Array<int32_t> p(crow), c(col);
     Optional<int32_t> t(perm);
     cuda::LinearPlan plan = cuda::linear_plan(batch, inputs, outputs, sizeof(T));
-    if (!given.is_none()) plan = forward_plan(given.cast<std::tuple<int, int, int>>(), inputs);
+    if (!given.is_none()) plan = forward_plan(given.cast<std::tuple<int, int, int, int>>(), inputs);
     Array<char> workspace({cuda::sparse_linear_workspace_bytes<T>(plan, outputs, c.size())});
     const cuda::SparseLinearArguments<T> arguments = {
         a.data(), v.data(), b.data(), p.data(), c.data(), t.data(),
@@ -79,12 +79,48 @@ py::object sparse_linear_mask(const py::array& dy, const py::object& y, double d
   });
 }
 
-// The plans of a shape: (samples of a lane, inputs of a chunk, outputs of a panel), and the same and tiles of a span.
-py::object sparse_linear_plans(int64_t batch, int64_t inputs, int64_t outputs, int64_t element_size) {
-  const cuda::LinearPlan f = cuda::linear_plan(batch, inputs, outputs, element_size);
+// The packed matrix, chunk after chunk of each row: (columns, values) with padding as column -1; and the order of the
+// groups of outputs.
+py::object sparse_linear_pack(const py::array& values, const py::array& crow, const py::array& col, int64_t inputs,
+                              int chunk) {
+  return by_dtype(values, [&](auto scalar) -> py::object {
+    using T = decltype(scalar);
+    const int64_t outputs = crow.size() - 1, entries = col.size();
+    Array<T> v(values);
+    Array<int32_t> p(crow), c(col);
+    const cuda::LinearPlan plan = forward_plan({2, chunk, int(outputs), 0}, inputs);
+    Array<char> workspace({cuda::sparse_linear_workspace_bytes<T>(plan, outputs, entries)});
+    cuda::SparseLinearArguments<T> a = {};
+    a.values = v.data(), a.crow = p.data(), a.col = c.data(), a.outputs = outputs, a.entries = entries;
+    const auto packed = cuda::linear_packed<T>(
+        plan, outputs, cuda::linear_entry_bytes(plan, outputs, entries, sizeof(T)), workspace.data());
+    check(cuda::launch_linear_pack(a, plan, packed, nullptr));
+    const int64_t together = cuda::linear_together(sizeof(T));
+    std::vector<int64_t> column, length;
+    std::vector<double> value;
+    for (int64_t s = 0; s < outputs * plan.chunks; ++s) {
+      const int count = packed.cut[s + 1] - packed.cut[s];
+      length.push_back(cuda::ceil_div(count, together) * together);
+      for (int64_t i = 0; i < length.back(); ++i) {
+        const auto e = packed.entry[cuda::linear_place<T>(s, packed.cut[s]) + i];
+        column.push_back(e.offset == plan.chunk * plan.stride ? -1 : s % plan.chunks * chunk + e.offset / plan.stride);
+        value.push_back(static_cast<double>(cuda::to_acc(e.value)));
+      }
+    }
+    return py::make_tuple(column, value, length, sizeof(cuda::LinearEntry<T>),
+                          std::vector<int>(packed.order, packed.order + cuda::ceil_div(outputs, 8)));
+  });
+}
+
+// The plans of a shape: (samples of a lane, inputs of a chunk, outputs of a panel), and the same and tiles of a span;
+// and the shared memory of the forward, and whether W is kept there.
+py::object sparse_linear_plans(int64_t batch, int64_t inputs, int64_t outputs, int64_t element_size, int64_t entries) {
+  const cuda::LinearPlan f = cuda::linear_plan(batch, inputs, outputs, element_size, entries);
+  const int64_t packed = f.staged ? cuda::linear_packed_bytes(f, outputs, entries, element_size) : 0;
   const cuda::LinearBackwardPlan b = cuda::linear_backward_plan(batch, inputs, outputs, element_size);
   return py::make_tuple(py::make_tuple(f.per_lane, f.chunk, f.panel),
-                        py::make_tuple(b.per_lane, b.chunk, b.panel, b.span));
+                        py::make_tuple(b.per_lane, b.chunk, b.panel, b.span),
+                        cuda::linear_tile_bytes(f, element_size) + packed, f.staged > 0);
 }
 
 }  // namespace
@@ -98,7 +134,9 @@ SG_BINDINGS(m) {
   m.def("sparse_linear_dvalues", &sparse_linear_dvalues, py::arg("dy"), py::arg("x"), py::arg("crow"), py::arg("col"),
         py::arg("plan") = py::none());
   m.def("sparse_linear_dbias", &sparse_linear_dbias);
-  m.def("sparse_linear_plans", &sparse_linear_plans);
+  m.def("sparse_linear_plans", &sparse_linear_plans, py::arg("batch"), py::arg("inputs"), py::arg("outputs"),
+        py::arg("element_size"), py::arg("entries") = -1);
+  m.def("sparse_linear_pack", &sparse_linear_pack);
 }
 
 }  // namespace sparsegnn::emulated

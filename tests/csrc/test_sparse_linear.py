@@ -55,16 +55,60 @@ def test_forward_and_both_gradients(emulated, dtype, shape):
 
 
 @pytest.mark.parametrize(
-    "plan", [(1, 40, 64), (2, 40, 64), (4, 40, 128), (1, 16, 64), (2, 8, 128), (4, 32, 64)], ids=str
+    "plan",
+    [(1, 40, 64, 0), (2, 40, 64, 0), (4, 40, 128, 0), (1, 16, 64, 0), (2, 8, 128, 0), (4, 32, 64, 0)]
+    + [(1, 40, 128, 2), (2, 40, 128, 1), (4, 16, 128, 2), (2, 8, 64, 1)],
+    ids=str,
 )
 def test_forward_plans(emulated, dtype, plan):
-    """Each width of a lane; inputs in one chunk and in several; outputs in one panel and in several."""
+    """Each width of a lane; inputs in one chunk or several; outputs in one panel or several; W in shared memory."""
     if dtype.name == "float64" and plan[0] == 4:
         pytest.skip("fp64 lanes own one or two samples")
     w = Weight(100, 40, full_row=7)
     x, values = dtype.pack(w.normal(140, 40)), dtype.pack(w.normal(w.nnz))
     y = emulated.sparse_linear(x, values, None, w.crow, w.col, None, plan)
     dtype.close(y, dtype.unpack(x) @ w.dense(dtype.unpack(values)).T)
+
+
+@pytest.mark.parametrize("inputs", [65535, 65536, 65537])
+def test_inputs_about_the_limit_of_16_bits(emulated, dtype, inputs):
+    w = Weight(9, inputs, 0.9995, full_row=7)
+    x, values = dtype.pack(w.normal(3, inputs)), dtype.pack(w.normal(w.nnz))
+    y = emulated.sparse_linear(x, values, None, w.crow, w.col)
+    dtype.close(y, dtype.unpack(x) @ w.dense(dtype.unpack(values)).T)
+
+
+@pytest.mark.parametrize("chunk", [40, 16])
+def test_packed_weight(emulated, dtype, chunk):
+    """Rows padded to whole 128-bit loads, 4 or 8 bytes a nonzero, groups of outputs in the order of their nonzeros."""
+    w = Weight(100, 40, full_row=7)
+    values = dtype.pack(w.normal(w.nnz))
+    column, value, length, entry, order = emulated.sparse_linear_pack(values, w.crow, w.col, 40, chunk)
+    assert entry == {"float32": 8, "float64": 16}.get(dtype.name, 4)
+    together = 4 if entry == 4 else 2
+    column, value, wide, chunks = np.array(column), np.array(value), dtype.unpack(values), -(-40 // chunk)
+    start = np.cumsum([0, *length])
+    for r in range(100):
+        for c in range(chunks):
+            own = slice(w.crow[r], w.crow[r + 1])
+            inside = w.col[own] // chunk == c
+            s = r * chunks + c
+            got = slice(start[s], start[s] + inside.sum())
+            np.testing.assert_array_equal(column[got], w.col[own][inside])
+            np.testing.assert_array_equal(value[got], wide[own][inside])
+            assert (column[got.stop : start[s + 1]] == -1).all() and length[s] - inside.sum() < together
+    counts = np.add.reduceat(np.diff(w.crow), np.arange(0, 100, 8))
+    np.testing.assert_array_equal(order, np.argsort(-counts, kind="stable"))
+
+
+def test_many_groups_keep_their_order(emulated_module):
+    """Where there are too many groups of outputs to look at all of them for each, and every row is still computed."""
+    w = Weight(8 * 1025, 4, 0.5)
+    values, x = w.normal(w.nnz).astype(np.float32), w.normal(3, 4).astype(np.float32)
+    order = emulated_module.sparse_linear_pack(values, w.crow, w.col, 4, 4)[4]
+    assert order == list(range(1025))
+    y = emulated_module.sparse_linear(x, values, None, w.crow, w.col)
+    np.testing.assert_allclose(y, x @ w.dense(values).T, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +190,12 @@ def test_plans_cover_the_shape_and_fit(emulated_module, element_size):
         for inputs in (1, 64, 100, 256, 500, 602, 1433, 8192):
             for outputs in (1, 40, 64, 256, 1024, 8192):
                 plans = emulated_module.sparse_linear_plans(batch, inputs, outputs, element_size)
-                (n, chunk, panel), (bn, bchunk, bpanel, span) = plans
+                (n, chunk, panel), (bn, bchunk, bpanel, span), shared, staged = plans
+                assert shared <= 96 * 1024 and not staged
+                entries = inputs * outputs // 20
+                *_, shared, staged = emulated_module.sparse_linear_plans(batch, inputs, outputs, element_size, entries)
+                assert shared <= 96 * 1024 and (not staged or entries * element_size < 48 * 1024)
+                assert staged == (element_size < 8) or batch < 1e9 or inputs * outputs > 256
                 strides = [32 * k + (4 if k == 4 else 2) for k in (n, bn)]
                 assert max(n, bn) <= (2 if element_size == 8 else 4)
                 assert (chunk + 1) * strides[0] * element_size <= 96 * 1024

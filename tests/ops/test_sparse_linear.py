@@ -6,6 +6,7 @@ import pytest
 import torch
 from ops.harness import DTYPES, TOLERANCE, Case, Op, cases, check_contract, check_op, csr_of, relative_error
 
+from sparsegnn import policy
 from sparsegnn.nn import SparseLinear
 from sparsegnn.ops import sparse_linear
 
@@ -234,6 +235,107 @@ def test_dense_probe():
     assert y.shape == (9, 7) and not y.any()
     torch.testing.assert_close(torch.autograd.grad(y, probe, dy)[0], dy.T @ x)
     torch.library.opcheck(torch.ops.sparsegnn.dense_probe.default, (x, probe))
+
+
+@pytest.fixture
+def by_product(monkeypatch):
+    """dvalues gathered from the dense product, as on a GPU with tensor cores; what it was decided for."""
+    seen = []
+    monkeypatch.setattr(policy, "gathers_gradient", lambda *args: seen.append(args) or True)
+    return seen
+
+
+@pytest.mark.parametrize("case", cases(tuple(VARIANTS), widths=(1, 33)), ids=str)
+def test_values_from_the_dense_product(by_product, case):
+    check_op(OP, case)
+    assert by_product or case.variant == "dropout" or not case.csr()[1].numel()
+
+
+def test_contract_with_the_dense_product(by_product):
+    check_contract(OP, Case(width=5, variant="relu dropout"))
+    assert by_product
+
+
+class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
+    """Names of the ops that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_probed_linear(monkeypatch, dense):
+    """The gradient of the dense weight; with it that of the values where both come from one product."""
+    monkeypatch.setattr(policy, "gathers_gradient", lambda *_: dense)
+    values, *pattern = weight(7, 5, 0.5, torch.float64)
+    x, dy, bias = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((9, 5), (9, 7), (7,)))
+    probe, values = torch.zeros(7, 5, dtype=torch.float64, requires_grad=True), values.requires_grad_()
+    op = torch.ops.sparsegnn.probed_linear
+    y = op(x, values, bias, *pattern, probe)
+    want = sparse_linear(x, values, bias, *pattern)
+    assert torch.equal(y, want)
+    with Recorder() as recorder:
+        *grads, full = torch.autograd.grad(y, (x, values, bias, probe), dy)
+    assert sum(name in ("aten::mm", "aten::matmul") for name in recorder.names) == 1
+    assert recorder.names.count("sparsegnn::sparse_linear_backward") == 1
+    torch.testing.assert_close(full, dy.T @ x)
+    for got, wanted in zip(grads, torch.autograd.grad(want, (x, values, bias), dy), strict=True):
+        torch.testing.assert_close(got, wanted)
+    torch.library.opcheck(op.default, (x, values, bias, *pattern, probe))
+    with torch.autocast("cpu", torch.bfloat16):
+        low = op(x.float(), values.float(), None, *pattern, probe)
+    assert low.dtype == torch.bfloat16
+    assert torch.autograd.grad(low.sum(), probe)[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize("epilogue", [{}, dict(act="relu"), dict(act="relu", dropout=0.5), dict(dropout=0.5)], ids=str)
+def test_gpu_backward_without_a_word_to_the_host(epilogue):
+    """On fake CUDA tensors anything that needs a number from the device raises."""
+    values, *pattern = weight(7, 5, 0.5, torch.bfloat16)
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=False):
+
+        def fake(*shape, dtype=torch.bfloat16):
+            return torch.empty(shape, dtype=dtype, device="cuda")
+
+        positions = [fake(*p.shape, dtype=torch.int32) for p in pattern]
+        x, held, dy = fake(9, 5).requires_grad_(), fake(*values.shape).requires_grad_(), fake(9, 7)
+        seed = fake(1, dtype=torch.int64) if "dropout" in epilogue else None
+        y = sparse_linear(x, held, None, *positions, **epilogue, seed=seed)
+        with Recorder() as recorder:
+            dx, dvalues = torch.autograd.grad(y, (x, held), dy)
+    assert dx.shape == x.shape and dvalues.shape == held.shape and dvalues.dtype == torch.bfloat16
+    products = recorder.names.count("aten::mm") + recorder.names.count("aten::matmul")
+    assert products == (epilogue != dict(dropout=0.5))  # dropout alone leaves nothing to mask dy with
+
+
+def test_backward_goes_as_its_forward_decided(by_product, monkeypatch):
+    """A kernel is forced for the thread of the forward pass; on a GPU the backward pass runs in another."""
+    values, *pattern = weight(7, 5, 0.5, torch.float32)
+    x, values = torch.randn(9, 5), values.requires_grad_()
+    y = sparse_linear(x, values, None, *pattern)
+    monkeypatch.setattr(policy, "gathers_gradient", lambda *_: False)
+    with Recorder() as recorder:
+        torch.autograd.grad(y.sum(), values)
+    assert "sparsegnn::sparse_linear_backward" not in recorder.names
+
+
+def test_where_the_gradient_of_values_is_gathered_from_the_dense_product():
+    def gathers(precision, width, sparsity, device="cuda"):
+        return policy.gathers_gradient(round((1 - sparsity) * width * width), (width, width), precision, device)
+
+    for low in (torch.bfloat16, torch.float16):
+        assert all(gathers(low, 256, s) for s in (0.5, 0.9, 0.99)) and gathers(low, 2048, 0.95)
+        assert not gathers(low, 2048, 0.99) and not gathers(low, 256, 0.5, "cpu")
+    assert all(gathers(policy.TF32, 256, s) for s in (0.5, 0.9, 0.99))
+    for strict in (torch.float32, torch.float64):
+        assert not any(gathers(strict, 256, s) for s in (0.1, 0.9))
+    with policy.use_kernel("sparse"):
+        assert not gathers(torch.bfloat16, 256, 0.9)
 
 
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
