@@ -8,11 +8,13 @@
 //                (several arrays: one struct, or offsets from one pointer). Never write __shared__.
 // launch         launch(kernel<T>, grid, block, shared_bytes, stream, arguments...) returns cudaError_t. Never <<<>>>.
 // memory         load<V>(p) reads V elements at once through the read-only path, store(p, vec) writes them; p must be
-//                aligned to min(16, V * sizeof(T)) bytes. Ask can_vectorise() on the host first.
+//                aligned to min(16, V * sizeof(T)) bytes. Ask can_vectorise() on the host first. load_streamed(p) reads
+//                and store_streamed(p, vec) writes global memory that leaves the caches first.
 // types          T is float, double, bf16 or fp16; sums are made in acc_t<T>; to_acc(x), from_acc<T>(x) convert.
 // warps          CUDA's *_sync intrinsics with an explicit mask; helpers warp_sum, warp_max over groups of lanes.
 // errors         launch_<op> returns cudaSuccess without a launch when there is nothing to do; kernels never trap.
 #pragma once
+#include <atomic>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -145,6 +147,31 @@ template <typename T, int V>
 __device__ __forceinline__ void store(T* p, const vec<T, V>& x) {
   *reinterpret_cast<vec<T, V>*>(p) = x;
 }
+// One element that is read once by each of the blocks that need it: the L1 and the L2 give it up first.
+template <typename T>
+__device__ __forceinline__ T load_streamed(const T* p) {
+  static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8);
+  T x;
+  if constexpr (sizeof(T) == 2) asm("ld.global.cs.nc.u16 %0, [%1];" : "=h"(reinterpret_cast<uint16_t&>(x)) : "l"(p));
+  if constexpr (sizeof(T) == 4) asm("ld.global.cs.nc.u32 %0, [%1];" : "=r"(reinterpret_cast<uint32_t&>(x)) : "l"(p));
+  if constexpr (sizeof(T) == 8) asm("ld.global.cs.nc.u64 %0, [%1];" : "=l"(reinterpret_cast<uint64_t&>(x)) : "l"(p));
+  return x;
+}
+template <typename Word, typename T, int V>
+__device__ __forceinline__ void store_words_streamed(T* p, const vec<T, V>& x) {
+#pragma unroll
+  for (int i = 0; i < int(sizeof(x) / sizeof(Word)); ++i)
+    __stcs(reinterpret_cast<Word*>(p) + i, reinterpret_cast<const Word*>(&x)[i]);
+}
+template <typename T, int V>
+__device__ __forceinline__ void store_streamed(T* p, const vec<T, V>& x) {
+  constexpr int bytes = sizeof(T) * V;
+  static_assert(bytes == 2 || bytes == 4 || bytes == 8 || bytes % 16 == 0, "as load");
+  if constexpr (bytes == 2) store_words_streamed<unsigned short>(p, x);
+  if constexpr (bytes == 4) store_words_streamed<unsigned int>(p, x);
+  if constexpr (bytes == 8) store_words_streamed<uint2>(p, x);
+  if constexpr (bytes % 16 == 0) store_words_streamed<uint4>(p, x);
+}
 #else
 template <int V, typename T>
 vec<T, V> load(const T* p) {
@@ -157,6 +184,14 @@ template <typename T, int V>
 void store(T* p, const vec<T, V>& x) {
   emulator::check_access("store", p, alignof(vec<T, V>));
   std::copy(x.v, x.v + V, p);
+}
+template <typename T>
+T load_streamed(const T* p) {
+  return *p;
+}
+template <typename T, int V>
+void store_streamed(T* p, const vec<T, V>& x) {
+  store(p, x);
 }
 #endif
 
@@ -198,7 +233,28 @@ __device__ __forceinline__ int64_t row_of_edge(const int32_t* crow, int64_t rows
 
 // ---- launch
 
-constexpr int64_t kGridRows = 65535;  // blocks of a grid in y, and in z; in x 2^31 - 1, more than memory can need
+#if defined(__CUDACC__)
+constexpr int64_t grid_rows() { return 65535; }  // blocks of a grid in y; in x 2^31 - 1, more than memory can need
+
+// Bytes of the L2 of the current device, asked for once; 0 where it does not say. Nothing of it enters a stream.
+inline int64_t l2_bytes() {
+  constexpr int kDevices = 64;
+  static std::atomic<int> known[kDevices];
+  int device = 0, bytes = 0;
+  if (cudaGetDevice(&device) == cudaSuccess) {
+    if (device < kDevices && (bytes = known[device].load(std::memory_order_relaxed)) > 0) return bytes;
+    if (cudaDeviceGetAttribute(&bytes, cudaDevAttrL2CacheSize, device) == cudaSuccess) {
+      if (device < kDevices) known[device].store(bytes, std::memory_order_relaxed);
+      return bytes;
+    }
+  }
+  cudaGetLastError();
+  return 0;
+}
+#else
+inline int64_t grid_rows() { return emulator::machine().grid_rows; }
+inline int64_t l2_bytes() { return emulator::machine().l2_bytes; }
+#endif
 
 #if defined(__CUDACC__)
 template <typename... P, typename... A>

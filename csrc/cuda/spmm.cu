@@ -48,7 +48,8 @@ void reduce_into(Tensor& y, Tensor& arg, const Tensor& x_in, const Tensor& crow,
                              extremum ? mutable_data<int32_t>(arg) : nullptr,
                              rows,
                              width,
-                             edges};
+                             edges,
+                             x.size(0)};
     STD_CUDA_CHECK(launch_spmm(a, reduce, pieces.mutable_data_ptr(), stream));
   });
 }
@@ -115,7 +116,8 @@ std::tuple<Tensor, Tensor> spmm_arg_backward(const Tensor& dy_in, const Tensor& 
                                           mutable_data<T>(dx),
                                           cols,
                                           width,
-                                          edges};
+                                          edges,
+                                          rows};
       STD_CUDA_CHECK(launch_spmm_arg_backward(a, pieces.mutable_data_ptr(), device.stream));
     }
     if (need_dval) {

@@ -8,12 +8,15 @@
 //
 // layout     CSR: crow[M+1], col[E] int32; val[E]; x[N, K], y[M, K] row-major; scales and diag in acc_t<T>
 // work       2*E*K flop; E*(4 + K*s) bytes from L2 or memory
-// schedule   common/segments.cuh: a group of 1..32 lanes for a row, long rows cut into windows of edges; a lane owns V
-//            columns, 16 bytes of T where K and the pointers allow, else one; 256 threads a block, no shared memory
+// schedule   common/segments.cuh: a group of 1..256 lanes for a row, or for a slice of it that keeps x in the L2, long
+//            rows cut into windows of edges; a lane owns V columns, 16 bytes of T where K and the pointers allow, else
+//            two or one; 256 threads a block, no shared memory. Indices and values leave the caches first, so does y
 // numerics   sums in acc_t<T>; the cuts depend on the shape alone and nothing is atomic: the same bits in every run
 // backward   dx: this kernel on the transposed pattern, or arg_backward; dval: sddmm
 // see        sparsegnn/ops/spmm.py, tests/csrc/test_spmm.py, benchmarks/ops/bench_spmm.py
 #pragma once
+#include <type_traits>
+
 #include "../common/segments.cuh"
 
 namespace sparsegnn::cuda {
@@ -30,6 +33,7 @@ struct SpmmArguments {
   T* y;
   int32_t* arg;
   int64_t rows, width, edges;
+  int64_t cols = 0;  // rows of x; 0: x is gathered in slices of a warp
 };
 
 template <typename T>
@@ -39,7 +43,7 @@ struct SpmmArgBackwardArguments {
   const T* val;
   const int32_t *ccol, *row, *perm;
   T* dx;
-  int64_t cols, width, edges;
+  int64_t cols, width, edges, rows;
 };
 
 template <typename T>
@@ -75,10 +79,10 @@ struct SumOp {
     int64_t c[U];
     vec<T, V> x[U];
     acc_t<T> weight[U];
-    for (int u = 0; u < U; ++u) c[u] = a.col[e + u], weight[u] = 1;
+    for (int u = 0; u < U; ++u) c[u] = load_streamed(a.col + e + u), weight[u] = 1;
     for (int u = 0; u < U; ++u) x[u] = load<V>(a.x + c[u] * a.width + j);
     if (a.val)
-      for (int u = 0; u < U; ++u) weight[u] = to_acc(a.val[e + u]);
+      for (int u = 0; u < U; ++u) weight[u] = to_acc(load_streamed(a.val + e + u));
     if (a.col_scale)
       for (int u = 0; u < U; ++u) weight[u] *= a.col_scale[c[u]];
     for (int u = 0; u < U; ++u)
@@ -103,11 +107,11 @@ struct SumOp {
       for (int i = 0; i < V; ++i) sum[i] /= acc_t<T>(degree);
     vec<T, V> y;
     for (int i = 0; i < V; ++i) y[i] = from_acc<T>(a.row_scale ? sum[i] * a.row_scale[r] : sum[i]);
-    store(a.y + r * a.width + j, y);
+    store_streamed(a.y + r * a.width + j, y);
   }
 };
 
-template <typename T, int V_, bool kMax>
+template <typename T, int V_>
 struct ExtremumOp {
   static constexpr int V = V_, U = 4, kLeastBlocks = 4;
   struct State {
@@ -115,10 +119,11 @@ struct ExtremumOp {
     vec<int32_t, V> arg;
   };
   SpmmArguments<T> a;
+  bool max;
 
   // A NaN beats every number; among equals the first stays.
-  __device__ static void take(State& best, int i, acc_t<T> value, int32_t arg) {
-    const bool better = kMax ? value > best.value[i] : value < best.value[i];
+  __device__ void take(State& best, int i, acc_t<T> value, int32_t arg) const {
+    const bool better = max ? value > best.value[i] : value < best.value[i];
     if (best.arg[i] >= 0 && !better && !(value != value && best.value[i] == best.value[i])) return;
     best.value[i] = value;
     best.arg[i] = arg;
@@ -134,9 +139,10 @@ struct ExtremumOp {
   __device__ void step(State& best, int64_t e, int64_t j) const {
     vec<T, V> x[U];
     acc_t<T> weight[U];
-    for (int u = 0; u < U; ++u) x[u] = load<V>(a.x + int64_t{a.col[e + u]} * a.width + j), weight[u] = 1;
+    for (int u = 0; u < U; ++u)
+      x[u] = load<V>(a.x + int64_t{load_streamed(a.col + e + u)} * a.width + j), weight[u] = 1;
     if (a.val)
-      for (int u = 0; u < U; ++u) weight[u] = to_acc(a.val[e + u]);
+      for (int u = 0; u < U; ++u) weight[u] = to_acc(load_streamed(a.val + e + u));
     for (int u = 0; u < U; ++u)
       for (int i = 0; i < V; ++i) take(best, i, weight[u] * to_acc(x[u][i]), static_cast<int32_t>(e + u));
   }
@@ -152,8 +158,8 @@ struct ExtremumOp {
   __device__ void finish(int64_t r, int64_t j, int64_t, const State& best) const {
     vec<T, V> y;
     for (int i = 0; i < V; ++i) y[i] = from_acc<T>(best.value[i]);
-    store(a.y + r * a.width + j, y);
-    store(a.arg + r * a.width + j, best.arg);
+    store_streamed(a.y + r * a.width + j, y);
+    store_streamed(a.arg + r * a.width + j, best.arg);
   }
 };
 
@@ -172,9 +178,9 @@ struct ArgBackwardOp {
     int32_t e[U];
     acc_t<T> weight[U];
     for (int u = 0; u < U; ++u) {
-      const int64_t at = a.row[t + u] * a.width + j;
+      const int64_t at = load_streamed(a.row + t + u) * a.width + j;
       arg[u] = load<V>(a.arg + at), dy[u] = load<V>(a.dy + at);
-      e[u] = a.perm[t + u], weight[u] = 1;
+      e[u] = load_streamed(a.perm + t + u), weight[u] = 1;
     }
     if (a.val)
       for (int u = 0; u < U; ++u) weight[u] = to_acc(a.val[e[u]]);
@@ -193,36 +199,44 @@ struct ArgBackwardOp {
   __device__ void finish(int64_t c, int64_t j, int64_t, const State& sum) const {
     vec<T, V> dx;
     for (int i = 0; i < V; ++i) dx[i] = from_acc<T>(sum[i]);
-    store(a.dx + c * a.width + j, dx);
+    store_streamed(a.dx + c * a.width + j, dx);
   }
 };
 
 // ---- launchers
 
-template <typename T, int V>
-cudaError_t launch_spmm_vectors(const SpmmArguments<T>& a, Reduce reduce, void* workspace, cudaStream_t stream) {
-  const RowSegments s{a.crow, a.rows, a.width, a.edges};
-  if (reduce == Reduce::max) return launch_segments(ExtremumOp<T, V, true>{a}, s, workspace, stream);
-  if (reduce == Reduce::min) return launch_segments(ExtremumOp<T, V, false>{a}, s, workspace, stream);
-  return launch_segments(SumOp<T, V>{a, reduce == Reduce::mean}, s, workspace, stream);
+// Calls f(V): 16 bytes of T where rows of this width and the pointers allow it, else two elements, else one.
+template <typename T, typename F, typename... P>
+cudaError_t with_vectors(F f, int64_t width, const P*... arrays) {
+  if (can_vectorise(kVector<T>, width, arrays...)) return f(std::integral_constant<int, kVector<T>>{});
+  if constexpr (sizeof(T) < 8)
+    if (can_vectorise(2, width, arrays...)) return f(std::integral_constant<int, 2>{});
+  return f(std::integral_constant<int, 1>{});
 }
 
 // workspace: spmm_workspace_bytes<T>(...), aligned to 16 bytes.
 template <typename T>
 cudaError_t launch_spmm(const SpmmArguments<T>& a, Reduce reduce, void* workspace, cudaStream_t stream) {
-  constexpr int V = kVector<T>;
-  if (can_vectorise(V, a.width, a.x, a.y, a.arg)) return launch_spmm_vectors<T, V>(a, reduce, workspace, stream);
-  return launch_spmm_vectors<T, 1>(a, reduce, workspace, stream);
+  RowSegments s{a.crow, a.rows, a.width, a.edges};
+  s.table = a.cols, s.bytes = sizeof(T);
+  const auto run = [&](auto vectors) {
+    constexpr int V = decltype(vectors)::value;
+    if (reduce == Reduce::max || reduce == Reduce::min)
+      return launch_segments(ExtremumOp<T, V>{a, reduce == Reduce::max}, s, workspace, stream);
+    return launch_segments(SumOp<T, V>{a, reduce == Reduce::mean}, s, workspace, stream);
+  };
+  return with_vectors<T>(run, a.width, a.x, a.y, a.arg);
 }
 
 // workspace: spmm_workspace_bytes<T>(edges, width, Reduce::sum).
 template <typename T>
 cudaError_t launch_spmm_arg_backward(const SpmmArgBackwardArguments<T>& a, void* workspace, cudaStream_t stream) {
-  constexpr int V = kVector<T>;
-  const RowSegments s{a.ccol, a.cols, a.width, a.edges};
-  if (can_vectorise(V, a.width, a.dy, a.arg, a.dx))
-    return launch_segments(ArgBackwardOp<T, V>{a}, s, workspace, stream);
-  return launch_segments(ArgBackwardOp<T, 1>{a}, s, workspace, stream);
+  RowSegments s{a.ccol, a.cols, a.width, a.edges};
+  s.table = a.rows, s.bytes = sizeof(T) + sizeof(int32_t);  // of dy and arg
+  const auto run = [&](auto vectors) {
+    return launch_segments(ArgBackwardOp<T, decltype(vectors)::value>{a}, s, workspace, stream);
+  };
+  return with_vectors<T>(run, a.width, a.dy, a.arg, a.dx);
 }
 
 }  // namespace sparsegnn::cuda

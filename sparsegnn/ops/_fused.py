@@ -9,9 +9,11 @@ DEVICES = {"cuda"}
 MOST_WEIGHTS = 1 << 16
 # As in csrc/cuda/spmm_linear.cuh: shared memory of a block, what the gather takes of it, the stride of a narrow tile.
 _SHARED, _GATHER, _STRIDE = 96 * 1024, 8 * 1024 + 144, 34
-# Expected of an H200, to be measured: bytes a second from memory and from the L2, what the L2 holds of a gathered
-# table, the narrowest slice of its rows that spmm gathers by itself, and multiply-adds a second by size of a number.
-_MEMORY, _L2, _CACHED, _SLICE, _MULTIPLY = 4.3e12, 9.7e12, 36 << 20, 128, {2: 1e13, 4: 6e12, 8: 3e12}
+#: Bytes of a gathered table that the L2 keeps: 3/5 of an H200's 60 MB, as csrc/common/segments.cuh asks the device for.
+CACHED = 36 << 20
+# Expected of an H200, to be measured: bytes a second from memory and from the L2, the widest and narrowest slices of
+# rows that spmm gathers by themselves, and multiply-adds a second by size of a number.
+_MEMORY, _L2, _SLICES, _MULTIPLY = 4.3e12, 9.7e12, (512, 128), {2: 1e13, 4: 6e12, 8: 3e12}
 
 
 def fits(width: int, dtype: torch.dtype, beside: int | None = None) -> bool:
@@ -35,6 +37,23 @@ def fused(x: Tensor, edges: int, outputs: int, weights: int) -> bool:
     return one < two
 
 
+def _again(nodes: int, edges: int, row: int, piece: int) -> int:
+    """Bytes of indices and values that slices of a row read beyond the first."""
+    return (-(-row // piece) - 1) * (8 * edges + 4 * nodes)
+
+
+def slice_bytes(nodes: int, edges: int, width: int, size: int) -> int:
+    """Bytes of the slices in which spmm gathers rows, as segment_lanes of csrc/common/segments.cuh; 0: whole rows."""
+    row, piece = width * size, _SLICES[0]
+    table = nodes * row
+    while piece > _SLICES[1] and nodes * piece > CACHED:
+        piece //= 2
+    if table <= CACHED or nodes * piece > CACHED:
+        return 0
+    saved = edges * row * (1 - CACHED / table) * 5 / 9
+    return piece if saved > table + _again(nodes, edges, row, piece) else 0
+
+
 def expected(nodes: int, edges: int, inputs: int, outputs: int, weights: int, size: int, train: bool,
              need_dx: bool) -> tuple[float, float]:  # fmt: skip
     """Seconds of one op and of two, forward and with ``train`` backward. A model, not measured.
@@ -46,9 +65,11 @@ def expected(nodes: int, edges: int, inputs: int, outputs: int, weights: int, si
 
     def gather(width, sliced):
         table, moved = nodes * width * size, edges * width * size
-        if table <= _CACHED or (sliced and nodes * _SLICE <= _CACHED):
+        if table <= CACHED:
             return moved / _L2
-        hits = _CACHED / table
+        if sliced and (piece := slice_bytes(nodes, edges, width, size)):
+            return moved / _L2 + (table + _again(nodes, edges, width * size, piece)) / _MEMORY
+        hits = CACHED / table
         return moved * (hits / _L2 + (1 - hits) / _MEMORY)
 
     def rows(*widths):

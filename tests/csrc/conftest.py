@@ -34,6 +34,8 @@ def emulated(request, emulated_module):
     """Every CUDA kernel on the host, its threads and blocks in one of three orders."""
     emulated_module.set_schedule(request.param, 1)
     emulated_module.set_misalignment(0)
+    emulated_module.set_l2_bytes(60 << 20)
+    emulated_module.set_grid_rows(65535)
     emulated_module.take_warp_loads()
     return emulated_module
 

@@ -56,7 +56,7 @@ struct Fiber {
 class Machine {
  public:
   Schedule schedule = Schedule::forward;
-  uint32_t seed = 0;
+  uint32_t seed = 0, grid_rows = 65535, l2_bytes = 60 << 20;  // grid_rows: blocks of a grid in y and in z
   std::vector<int64_t> warp_loads;  // vector loads by each warp of every launch since the last clear, summed over lanes
 
   uint3 block_index{}, thread_index{};
@@ -67,8 +67,8 @@ class Machine {
 
   cudaError_t run(const std::function<void()>& body, dim3 grid, dim3 block, size_t shared_bytes) {
     const uint64_t threads = uint64_t{block.x} * block.y * block.z, blocks = uint64_t{grid.x} * grid.y * grid.z;
-    if (threads == 0 || threads > 1024 || block.z > 64 || blocks == 0 || grid.x > 0x7fffffffu || grid.y > 65535 ||
-        grid.z > 65535 || shared_bytes > 227 * 1024)
+    if (threads == 0 || threads > 1024 || block.z > 64 || blocks == 0 || grid.x > 0x7fffffffu || grid.y > grid_rows ||
+        grid.z > grid_rows || shared_bytes > 227 * 1024)
       return cudaErrorInvalidConfiguration;
     body_ = &body;
     block_size = block;

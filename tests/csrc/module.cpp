@@ -43,6 +43,8 @@ PYBIND11_MODULE(sparsegnn_emulated, m) {
   using namespace sparsegnn::emulated;
   m.def("set_schedule", &set_schedule, py::arg("name"), py::arg("seed") = 0);
   m.def("set_misalignment", [](int64_t elements) { misalignment() = elements; });
+  m.def("set_l2_bytes", [](uint32_t bytes) { sparsegnn::emulator::machine().l2_bytes = bytes; });
+  m.def("set_grid_rows", [](uint32_t blocks) { sparsegnn::emulator::machine().grid_rows = blocks; });
   m.def("take_warp_loads", &take_warp_loads);
   for (Binder bind : binders()) bind(m);
 }

@@ -28,10 +28,11 @@ py::object spmm(const py::array& x, const py::array& crow, const py::array& col,
     Optional<T> v(val);
     Optional<acc_t<T>> rs(row_scale), cs(col_scale), d(diag);
     Array<char> workspace({cuda::spmm_workspace_bytes<T>(c.size(), width, reduce)});
-    const cuda::SpmmArguments<T> arguments = {a.data(), p.data(),  c.data(),
-                                              v.data(), rs.data(), cs.data(),
-                                              d.data(), y.data(),  extremum ? arg.data() : nullptr,
-                                              rows,     width,     c.size()};
+    const cuda::SpmmArguments<T> arguments = {a.data(),  p.data(),  c.data(),
+                                              v.data(),  rs.data(), cs.data(),
+                                              d.data(),  y.data(),  extremum ? arg.data() : nullptr,
+                                              rows,      width,     c.size(),
+                                              x.shape(0)};
     check(cuda::launch_spmm(arguments, reduce, workspace.data() - misalignment(), nullptr));
     return py::make_tuple(y.numpy(), arg.numpy());
   });
@@ -46,8 +47,8 @@ py::object spmm_arg_backward(const py::array& dy, const py::array& arg, const py
     Array<int32_t> k(arg), p(ccol), r(row), t(perm);
     Optional<T> v(val);
     Array<char> workspace({cuda::spmm_workspace_bytes<T>(r.size(), width, cuda::Reduce::sum)});
-    const cuda::SpmmArgBackwardArguments<T> arguments = {g.data(), k.data(),  v.data(), p.data(), r.data(),
-                                                         t.data(), dx.data(), cols,     width,    r.size()};
+    const cuda::SpmmArgBackwardArguments<T> arguments = {g.data(),  k.data(), v.data(), p.data(), r.data(),   t.data(),
+                                                         dx.data(), cols,     width,    r.size(), dy.shape(0)};
     check(cuda::launch_spmm_arg_backward(arguments, workspace.data() - misalignment(), nullptr));
     return dx.numpy();
   });
@@ -78,6 +79,11 @@ SG_BINDINGS(m) {
   m.def("spmm", &spmm, py::arg("x"), py::arg("crow"), py::arg("col"), py::arg("val") = py::none(),
         py::arg("row_scale") = py::none(), py::arg("col_scale") = py::none(), py::arg("diag") = py::none(),
         py::arg("reduce") = "sum");
+  m.def("segment_lanes", [](int64_t rows, int64_t width, int64_t edges, int64_t table, int64_t bytes, int V) {
+    cuda::RowSegments s{nullptr, rows, width, edges};
+    s.table = table, s.bytes = bytes;
+    return cuda::segment_lanes(s, V);
+  });
   m.def("spmm_arg_backward", &spmm_arg_backward);
 }
 

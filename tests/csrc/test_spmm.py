@@ -6,7 +6,27 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-WIDTHS = [1, 2, 3, 4, 7, 8, 16, 24, 31, 32, 33, 64, 67]
+from sparsegnn.ops import _fused
+
+WIDTHS = [
+    1,
+    2,
+    3,
+    4,
+    6,
+    7,
+    8,
+    16,
+    24,
+    31,
+    32,
+    33,
+    64,
+    67,
+    70,
+    130,
+    300,
+]  # one, two or 16 bytes' worth of columns a lane
 SMALL = ["float32", "bfloat16"]
 
 
@@ -147,6 +167,75 @@ def test_rows_cut_anywhere(emulated, csr, seed):
     np.testing.assert_array_equal(arg, first)
 
 
+@pytest.mark.parametrize("width", [40, 130, 192, 264])
+@pytest.mark.parametrize("misaligned", [0, 1])
+def test_slices_and_whole_rows_give_the_same_bits(emulated, csr, dtype, width, misaligned):
+    """Whatever the L2 holds: every slice of x, one after another, or rows over several warps; infinity passes."""
+    g = csr([3, 0, 1500, 1, 2, 40, 0, 700, 5], 40, seed=width)
+    x, val, dy = (dtype.pack(g.normal(*shape)) for shape in ((g.cols, width), (g.edges,), (g.rows, width)))
+    ones = dtype.pack(np.ones(g.edges))
+    emulated.set_misalignment(misaligned)
+    results, loads = [], []
+    for l2 in (0, 40 * 128 * 5 // 3 + 2, 40 * 256 * 5 // 3 + 2, 60 << 20):
+        emulated.set_l2_bytes(l2)
+        emulated.take_warp_loads()
+        y = emulated.spmm(x, g.crow, g.col, val)[0]
+        loads.append(emulated.take_warp_loads().size)
+        extreme, arg = emulated.spmm(x, g.crow, g.col, ones, reduce="max")
+        dx = emulated.spmm_arg_backward(dy, arg, None, g.ccol, g.row, g.perm)
+        results.append([a.tobytes() for a in (y, extreme, arg, dx)])
+    emulated.set_misalignment(0)
+    dtype.close(y, expected_sum(g, dtype.unpack(x), dtype.unpack(val)))
+    np.testing.assert_array_equal(arg, expected_extremum(g, dtype.unpack(x), np.ones(g.edges), "max")[1])
+    assert all(r == results[0] for r in results)
+    if width == 264 and not misaligned:
+        assert loads[1] > loads[3]  # slices of 128 bytes make more blocks than whole rows
+    x[3, width - 1] = dtype.pack(np.array(np.inf))
+    emulated.set_l2_bytes(40 * 128 * 5 // 3 + 2)
+    y = dtype.unpack(emulated.spmm(x, g.crow, g.col)[0])
+    touched = np.array([3 in g.col[g.crow[r] : g.crow[r + 1]] for r in range(g.rows)])
+    np.testing.assert_array_equal(np.isinf(y[:, -1]), touched)
+    assert np.isfinite(y[:, :-1]).all()
+
+
+@pytest.mark.parametrize(
+    "nodes, degree, width, size, lanes",
+    [
+        (169_343, 14, 256, 4, 8),  # 1 KiB a row: slices of 128 bytes, the only ones of which 36 MB hold all rows
+        (100_000, 16, 256, 4, 16),  # 256 bytes
+        (232_965, 492, 128, 2, 8),
+        (169_343, 14, 64, 2, 8),  # 128 bytes a row fit as they are
+        (2_708, 4, 1024, 4, 256),  # fits: whole rows, as far as a block goes
+        (2_708, 4, 1536, 4, 128),
+        (2_708, 4, 384, 4, 32),
+        (2_449_029, 50, 256, 4, 64),  # no slice fits: whole rows
+        (169_343, 2, 256, 4, 64),  # too few edges: what slices save is less than what they cost
+        (169_343, 14, 16, 4, 4),
+    ],
+)
+def test_slices_are_chosen_by_size(emulated, nodes, degree, width, size, lanes):
+    arguments = (nodes, width, nodes * degree)
+    assert emulated.segment_lanes(*arguments, nodes, size, 16 // size) == lanes
+    assert emulated.segment_lanes(*arguments, 0, 0, 16 // size) == min(32, width * size // 16)
+    emulated.set_l2_bytes(0)  # a device that does not say
+    assert emulated.segment_lanes(*arguments, nodes, size, 16 // size) == emulated.segment_lanes(
+        1, width, 1, 1 << 40, size, 16 // size
+    )
+    emulated.set_l2_bytes(30 << 20)  # half an H200's
+    assert emulated.segment_lanes(100_000, 256, 1_600_000, 100_000, 4, 4) == 8
+
+
+def test_the_fused_layers_model_reckons_with_the_same_slices(emulated):
+    """_fused.py expects the slices that the kernel takes, and so the same bytes from memory."""
+    rng = np.random.default_rng(0)
+    for nodes, degree, width in zip(*rng.integers((1000, 1, 4), (400_000, 100, 150), (300, 3)).T, strict=True):
+        nodes, edges, width = int(nodes), int(nodes * degree), 4 * int(width)
+        lanes = emulated.segment_lanes(nodes, width, edges, nodes, 4, 4)
+        chosen = _fused.slice_bytes(nodes, edges, width, 4)
+        whole = emulated.segment_lanes(1, width, 1, 1, 4, 4)  # of a table that fits
+        assert lanes == (chosen // 16 or whole)
+
+
 @pytest.mark.parametrize("width", [8, 9])
 def test_offsets_beyond_32_bits(emulated, width):
     y = emulated.spmm_far_row(width)
@@ -163,3 +252,14 @@ def test_rows_wider_than_one_grid(emulated_module, csr, reduce):
     y, _ = emulated_module.spmm(x, g.crow, g.col, reduce=reduce)
     np.testing.assert_array_equal(y[0], x[g.col].sum(0) if reduce == "sum" else x[g.col].max(0))
     assert not y[1].any()
+
+
+@pytest.mark.parametrize("reduce", ["sum", "max"])
+def test_slices_of_more_rows_of_blocks_than_a_grid_has(emulated, csr, reduce):
+    """As above, with a grid of two rows of blocks: hubs and slices too."""
+    g = csr([3, 0, 700, 1, 40], 30)
+    x = g.normal(g.cols, 36 * 9).astype(np.float32)
+    emulated.set_l2_bytes(30 * 128 * 5 // 3 + 2)
+    expected = [a.tobytes() for a in emulated.spmm(x, g.crow, g.col, reduce=reduce)]
+    emulated.set_grid_rows(2)
+    assert [a.tobytes() for a in emulated.spmm(x, g.crow, g.col, reduce=reduce)] == expected
