@@ -113,6 +113,24 @@ def test_rows_are_read_128_bits_at_a_time(stem):
     assert "ld.global.nc.v4" in ptx.read_text()
 
 
+def test_tensor_cores_multiply_where_they_may():
+    """block_linear in 16 bits and in TF32; the kernels of strict fp32, fp64 and groups of 4 do without."""
+    ptx = BUILD / "ptxas" / "block_linear.ptx"
+    if not ptx.is_file():
+        missing(f"{ptx} is missing; run `make build-ptxas`")
+    kinds, strict = set(), 0
+    for entry in ptx.read_text().split(".entry ")[1:]:
+        name, found = (
+            entry.partition("(")[0],
+            set(re.findall(r"mma\.sync\.aligned\.(m16n8k\d+)\.row\.col\.f32\.(\w+)", entry)),
+        )
+        kinds |= found
+        assert bool(found) == ("MmaOp" in name), name
+        assert ("cvt.rna.tf32.f32" in entry) == any(kind == "tf32" for _, kind in found), name
+        strict += "FmaOp" in name
+    assert kinds == {("m16n8k8", "tf32"), ("m16n8k16", "bf16"), ("m16n8k16", "f16")} and strict > 0
+
+
 def test_symbols(library):
     """Only PyTorch's stable C functions: nothing of Python, at:: or c10::."""
     symbols = tool("nm", "-D", "-C", library)

@@ -11,6 +11,7 @@ from sparsegnn import pattern as patterns
 from sparsegnn.nn.features import features_linear, is_sparse
 from sparsegnn.nn.sparse_weight import SparseWeight
 from sparsegnn.ops.block_linear import apply as block_linear
+from sparsegnn.ops.block_linear import may_round
 from sparsegnn.ops.sparse_linear import apply as sparse_linear
 
 
@@ -97,7 +98,7 @@ class SparseLinear(SparseWeight):
         if self.kernel == "sparse":
             b = self._buffers  # an attribute costs 0.6 us
             args = rows, self.values, self.bias, b["crow"], b["col"], b["ccol"], b["row"], b["perm"]
-            y = sparse_linear(*args) if self.block == (1, 1) else block_linear(*args, *self.block)
+            y = sparse_linear(*args) if self.block == (1, 1) else block_linear(*args, *self.block, may_round(rows))
         else:
             y = nn.functional.linear(rows, self.dense_weight(), self.bias)
         if self.probe is not None:  # adds zeros; backward leaves the dense gradient dy^T x in probe.grad
