@@ -111,9 +111,10 @@ NARROW = 40
 BANDWIDTH = 4.3  # TB/s, copies: section 1, measured on an H200
 #: TFLOP/s of cuBLAS: section 1, for bfloat16 measured on an H200, else planned; float64: 90 % of its tensor cores' peak
 DENSE_RATE = {torch.float32: 50, TF32: 380, torch.bfloat16: 790, torch.float16: 790, torch.float64: 60}
-#: Rates of groups and blocks above 42 are those of tensor cores, which block_linear does not use yet.
-#: TFLOP/s of ours, planned, by pattern: section 2.2. float32 has no tensor cores, so that V outputs that share an input
-#: reach the FMA's 42 at most. float64 is not in the notes: half of float32, with words twice as wide and half the FMAs
+#: TFLOP/s of ours, planned, by pattern: section 2.2; above 42 by tensor cores, which block_linear uses in TF32 and 16
+#: bit. They are of y: docs/kernels-log.md expects dx of groups to be slower. float32 has no tensor cores, so that V
+#: outputs that share an input reach the FMA's 42 at most. float64 is not in the notes: half of float32, with words
+#: twice as wide and half the FMAs
 SPARSE_RATE = {
     "unstructured": {torch.float32: 12, TF32: 12, torch.bfloat16: 20, torch.float16: 20},  # V=1: a shared-memory word
     "fan_in": {torch.float32: 12, TF32: 12, torch.bfloat16: 20, torch.float16: 20},  # for each multiplication

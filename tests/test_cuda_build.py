@@ -113,6 +113,40 @@ def test_rows_are_read_128_bits_at_a_time(stem):
     assert "ld.global.nc.v4" in ptx.read_text()
 
 
+def test_tensor_cores_multiply_where_they_may():
+    """block_linear in 16 bits and in TF32; the kernels of strict fp32, fp64 and groups of 4 do without."""
+    ptx = BUILD / "ptxas" / "block_linear.ptx"
+    if not ptx.is_file():
+        missing(f"{ptx} is missing; run `make build-ptxas`")
+    kinds, strict = set(), 0
+    for entry in ptx.read_text().split(".entry ")[1:]:
+        name = entry.partition("(")[0]
+        found = set(re.findall(r"mma\.sync\.aligned\.(m16n8k\d+)\.row\.col\.f32\.(\w+)", entry))
+        kinds |= found
+        assert bool(found) == ("MmaOp" in name), name
+        assert ("cvt.rna.tf32.f32" in entry) == any(kind == "tf32" for _, kind in found), name
+        strict += "FmaOp" in name
+    assert kinds == {("m16n8k8", "tf32"), ("m16n8k16", "bf16"), ("m16n8k16", "f16")} and strict > 0
+    code = machine_code(ptx.with_suffix(".cubin"))
+    hmma = 0x23C  # its opcode, the lower 12 bits of an instruction's 16 bytes
+    assert {name: hmma in opcodes for name, opcodes in code.items()} == {name: "MmaOp" in name for name in code} != {}
+
+
+def machine_code(cubin: Path) -> dict[str, set[int]]:
+    """The opcodes of every kernel in a cubin for sm_80 to sm_90."""
+    content = cubin.read_bytes()
+    (table,), (size, count, names) = struct.unpack_from("<Q", content, 40), struct.unpack_from("<HHH", content, 58)
+    sections = [struct.unpack_from("<IIQQQQ", content, table + i * size) for i in range(count)]
+    found = {}
+    for at, _, _, _, offset, length in sections:
+        begin = sections[names][4] + at
+        name = content[begin : content.index(b"\0", begin)].decode()
+        if name.startswith(".text."):
+            starts = range(offset, offset + length, 16)
+            found[name] = {struct.unpack_from("<H", content, i)[0] & 0xFFF for i in starts}
+    return found
+
+
 def test_symbols(library):
     """Only PyTorch's stable C functions: nothing of Python, at:: or c10::."""
     symbols = tool("nm", "-D", "-C", library)

@@ -1,4 +1,5 @@
-// gpu.cuh: the only header a kernel file csrc/cuda/<op>.cuh includes. Torch-free.
+// gpu.cuh: the only header a kernel file csrc/cuda/<op>.cuh includes, itself or by way of segments.cuh or
+// mma.cuh. Torch-free.
 //
 // nvcc sees CUDA; a host compiler sees tests/csrc/emulator.h, which runs the same source with one fiber per thread.
 // A kernel that keeps to these rules runs under both:

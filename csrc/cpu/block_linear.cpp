@@ -82,7 +82,7 @@ void multiply(const BlockLinearWeight<A>& w, const T* x, const A* bias, T* y, in
 
 Tensor block_linear(const Tensor& x_in, const Tensor& values_in, const std::optional<Tensor>& bias_in,
                     const Tensor& crow, const Tensor& col, const Tensor& ccol, const Tensor& /*row*/,
-                    const Tensor& /*perm*/, int64_t height, int64_t width) {
+                    const Tensor& /*perm*/, int64_t height, int64_t width, bool /*tf32*/) {
   const Sizes s = check(x_in, values_in, crow, col, ccol, height, width);
   if (bias_in) {
     check_same_dtype(name, "bias", *bias_in, x_in);
@@ -154,7 +154,7 @@ std::tuple<Tensor, Tensor, Tensor> block_linear_backward(const Tensor& dy_in, co
                                                          const Tensor& values_in, const Tensor& crow, const Tensor& col,
                                                          const Tensor& ccol, const Tensor& row, const Tensor& perm,
                                                          int64_t height, int64_t width, bool need_dx, bool need_dvalues,
-                                                         bool need_dbias) {
+                                                         bool need_dbias, bool tf32) {
   const Sizes s = check(x_in, values_in, crow, col, ccol, height, width);
   check_side("ccol", "row", ccol, row, s.outputs / height);
   check_side("ccol", "perm", ccol, perm, s.blocks);
@@ -167,8 +167,8 @@ std::tuple<Tensor, Tensor, Tensor> block_linear_backward(const Tensor& dy_in, co
   Tensor dbias = new_output(x, {need_dbias ? s.outputs : 0});
   if (s.inputs == 0 && need_dbias && !(s.samples == 0 || s.outputs == 0)) {
     const Tensor none = torch::stable::new_zeros(dy, {s.samples, width}), offsets = torch::stable::new_zeros(crow, {2});
-    dbias = std::get<2>(
-        block_linear_backward(dy, none, values, crow, col, offsets, row, perm, height, width, false, false, true));
+    dbias = std::get<2>(block_linear_backward(dy, none, values, crow, col, offsets, row, perm, height, width, false,
+                                              false, true, tf32));
     return {dx, dvalues, dbias};
   }
   if (s.empty()) {

@@ -1,167 +1,200 @@
 // block_linear / cuda
 //
 //   y[n, rh + i]  = bias + sum over blocks e of block row r, k < w:  values[e][i, k] * x[n, col[e] w + k]
-//   dvalues[e][i, k] = sum over n:  dy[n, rh + i] * x[n, col[e] w + k]
 //
 // layout     CSR over blocks [h, w]: crow[M / h + 1], col[blocks]; values[blocks][h][w]; x[B, K], y[B, M] row-major
-// work       2*B*nnz flop each; every block row reads its columns of x again
-// schedule   y: a block owns 128 samples by the H outputs of a block row, one sample a thread, H sums in registers; 16
-//            columns at a time (a square block's, or those of 16 entries of a group) are staged in shared memory.
-//            dvalues: a block owns H by 16 weights at a time and walks its span of the samples, 32 staged together
-// numerics   sums in acc_t<T>, in the order of the entries; dvalues per span of samples, whose number depends on the
-//            shape alone, added in order by sparse_linear's kernel of partial sums
-// backward   dx: this kernel on the transposed pattern, blocks through perm, H = w
+// work       2*B*nnz flop; B*(K + M)*s bytes, and nnz*s of weights through L2 for every tile of samples
+// schedule   a block of 8 warps holds a tile of x, transposed, in shared memory: [inputs][32 or 64 samples]. A warp
+//            takes block rows, all samples of the tile, sums in up to 64 registers a lane: fragments
+//            (block_linear_mma.cuh) or, in strict fp32, fp64 and for groups of 4, NL samples of a lane times H outputs,
+//            where an element of x in shared memory feeds H multiply-adds. K that does not fit is cut into chunks,
+//            reloaded in every round of rows. Each op knows one layout of square blocks; W, which is small, is copied
+//            first where it has another
+// numerics   sums in acc_t<T>, in the order of the entries: the same bits in every run
+// backward   dx of square blocks: this kernel on the transposed pattern; of groups:
+//            block_linear_scatter.cuh; dvalues: block_linear_backward.cuh
 // see        sparsegnn/ops/block_linear.py, tests/csrc/test_block_linear.py, benchmarks/ops/bench_block_linear.py
 #pragma once
-#include "../common/gpu.cuh"
+#include "block_linear_mma.cuh"
 
 namespace sparsegnn::cuda {
 
-constexpr int kBlockThreads = 128;  // of y: one a sample
-constexpr int kBlockColumns = 16, kBlockSamples = 32;
-constexpr int kBlockPitch = kBlockColumns + 1;  // no bank conflicts
-
-template <typename T>
-struct BlockLinearArguments {
-  const T *x, *values;
-  const acc_t<T>* bias;  // or null
-  const int32_t *crow, *col;
-  const int32_t* perm;  // which block of `values` an entry is, or null
-  T* y;
-  int64_t batch, inputs, outputs;
-  int width;                        // inputs of a block
-  int output_stride, input_stride;  // in `values`
-};
-
-template <typename T>
-struct BlockLinearBackwardArguments {
-  const T *dy, *x;
-  const int32_t *crow, *col;
-  acc_t<T>* partial;  // [spans, blocks * height * width]
-  int64_t batch, inputs, outputs, values, span, spans;
-  int width;
-};
-
-// Samples of a span of dvalues.
-inline int64_t block_linear_span(int64_t batch) { return ceil_div(max<int64_t>(1024, ceil_div(batch, 32)), 32) * 32; }
-
-// Of the width of a block, a power of two up to 32.
-__device__ __forceinline__ int log2_of(int width) {
-  int shift = 0;
-  while (width >> shift > 1) ++shift;
-  return shift;
-}
-
-template <typename T, int H>
-__global__ void __launch_bounds__(kBlockThreads) block_linear_kernel(BlockLinearArguments<T> a) {
+// The way of a BlockMmaOp by multiply-adds: a lane owns NL samples and H outputs; square blocks are turned in `values`.
+template <typename T, int H, int W>
+struct BlockFmaOp {
+  using Scalar = T;
   using A = acc_t<T>;
-  SG_SHARED(A, x_tile);                              // [kBlockThreads][kBlockPitch]
-  A* w_tile = x_tile + kBlockThreads * kBlockPitch;  // [kBlockColumns][H]
-  const int64_t first = int64_t{blockIdx.x} * kBlockThreads, n = first + threadIdx.x;
-  const int samples = int(min<int64_t>(kBlockThreads, a.batch - first)), c = threadIdx.x % kBlockColumns;
-  const int shift = log2_of(a.width), mask = a.width - 1;
-  for (int64_t r = blockIdx.y; r < a.outputs / H; r += gridDim.y) {
-    A sum[H];
-    for (int i = 0; i < H; ++i) sum[i] = a.bias ? a.bias[r * H + i] : A(0);
-    const int64_t begin = int64_t{a.crow[r]} * a.width, end = int64_t{a.crow[r + 1]} * a.width;
-    for (int64_t v = begin; v < end; v += kBlockColumns) {
-      const int here = int(min<int64_t>(kBlockColumns, end - v));
-      __syncthreads();
-      if (c < here) {
-        const T* column = a.x + int64_t{a.col[(v + c) >> shift]} * a.width + ((v + c) & mask);
-#pragma unroll 4
-        for (int s = threadIdx.x / kBlockColumns; s < samples; s += kBlockThreads / kBlockColumns)
-          x_tile[s * kBlockPitch + c] = to_acc(column[(first + s) * a.inputs]);
-      }
-      for (int j = threadIdx.x; j < here * H; j += kBlockThreads) {
-        const int64_t e = (v + j / H) >> shift, k = (v + j / H) & mask, slot = a.perm ? a.perm[e] : e;
-        w_tile[j] = to_acc(a.values[slot * H * a.width + j % H * a.output_stride + k * a.input_stride]);
-      }
-      __syncthreads();
-      if (n >= a.batch) continue;
-      for (int j = 0; j < here; ++j) {
-        const A value = x_tile[threadIdx.x * kBlockPitch + j];
-#pragma unroll
-        for (int i = 0; i < H; ++i) sum[i] += w_tile[j * H + i] * value;
-      }
-    }
-    if (n >= a.batch) continue;
-#pragma unroll
-    for (int i = 0; i < H; ++i) a.y[n * a.outputs + r * H + i] = from_acc<T>(sum[i]);
-  }
-}
+  static constexpr int kHeight = H, kRows = block_rows(false, H, sizeof(T));
+  static constexpr int kRegisters = block_registers(false, H, sizeof(T));
+  static constexpr int kSamples = block_samples(false, sizeof(T)), kStride = block_stride(false, sizeof(T));
+  static constexpr int NL = kSamples / kWarp;
+  static constexpr bool kRound = false;
+  using Tile = BlockTile<T, kSamples, kStride, 0>;
 
-template <typename T, int H>
-__global__ void __launch_bounds__(kBlockThreads) block_linear_dvalues_kernel(BlockLinearBackwardArguments<T> a) {
-  using A = acc_t<T>;
-  SG_SHARED(A, x_tile);                                 // [kBlockSamples][kBlockColumns]
-  A* dy_tile = x_tile + kBlockSamples * kBlockColumns;  // [kBlockSamples][H]
-  constexpr int kOwned = (H * kBlockColumns + kBlockThreads - 1) / kBlockThreads;
-  const int64_t begin = blockIdx.x * a.span, end = min(begin + a.span, a.batch);
-  const int shift = log2_of(a.width), mask = a.width - 1;
-  for (int64_t r = blockIdx.y; r < a.outputs / H; r += gridDim.y) {
-    const int64_t stop = int64_t{a.crow[r + 1]} * a.width;
-    for (int64_t v = int64_t{a.crow[r]} * a.width; v < stop; v += kBlockColumns) {
-      A sum[kOwned] = {};
-      for (int64_t first = begin; first < end; first += kBlockSamples) {
-        __syncthreads();
-        for (int j = threadIdx.x; j < kBlockSamples * kBlockColumns; j += kBlockThreads) {
-          const int64_t n = first + j / kBlockColumns, at = v + j % kBlockColumns;
-          x_tile[j] = A(0);
-          if (n >= end || at >= stop) continue;
-          x_tile[j] = to_acc(a.x[n * a.inputs + int64_t{a.col[at >> shift]} * a.width + (at & mask)]);
+  A sum[kRows][H][NL] = {};
+
+  __device__ __forceinline__ void add(int row, const BlockLinearArguments<T>& a, const T* tile, int32_t from,
+                                      int32_t to, int64_t first, int) {
+    constexpr int kPiece = min(H, 8);
+    tile += threadIdx.x % kWarp * NL;
+#pragma unroll(W > 1 ? 1 : kRegisters >= 16 ? 2 : 4)  // as far as registers reach
+    for (int32_t e = from; e < to; ++e) {
+      const T* x = tile + static_cast<int>(int64_t{a.col[e]} * W - first) * kStride;
+      const T* weight = a.values + e * int64_t{H * W};
+#pragma unroll(kRegisters >= 64 ? 1 : 2)
+      for (int k = 0; k < W; ++k) {
+        const vec<T, NL> values = shared_vec<NL>(x + k * kStride);
+#pragma unroll
+        for (int i = 0; i < H; i += kPiece) {
+          const vec<T, kPiece> w = load<kPiece>(weight + k * H + i);
+#pragma unroll
+          for (int j = 0; j < kPiece; ++j)
+#pragma unroll
+            for (int l = 0; l < NL; ++l) sum[row][i + j][l] += to_acc(w[j]) * to_acc(values[l]);
         }
-        for (int j = threadIdx.x; j < kBlockSamples * H; j += kBlockThreads) {
-          const int64_t n = first + j / H;
-          dy_tile[j] = n < end ? to_acc(a.dy[n * a.outputs + r * H + j % H]) : A(0);
-        }
-        __syncthreads();
-        for (int q = 0; q < kOwned; ++q) {
-          const int j = threadIdx.x + q * kBlockThreads, i = j % H, c = j / H;
-          if (c >= kBlockColumns) break;
-#pragma unroll 8
-          for (int s = 0; s < kBlockSamples; ++s) sum[q] += dy_tile[s * H + i] * x_tile[s * kBlockColumns + c];
-        }
-      }
-      for (int q = 0; q < kOwned; ++q) {
-        const int j = threadIdx.x + q * kBlockThreads;
-        const int64_t at = v + j / H;
-        if (j / H >= kBlockColumns || at >= stop) break;
-        a.partial[blockIdx.x * a.values + (((at >> shift) * H + j % H) << shift) + (at & mask)] = sum[q];
       }
     }
   }
-}
 
-// ---- launchers
+  __device__ __forceinline__ void store(const BlockLinearArguments<T>& a, int64_t sample, int64_t r, int64_t end) {
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) {
+      if (r + row >= end) continue;
+#pragma unroll
+      for (int l = 0; l < NL; ++l) {
+        const int64_t n = sample + threadIdx.x % kWarp * NL + l, m = (r + row) * H;
+        if (n >= a.batch) continue;
+        vec<T, H> out;
+#pragma unroll
+        for (int i = 0; i < H; ++i) out[i] = from_acc<T>(a.bias ? sum[row][i][l] + a.bias[m + i] : sum[row][i][l]);
+        cuda::store(a.y + n * a.outputs + m, out);
+      }
+    }
+  }
+};
 
-inline dim3 block_linear_grid(int64_t x, int64_t rows) {
-  return dim3(static_cast<unsigned>(x), static_cast<unsigned>(min<int64_t>(rows, 65535)));
-}
-
-// `height`: outputs of a block, 1, 4, 8, 16 or 32.
+// out[e][k][i] = values[perm[e]][i][k], or in their order if not `turn`, for square blocks of 2^shift.
 template <typename T>
-cudaError_t launch_block_linear(const BlockLinearArguments<T>& a, int height, cudaStream_t stream) {
+__global__ void __launch_bounds__(kBlockThreads)
+    block_linear_turn_kernel(const T* values, const int32_t* perm, int64_t count, int shift, bool turn, T* out) {
+  const int64_t at = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x, e = at >> 2 * shift;
+  if (at >= count) return;
+  const int within = static_cast<int>(at & ((1 << 2 * shift) - 1)), k = within >> shift,
+            i = within & ((1 << shift) - 1);
+  out[at] = values[(int64_t{perm ? perm[e] : e} << 2 * shift) + (turn ? (i << shift) + k : within)];
+}
+
+// Block (samples, panel of outputs). cut: first entry of every block row in every chunk.
+template <typename Op>
+__global__ void __launch_bounds__(kBlockThreads, 2)
+    block_linear_kernel(BlockLinearArguments<typename Op::Scalar> a, BlockPlan plan, const int32_t* cut) {
+  using T = typename Op::Scalar;
+  using Tile = typename Op::Tile;
+  SG_SHARED(T, tile);  // [tile_rows(chunk)][kStride]
+  const int64_t sample = int64_t{blockIdx.x} * Op::kSamples, rows = a.outputs / Op::kHeight;
+  const int zeros = tile_rows(plan.chunk) - 1;
+  const int64_t begin = blockIdx.y * (plan.panel / Op::kHeight), end = min(begin + plan.panel / Op::kHeight, rows);
+  for (int n = threadIdx.x; n < Op::kStride; n += kBlockThreads) tile[zeros * Op::kStride + n] = T{};
+  for (int64_t round = begin; round < end; round += kBlockWarps * Op::kRows) {
+    const int64_t r = round + threadIdx.x / kWarp * Op::kRows;
+    Op op;
+    for (int c = 0; c < plan.chunks; ++c) {
+      const int64_t first = int64_t{c} * plan.chunk;
+      if (plan.chunks > 1 || round == begin) {
+        __syncthreads();
+        Tile::template load<Op::kRound>(tile, a.x + sample * a.inputs + first,
+                                        min(a.batch - sample, int64_t{Op::kSamples}), a.inputs,
+                                        int(min<int64_t>(plan.chunk, a.inputs - first)), a.vectors);
+        __syncthreads();
+      }
+#pragma unroll
+      for (int row = 0; row < Op::kRows; ++row) {
+        const int64_t s = (r + row) * plan.chunks + c;
+        if (r + row < end) op.add(row, a, tile, cut[s], cut[s + 1], first, zeros);
+      }
+    }
+    op.store(a, sample, r, end);
+  }
+}
+
+// ---- launcher
+
+// Bytes through L2 decide: x, once if a tile holds all inputs, else in every round of rows, and W for every tile.
+inline BlockPlan choose_block_linear(int64_t batch, int64_t inputs, int64_t outputs, int height, int64_t element_size,
+                                     bool allow_tf32) {
+  const bool mma = block_linear_mma(height, element_size, allow_tf32);
+  const int64_t room = kBlockShared / (block_stride(mma, element_size) * element_size) - 8;  // columns
+  BlockPlan plan = {mma, static_cast<int>(min(inputs, room)), 1, outputs};
+  if (inputs > room) {
+    plan.chunks = static_cast<int>(ceil_div(inputs, room / 32 * 32));
+    plan.chunk = static_cast<int>(ceil_div(ceil_div(inputs, plan.chunks), 32) * 32);
+  }
+  // Few samples: more blocks, of a part of the outputs each.
+  const int64_t round = int64_t{kBlockWarps} * block_rows(mma, height, element_size) * height;
+  const int64_t rounds = ceil_div(outputs, round), tiles = ceil_div(batch, block_samples(mma, element_size));
+  const int64_t panels = min(rounds, ceil_div(kBlockGrid, max<int64_t>(1, tiles)));
+  if (panels > 1) plan.panel = ceil_div(rounds, panels) * round;
+  return plan;
+}
+
+// Square blocks lie as their op reads them but in the transposed weight, whose blocks are scattered, and for
+// multiply-adds.
+template <typename T>
+bool block_linear_turns(const BlockLinearArguments<T>& a, const BlockPlan& plan) {
+  return a.width > 1 && (a.perm || !plan.mma);
+}
+
+template <typename T>
+int64_t block_linear_workspace_bytes(const BlockLinearArguments<T>& a, const BlockPlan& plan) {
+  const int64_t values = block_linear_turns(a, plan) ? a.blocks * a.height * a.width * int64_t(sizeof(T)) : 0;
+  return block_linear_cut_bytes(plan.chunks, a.outputs / a.height) + values;
+}
+
+template <typename Op, typename T>
+cudaError_t launch_block_linear_as(const BlockLinearArguments<T>& a, const BlockPlan& plan, const int32_t* cut,
+                                   cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(ceil_div(a.batch, Op::kSamples)),
+                  static_cast<unsigned>(ceil_div(a.outputs, plan.panel)));  // no more panels than kBlockGrid
+  const size_t shared = size_t(tile_rows(plan.chunk)) * Op::kStride * sizeof(T);
+  return launch(block_linear_kernel<Op>, grid, kBlockThreads, shared, stream, a, plan, cut);
+}
+
+// Groups (width 1) of 4, 8 or 16 outputs, or square blocks of 16 or 32. Fills a.y.
+// workspace: block_linear_workspace_bytes(a, plan), aligned to 16 bytes.
+template <typename T>
+cudaError_t launch_block_linear(BlockLinearArguments<T> a, const BlockPlan& plan, void* workspace,
+                                cudaStream_t stream) {
   if (a.batch == 0 || a.outputs == 0) return cudaSuccess;
-  const size_t shared = (kBlockThreads * kBlockPitch + kBlockColumns * height) * sizeof(acc_t<T>);
-  const dim3 grid = block_linear_grid(ceil_div(a.batch, kBlockThreads), a.outputs / height);
-  const auto run = [&](auto kernel) { return launch(kernel, grid, kBlockThreads, shared, stream, a); };
-  if (height == 1) return run(block_linear_kernel<T, 1>);
-  if (height == 4) return run(block_linear_kernel<T, 4>);
-  if (height == 8) return run(block_linear_kernel<T, 8>);
-  return height == 16 ? run(block_linear_kernel<T, 16>) : run(block_linear_kernel<T, 32>);
-}
-
-// Fills a.partial; nothing to do without samples.
-template <typename T>
-cudaError_t launch_block_linear_dvalues(const BlockLinearBackwardArguments<T>& a, int height, cudaStream_t stream) {
-  if (a.spans == 0 || a.values == 0) return cudaSuccess;
-  const size_t shared = kBlockSamples * (kBlockColumns + height) * sizeof(acc_t<T>);
-  const dim3 grid = block_linear_grid(a.spans, a.outputs / height);
-  const auto run = [&](auto kernel) { return launch(kernel, grid, kBlockThreads, shared, stream, a); };
-  if (height == 4) return run(block_linear_dvalues_kernel<T, 4>);
-  if (height == 8) return run(block_linear_dvalues_kernel<T, 8>);
-  return height == 16 ? run(block_linear_dvalues_kernel<T, 16>) : run(block_linear_dvalues_kernel<T, 32>);
+  if (!can_vectorise(kVector<T>, 0, a.values, a.y)) return cudaErrorInvalidValue;
+  const int64_t rows = a.outputs / a.height, count = a.blocks * a.height * a.width;
+  const int32_t* cut = nullptr;
+  cudaError_t error =
+      launch_block_linear_cut(a.crow, a.col, rows, plan.chunk / a.width, plan.chunks, workspace, &cut, stream);
+  if (error == cudaSuccess && count > 0 && block_linear_turns(a, plan)) {
+    T* turned = reinterpret_cast<T*>(static_cast<char*>(workspace) + block_linear_cut_bytes(plan.chunks, rows));
+    error = launch(block_linear_turn_kernel<T>, static_cast<unsigned>(ceil_div(count, kBlockThreads)), kBlockThreads, 0,
+                   stream, a.values, a.perm, count, a.width == 16 ? 4 : 5, plan.mma == (a.perm != nullptr), turned);
+    a.values = turned;
+  }
+  if (error != cudaSuccess) return error;
+  a.vectors = can_vectorise(kVector<T>, a.inputs, a.x);
+  if (a.width == 1 && a.height == 4) return launch_block_linear_as<BlockFmaOp<T, 4, 1>>(a, plan, cut, stream);
+  if constexpr (sizeof(T) <= 4)
+    if (plan.mma) {
+      if (a.width == 1)
+        return a.height == 8 ? launch_block_linear_as<BlockMmaOp<T, 8, 1>>(a, plan, cut, stream)
+                             : launch_block_linear_as<BlockMmaOp<T, 16, 1>>(a, plan, cut, stream);
+      return a.width == 16 ? launch_block_linear_as<BlockMmaOp<T, 16, 16>>(a, plan, cut, stream)
+                           : launch_block_linear_as<BlockMmaOp<T, 32, 32>>(a, plan, cut, stream);
+    }
+  if constexpr (sizeof(T) >= 4) {
+    if (a.width == 1)
+      return a.height == 8 ? launch_block_linear_as<BlockFmaOp<T, 8, 1>>(a, plan, cut, stream)
+                           : launch_block_linear_as<BlockFmaOp<T, 16, 1>>(a, plan, cut, stream);
+    return a.width == 16 ? launch_block_linear_as<BlockFmaOp<T, 16, 16>>(a, plan, cut, stream)
+                         : launch_block_linear_as<BlockFmaOp<T, 32, 32>>(a, plan, cut, stream);
+  }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace sparsegnn::cuda

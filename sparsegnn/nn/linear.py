@@ -12,6 +12,7 @@ from sparsegnn.nn import semi_structured
 from sparsegnn.nn.features import features_linear, is_sparse
 from sparsegnn.nn.sparse_weight import SparseWeight
 from sparsegnn.ops.block_linear import apply as block_linear
+from sparsegnn.ops.block_linear import may_round
 from sparsegnn.ops.sparse_linear import apply as sparse_linear
 from sparsegnn.ops.sparse_linear_probe import probed_linear
 
@@ -105,9 +106,9 @@ class SparseLinear(SparseWeight):
         if kernel == "sparse":
             b = self._buffers  # an attribute costs 0.6 us
             args = rows, self.values, self.bias, b["crow"], b["col"], b["ccol"], b["row"], b["perm"]
-            if self.probe is not None and self.block == (1, 1):  # one dense product may serve both gradients
-                return _as_shaped(probed_linear(*args, self.probe), x)
-            y = sparse_linear(*args) if self.block == (1, 1) else block_linear(*args, *self.block)
+            if probe is not None and self.block == (1, 1):  # one dense product may serve both gradients
+                return _as_shaped(probed_linear(*args, probe), x)
+            y = sparse_linear(*args) if self.block == (1, 1) else block_linear(*args, *self.block, may_round(rows))
         else:
             y = nn.functional.linear(rows, self.dense_weight(), self.bias)
         if probe is not None:  # adds zeros; backward leaves the dense gradient dy^T x in probe.grad

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from sparsegnn.ops._library import check, check_like, check_pattern_device, define, register_autograd, rows_of
+from sparsegnn.policy import tf32_allowed
 
 BLOCKS = ((4, 1), (8, 1), (16, 1), (16, 16), (32, 32))
 
 
-def reference(x, values, bias, crow, col, ccol, row, perm, height, width):
+def reference(x, values, bias, crow, col, ccol, row, perm, height, width, tf32=False):
     """The same in plain PyTorch: what the tests compare with, and what runs when nothing is compiled."""
     acc = torch.promote_types(x.dtype, torch.float32)
     rows, cols = crow.numel() - 1, ccol.numel() - 1
@@ -26,20 +27,20 @@ def reference(x, values, bias, crow, col, ccol, row, perm, height, width):
     return torch.nn.functional.linear(x.to(acc), weight, None if bias is None else bias.to(acc)).to(x.dtype)
 
 
-def fake(x, values, bias, crow, col, ccol, row, perm, height, width):
+def fake(x, values, bias, crow, col, ccol, row, perm, height, width, tf32=False):
     return x.new_empty(x.size(0), (crow.size(0) - 1) * height)
 
 
 op = define(
     "block_linear(Tensor x, Tensor values, Tensor? bias, Tensor crow, Tensor col, Tensor ccol, Tensor row, "
-    "Tensor perm, int height, int width) -> Tensor",
+    "Tensor perm, int height, int width, bool tf32=False) -> Tensor",
     reference,
     fake,
     cast=("x", "values", "bias"),
 )
 
 
-def backward_reference(dy, x, values, crow, col, ccol, row, perm, height, width, need_dx, need_dvalues, need_dbias):
+def backward_reference(dy, x, values, crow, col, ccol, row, perm, height, width, need_dx, need_dvalues, need_dbias, *_):
     acc = torch.promote_types(x.dtype, torch.float32)
     dx, dvalues, dbias, g, wide = x.new_empty(0), x.new_empty(0), x.new_empty(0), dy.to(acc), x.to(acc)
     if need_dx:
@@ -53,33 +54,38 @@ def backward_reference(dy, x, values, crow, col, ccol, row, perm, height, width,
     return dx.to(x.dtype), dvalues.to(values.dtype), dbias.to(x.dtype)
 
 
-def backward_fake(dy, x, values, crow, col, ccol, row, perm, height, width, need_dx, need_dvalues, need_dbias):
+def backward_fake(dy, x, values, crow, col, ccol, row, perm, height, width, need_dx, need_dvalues, need_dbias, *_):
     dx = x.new_empty(x.shape if need_dx else (0,))
     return dx, values.new_empty(values.shape if need_dvalues else (0,)), x.new_empty(dy.size(1) if need_dbias else 0)
 
 
 define(
     "block_linear_backward(Tensor dy, Tensor x, Tensor values, Tensor crow, Tensor col, Tensor ccol, Tensor row, "
-    "Tensor perm, int height, int width, bool need_dx, bool need_dvalues, bool need_dbias) -> "
-    "(Tensor, Tensor, Tensor)",
+    "Tensor perm, int height, int width, bool need_dx, bool need_dvalues, bool need_dbias, "
+    "bool tf32=False) -> (Tensor, Tensor, Tensor)",
     backward_reference,
     backward_fake,
 )
 
 
 def setup_context(ctx, inputs, output):
-    x, values, _, *pattern, height, width = inputs
+    x, values, _, *pattern, height, width, tf32 = inputs
     ctx.save_for_backward(x, values, *pattern)
-    ctx.block = height, width
+    ctx.block, ctx.tf32 = (height, width), tf32
 
 
 def backward(ctx, dy):
     need = ctx.needs_input_grad[:3]
-    grads = torch.ops.sparsegnn.block_linear_backward(dy, *ctx.saved_tensors, *ctx.block, *need)
-    return (*(g if n else None for g, n in zip(grads, need, strict=True)), *[None] * 7)
+    grads = torch.ops.sparsegnn.block_linear_backward(dy, *ctx.saved_tensors, *ctx.block, *need, ctx.tf32)
+    return (*(g if n else None for g, n in zip(grads, need, strict=True)), *[None] * 8)
 
 
 apply = register_autograd(op, backward, setup_context)  # the op, for eager callers
+
+
+def may_round(x: Tensor) -> bool:
+    """The last argument of the op: whether torch would round the factors of a float32 product of ``x`` to TF32."""
+    return x.is_cuda and tf32_allowed()
 
 
 @register_flop_formula(torch.ops.sparsegnn.block_linear)
@@ -89,14 +95,16 @@ def _(x, values, *args, out_shape=None, **kwargs) -> int:
 
 @register_flop_formula(torch.ops.sparsegnn.block_linear_backward)
 def _(dy, x, values, *args, out_shape=None, **kwargs) -> int:
-    return 2 * x[0] * values[0] * sum(args[-3:-1])
+    return 2 * x[0] * values[0] * sum(args[7:9])
 
 
 def block_linear(x, values, bias, crow, col, ccol, row, perm, height, width) -> Tensor:
     """``x @ W.T + bias`` for a weight ``W`` of shape ``[M, K]`` made of dense blocks ``[height, width]``.
 
     Args:
-        x: ``[..., K]``, float32, float64, bfloat16 or float16 (fp32 accumulation).
+        x: ``[..., K]``, float32, float64, bfloat16 or float16 (fp32 accumulation). On CUDA float32 is rounded to TF32
+            where ``torch.backends.cuda.matmul.fp32_precision`` or ``allow_tf32`` lets torch's own products do so, and
+            only there.
         values: ``[blocks * height * width]`` in the order of ``col``, row-major in a block; the dtype of ``x``.
         bias: ``[M]`` or None.
         crow, col: int32 ``[M / height + 1]`` and ``[blocks]``, the pattern over blocks, columns ascending within rows;
@@ -119,4 +127,5 @@ def block_linear(x, values, bias, crow, col, ccol, row, perm, height, width) -> 
     if bias is not None:
         check(name, "bias", bias, (m,), x)
     flat = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), k)
-    return apply(flat, values, bias, crow, col, ccol, row, perm, height, width).view(*x.shape[:-1], m)
+    y = apply(flat, values, bias, crow, col, ccol, row, perm, height, width, may_round(flat))
+    return y.view(*x.shape[:-1], m)

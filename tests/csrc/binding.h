@@ -39,8 +39,8 @@ class Array {
  public:
   explicit Array(std::vector<py::ssize_t> shape) : shape_(std::move(shape)), size_(1) {
     for (py::ssize_t n : shape_) size_ *= n;
-    bytes_.reset(static_cast<char*>(std::malloc((size_ + misalignment()) * sizeof(T))));
-    std::memset(bytes_.get(), 0xFF, (size_ + misalignment()) * sizeof(T));
+    bytes_.reset(static_cast<char*>(std::malloc((size_ + shift_) * sizeof(T))));
+    std::memset(bytes_.get(), 0xFF, (size_ + shift_) * sizeof(T));
   }
   explicit Array(const py::array& source) : Array(shape_of(source)) {
     if (!source.dtype().is(dtype_of<T>()))
@@ -49,7 +49,7 @@ class Array {
     const py::array dense = py::array::ensure(source, py::array::c_style);
     std::memcpy(data(), dense.data(), size_ * sizeof(T));
   }
-  T* data() { return reinterpret_cast<T*>(bytes_.get()) + misalignment(); }
+  T* data() { return reinterpret_cast<T*>(bytes_.get()) + shift_; }
   int64_t size() const { return size_; }
   py::array numpy() {
     py::array out(dtype_of<T>(), shape_);
@@ -64,6 +64,7 @@ class Array {
   };
   std::vector<py::ssize_t> shape_;
   int64_t size_;
+  const int64_t shift_ = misalignment();
   std::unique_ptr<char, Free> bytes_;
 };
 

@@ -8,12 +8,15 @@
 // shared memory  one allocation of exactly the bytes asked for, filled with 0xCB before each block
 // caught         barriers and intrinsics that cannot be met, exited threads at a barrier, misaligned vector access,
 //                impossible launches; under ASan and UBSan out-of-bounds access and undefined behaviour
-// not covered    memory ordering, warps that run truly at once, timing, bank conflicts, tensor cores
+// tensor cores   tensor_core.h multiplies the fragments of a warp by PTX's layout, summing in fp32 in order of k
+// not covered    memory ordering, warps that run truly at once, timing, bank conflicts, the order in which
+//                a tensor core sums, wgmma, asynchronous copies
 #pragma once
 #include <cmath>
 #include <tuple>
 
 #include "machine.h"
+#include "tensor_core.h"
 
 // ---- CUDA's names
 
@@ -158,6 +161,12 @@ inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(unsigned(x)); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t{a} * b >> 32); }
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+  const uint64_t bytes = uint64_t{y} << 32 | x;
+  unsigned r = 0;
+  for (int i = 0; i < 4; ++i) r |= unsigned(bytes >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
+  return r;
+}
 inline float __uint_as_float(unsigned x) { return sparsegnn::emulator::bit_cast<float>(x); }
 inline unsigned __float_as_uint(float x) { return sparsegnn::emulator::bit_cast<unsigned>(x); }
 inline int __float_as_int(float x) { return sparsegnn::emulator::bit_cast<int>(x); }

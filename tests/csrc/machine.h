@@ -34,7 +34,7 @@ namespace sparsegnn::emulator {
 
 enum class Schedule { forward, reversed, shuffled };
 enum class State { runnable, block, warp, done };
-enum class Call { sync, shfl, shfl_up, shfl_down, shfl_xor, ballot, add, min, max, bit_and, bit_or, match };
+enum class Call { sync, shfl, shfl_up, shfl_down, shfl_xor, ballot, add, min, max, bit_and, bit_or, match, collective };
 
 // What a thread brings to a warp intrinsic, and what it gets.
 struct WarpCall {
@@ -43,6 +43,11 @@ struct WarpCall {
   int64_t value;
   int argument, width;
   int64_t result;
+};
+
+// Base of what the lanes of a whole warp bring to an instruction that they execute as one.
+struct Collective {
+  void (*run)(Collective* const* lanes);
 };
 
 struct Fiber {
@@ -97,6 +102,8 @@ class Machine {
     wait(State::warp);
     return current_->call.result;
   }
+  // Runs call.run once for the warp; what the lanes' calls point to stays valid until then.
+  void collective(Collective& call) { warp(Call::collective, 0xffffffffu, reinterpret_cast<intptr_t>(&call)); }
   void check_access(const char* what, const void* p, size_t alignment) {
     if (reinterpret_cast<uintptr_t>(p) % alignment != 0)
       throw std::runtime_error(here() + ": misaligned " + what + ", needs " + std::to_string(alignment) + " bytes");
@@ -201,10 +208,20 @@ class Machine {
     for (int lane = 0; lane < lanes; ++lane)
       if ((present >> lane & 1) && warp[lane].call.kind != caller.call.kind)
         throw std::runtime_error(here() + ": lanes of one mask met at different warp intrinsics");
+    if (caller.call.kind == Call::collective) run_collective(warp, present);
     for (int lane = 0; lane < lanes; ++lane)
       if (present >> lane & 1) warp[lane].call.result = result(warp, present, lane);
     for (int lane = 0; lane < lanes; ++lane)
       if (present >> lane & 1) warp[lane].state = State::runnable;
+  }
+
+  void run_collective(const Fiber* warp, unsigned present) {
+    if (present != 0xffffffffu) throw std::runtime_error(here() + ": an instruction of the whole warp lacks lanes");
+    Collective* lanes[32];
+    for (int lane = 0; lane < 32; ++lane) lanes[lane] = reinterpret_cast<Collective*>(warp[lane].call.value);
+    for (int lane = 0; lane < 32; ++lane)
+      if (lanes[lane]->run != lanes[0]->run) throw std::runtime_error(here() + ": lanes met at different instructions");
+    lanes[0]->run(lanes);
   }
 
   void release_exited(int warp) {
@@ -218,6 +235,7 @@ class Machine {
     int from = lane;
     switch (call.kind) {
       case Call::sync:
+      case Call::collective:
         return 0;
       case Call::shfl:
         from = base | (call.argument & (call.width - 1));

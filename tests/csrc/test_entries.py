@@ -17,7 +17,7 @@ TESTS = Path(__file__).parents[1]
 #: some of every op: plain graphs, hubs, nothing at all, layouts, public functions; all of it passes but takes minutes
 SELECTION = (
     "float32 and cpu and (hub or one_node or zero_edges) and not (test_degrees or hub_source) "
-    "or mixed_dtypes or no_entries or no_samples or leading_dim or public_function"
+    "or mixed_dtypes or no_entries or no_samples or leading_dim or public_function or tf32"
 )
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from sparsegnn import densify, sparsify
 from sparsegnn import pattern as patterns
 from sparsegnn.nn import GATConv, GCNConv, SparseLinear
+from sparsegnn.ops.block_linear import apply as block_linear
 
 KINDS = ("grouped:4", "grouped:8", "grouped:16", "block:16x16", "block:32x32")
 
@@ -27,6 +28,15 @@ def test_the_same_as_the_dense_layer(kind):
     torch.testing.assert_close(got[1], patterns.gather(want[1], *layer.pattern(), kind))
     torch.testing.assert_close(got[2], want[2])
     assert layer(x[0].view(1, 1, 96)).shape == (1, 1, 64)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_kernels_may_round_to_tf32_where_torch_may(allowed, monkeypatch):
+    seen = []
+    monkeypatch.setattr("sparsegnn.nn.linear.may_round", lambda x: allowed)
+    monkeypatch.setattr("sparsegnn.nn.linear.block_linear", lambda *args: seen.append(args) or block_linear(*args))
+    SparseLinear(32, 32, sparsity=0.5, pattern="block:16x16")(torch.randn(3, 32)).sum().backward()
+    assert [args[-1] for args in seen] == [allowed] and len(seen[0]) == 11
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,10 +4,11 @@ import sys
 
 import pytest
 import torch
+import torch.utils._python_dispatch
 from ops.harness import DTYPES, TOLERANCE, Case, Op, cases, check_contract, check_op, csr_of, relative_error
 
 from sparsegnn.ops import block_linear
-from sparsegnn.ops.block_linear import BLOCKS
+from sparsegnn.ops.block_linear import BLOCKS, may_round
 
 PATTERN = ("crow", "col", "ccol", "row", "perm")
 
@@ -155,6 +156,81 @@ def test_large_outputs_go_past_the_caches():
         assert relative_error(dx, want) <= 1e-5
         y = block_linear(x, values, None, *pattern, *block)
         assert relative_error(y, x @ fast_dense(values, *pattern[:2], k, *block).T) <= 1e-5
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_tf32_values(block):
+    """Allowed, results are within 2e-3 in all three products; kernels that do not know TF32 ignore it."""
+    op, back = torch.ops.sparsegnn.block_linear, torch.ops.sparsegnn.block_linear_backward
+    for dtype, tf32, bound in ((torch.float32, False, 1e-5), (torch.float32, True, 2e-3), (torch.float64, True, 1e-12)):
+        values, *pattern = weight(96, 320, *block, 0.8, dtype)
+        g = torch.Generator().manual_seed(1)
+        x, dy = (torch.randn(70, n, generator=g, dtype=torch.float64).to(dtype) for n in (320, 96))
+        wide = [t.double().requires_grad_() for t in (x, values)]
+        want = oracle(*wide, None, *pattern, *block)
+        assert relative_error(op(x, values, None, *pattern, *block, tf32), want) <= bound
+        got = back(dy, x, values, *pattern, *block, True, True, False, tf32)
+        for a, b in zip(got, torch.autograd.grad(want, wide, dy.double()), strict=False):
+            assert relative_error(a, b) <= bound
+
+
+class OnCuda:
+    """What :func:`may_round` asks of a tensor."""
+
+    is_cuda = True
+
+
+@pytest.fixture
+def precision():
+    """torch.backends.cuda.matmul, its settings as they were afterwards."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    yield torch.backends.cuda.matmul
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_tf32_follows_torch(precision):
+    """Both of torch's names for the setting; compiled code is traced again when it changes."""
+    torch._dynamo.reset()
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def compiled(x):
+        return x + 1 if may_round(OnCuda) else x
+
+    for allowed in (False, True, False):
+        precision.allow_tf32 = allowed
+        assert may_round(OnCuda) is allowed and compiled(torch.zeros(1)).item() == allowed
+        assert not may_round(torch.zeros(1))
+    for name, allowed in (("tf32", True), ("ieee", False)):
+        precision.fp32_precision = name
+        assert may_round(OnCuda) is allowed and compiled(torch.zeros(1)).item() == allowed
+
+
+def test_tf32_reaches_forward_and_backward(monkeypatch):
+    """From the public function and through autograd, as the last argument of both ops."""
+    values, *pattern = weight(32, 48, 16, 16, 0.5, torch.float32)
+    x = torch.randn(5, 48, requires_grad=True)
+    for allowed in (False, True):
+        monkeypatch.setattr(sys.modules["sparsegnn.ops.block_linear"], "may_round", lambda _, now=allowed: now)
+        seen = Arguments()
+        with seen:
+            block_linear(x, values, None, *pattern, 16, 16).sum().backward()
+        got = {name: args[-1] if len(args) in (11, 14) else False for name, args in seen.calls.items()}
+        assert got == {"block_linear": allowed, "block_linear_backward": allowed}
+
+
+class Arguments(torch.utils._python_dispatch.TorchDispatchMode):
+    """Keeps the arguments of our ops that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "sparsegnn":
+            self.calls[func._opname] = args
+        return func(*args, **(kwargs or {}))
 
 
 def test_leading_dimensions():
