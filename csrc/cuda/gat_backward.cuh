@@ -45,7 +45,7 @@ struct GatBackwardState {
 
 template <typename T, int V_>
 struct GatBackwardOp {
-  static constexpr int V = V_, U = 4, kLeastBlocks = sizeof(T) == 8 ? 1 : V > 4 ? 2 : 3;
+  static constexpr int V = V_, U = sizeof(T) == 8 ? 2 : 4, kLeastBlocks = sizeof(T) == 8 || V > 4 ? 2 : 3;
   using A = acc_t<T>;
   using State = GatBackwardState<T, V>;
   GatBackwardArguments<T> a;

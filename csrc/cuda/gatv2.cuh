@@ -9,7 +9,7 @@
 // schedule   common/segments.cuh: a group of lanes for a row, long rows cut into windows. The lanes of a head, a power
 //            of two of them, hold its columns of x_dst and att in registers, R vectors of V columns each, and share the
 //            product of an edge: a few edges at a time, so that loads and shuffles overlap. Heads wider than R vectors
-//            of a warp (kWide) are cut into slices, each of which reads all columns for the scores
+//            of a warp are cut into slices, each of which reads all columns for the scores
 // numerics   online softmax; sums in acc_t<T>, fixed order: the same bits in every run
 // backward   gatv2_backward.cuh
 // see        sparsegnn/ops/gatv2.py, tests/csrc/test_gatv2.py, benchmarks/ops/bench_gatv2.py
@@ -39,16 +39,15 @@ struct Gatv2Shape {
   int64_t width;
 };
 
-template <int V, int R, bool kWide, typename T>
+template <int V, int R, typename T>
 Gatv2Shape gatv2_shape(const Gatv2Edges<T>& a) {
-  const int64_t d = a.scores.width;
-  const int lanes = kWide ? kWarp : group_lanes(ceil_div(d, V));
-  const int slices = kWide ? static_cast<int>(ceil_div(d, kWarp * V * R)) : 1;
+  const int lanes = group_lanes(ceil_div(a.scores.width, V * R));
+  const int slices = static_cast<int>(ceil_div(a.scores.width, int64_t{lanes} * V * R));
   return {lanes, slices, a.scores.heads * slices * lanes * V * R};
 }
 
 // A lane's share of a head, or of a slice of it.
-template <typename T, int V, int R, bool kWide>
+template <typename T, int V, int R>
 struct Gatv2Head {
   using A = acc_t<T>;
   using Sums = vec<A, V * R>;
@@ -59,6 +58,7 @@ struct Gatv2Head {
   int heads, h, width, stride;  // the head, its columns, those of a row
   int lane, lanes, first;       // first: the lane's first vector
   unsigned mask;                // of the lanes of the head
+  bool whole;                   // they hold all its columns
   Sums att;
 
   __device__ __forceinline__ Gatv2Head(const Gatv2Edges<T>& edges, const Gatv2Shape& shape, int64_t j)
@@ -66,7 +66,8 @@ struct Gatv2Head {
         heads(static_cast<int>(edges.scores.heads)),
         width(static_cast<int>(edges.scores.width)),
         stride(static_cast<int>(edges.scores.width * edges.scores.heads)),
-        lanes(shape.lanes) {
+        lanes(shape.lanes),
+        whole(shape.slices == 1) {
     const unsigned unit = static_cast<unsigned>(j) / (V * R), of = unit / lanes;  // over heads, slices and lanes
     lane = static_cast<int>(unit % lanes);
     h = static_cast<int>(of / shape.slices);
@@ -110,25 +111,30 @@ struct Gatv2Head {
   // The lane's part of the score of edge e, whose ends are rows `target` and `source`.
   __device__ __forceinline__ A score(const Sums& z, int64_t target, int64_t source, int64_t e) const {
     A sum = 0;
-    if constexpr (!kWide) {
+    if (R == 1 || whole) {
       for (int i = 0; i < V * R; ++i) sum += att[i] * a.scores.leaky(z[i]);
     } else {
-      for (int c = lane * V; c < width; c += kWarp * V)
-        for (int v = 0; v < V; ++v) {
-          A all = to_acc(a.x_src[at(source) + c + v]) + to_acc(a.x_dst[at(target) + c + v]);
-          if (a.edge) all += to_acc(a.edge[at(e) + c + v]);
-          sum += a.att[h * width + c + v] * a.scores.leaky(all);
-        }
+#pragma unroll 1
+      for (int c = lane * V; c < width; c += kWarp * V) {
+        const vec<T, V> u = load<V>(a.x_src + at(source) + c), w = load<V>(a.x_dst + at(target) + c);
+        const vec<T, V> edge = a.edge ? load<V>(a.edge + at(e) + c) : vec<T, V>{};
+        for (int v = 0; v < V; ++v)
+          sum += a.att[h * width + c + v] * a.scores.leaky(to_acc(u[v]) + to_acc(w[v]) + to_acc(edge[v]));
+      }
     }
     return sum;
   }
   // That of the product of rows n of u and m of v.
   __device__ __forceinline__ A product(const Row& p, const Row& q, const T* u, int64_t n, const T* v, int64_t m) const {
     A sum = 0;
-    if constexpr (!kWide) {
+    if (R == 1 || whole) {
       for (int i = 0; i < V * R; ++i) sum += to_acc(p.x[i / V][i % V]) * to_acc(q.x[i / V][i % V]);
     } else {
-      for (int c = lane; c < width; c += kWarp) sum += to_acc(u[at(n) + c]) * to_acc(v[at(m) + c]);
+#pragma unroll 1
+      for (int c = lane * V; c < width; c += kWarp * V) {
+        const vec<T, V> x = load<V>(u + at(n) + c), y = load<V>(v + at(m) + c);
+        for (int i = 0; i < V; ++i) sum += to_acc(x[i]) * to_acc(y[i]);
+      }
     }
     return sum;
   }
@@ -140,14 +146,18 @@ struct Gatv2Head {
   }
 };
 
-template <typename T, int V_, int R, bool kWide>
+// Blocks on an SM for V columns of a lane, and edges at a time so that they fit the registers.
+template <typename T, int V>
+constexpr int gatv2_least_blocks = V > 4 || sizeof(T) == 8 ? 2 : 3;
+template <typename T, int V>
+constexpr int gatv2_edges = V > 8 || sizeof(T) * V > 16 + 16 * (sizeof(T) < 8) ? 1 : 2;
+
+template <typename T, int V_, int R>
 struct Gatv2Op {
-  static constexpr int V = V_ * R, U = sizeof(T) * V > 16 ? 2 : 4,
-                       kLeastBlocks = V > 8                              ? 1
-                                      : V > 4 || sizeof(T) == 8 || kWide ? 2
-                                                                         : 3;
+  static constexpr int V = V_ * R, U = sizeof(T) * V > 16 ? gatv2_edges<T, V> : 4,
+                       kLeastBlocks = gatv2_least_blocks<T, V>;
   using A = acc_t<T>;
-  using Head = Gatv2Head<T, V_, R, kWide>;
+  using Head = Gatv2Head<T, V_, R>;
   using State = GatState<A, V, false>;
   Gatv2Arguments<T> a;
   Gatv2Shape shape;
@@ -202,20 +212,16 @@ struct Gatv2Op {
 
 // ---- launchers
 
-// Calls f(V, R, kWide) as constants: how lanes share a head.
+// Calls f(V, R) as constants: how lanes share a head. R = 1 where a warp has all its columns, else two vectors a lane;
+// of 16 bits eight columns in any case, for 16 of them would not fit the registers of two blocks.
 template <typename T, typename F, typename... P>
 auto gatv2_by_shape(const Gatv2Edges<T>& a, const F& f, const P*... written) {
-  const auto by_width = [&](auto vector) {
-    constexpr int V = decltype(vector)::value;
-    using One = std::integral_constant<int, 1>;
-    using Two = std::integral_constant<int, 2>;
-    if (a.scores.width <= kWarp * V) return f(vector, One{}, std::false_type{});
-    if (a.scores.width <= 2 * kWarp * V) return f(vector, Two{}, std::false_type{});
-    return f(vector, Two{}, std::true_type{});
-  };
-  if (can_vectorise(kVector<T>, a.scores.width, a.x_src, a.x_dst, a.edge, written...))
-    return by_width(std::integral_constant<int, kVector<T>>{});
-  return by_width(std::integral_constant<int, 1>{});
+  using One = std::integral_constant<int, 1>;
+  using Two = std::integral_constant<int, 2>;
+  constexpr int V = kVector<T>;
+  if (!can_vectorise(V, a.scores.width, a.x_src, a.x_dst, a.edge, written...)) return f(One{}, Two{});
+  if (a.scores.width <= kWarp * V) return f(std::integral_constant<int, V>{}, One{});
+  return f(std::integral_constant<int, min(V, 4)>{}, Two{});
 }
 
 // Of pieces of long rows, of the size of State, in the shape that these arguments get.
@@ -223,9 +229,9 @@ template <typename T>
 int64_t gatv2_workspace_bytes(const Gatv2Arguments<T>& a) {
   return gatv2_by_shape(
       a,
-      [&](auto V, auto R, auto wide) -> int64_t {
-        using Op = Gatv2Op<T, V.value, R.value, wide.value>;
-        const Gatv2Shape shape = gatv2_shape<V.value, R.value, wide.value>(a);
+      [&](auto V, auto R) -> int64_t {
+        using Op = Gatv2Op<T, V.value, R.value>;
+        const Gatv2Shape shape = gatv2_shape<V.value, R.value>(a);
         return segment_pieces(a.edges) * (shape.width / Op::V) * sizeof(typename Op::State);
       },
       a.y);
@@ -237,9 +243,9 @@ cudaError_t launch_gatv2(const Gatv2Arguments<T>& a, void* workspace, cudaStream
   if (a.rows * a.scores.heads * a.scores.width == 0) return cudaSuccess;
   return gatv2_by_shape(
       a,
-      [&](auto V, auto R, auto wide) {
-        const Gatv2Shape shape = gatv2_shape<V.value, R.value, wide.value>(a);
-        return launch_segments(Gatv2Op<T, V.value, R.value, wide.value>{a, shape},
+      [&](auto V, auto R) {
+        const Gatv2Shape shape = gatv2_shape<V.value, R.value>(a);
+        return launch_segments(Gatv2Op<T, V.value, R.value>{a, shape},
                                RowSegments{a.crow, a.rows, shape.width, a.edges}, workspace, stream);
       },
       a.y);

@@ -40,18 +40,12 @@ __global__ void __launch_bounds__(kGatThreads)
   if (inside && threadIdx.x % lanes == 0) node[n] = {a.lse[n], flow};
 }
 
-// Blocks on an SM, so that V columns of a lane fit the registers.
-template <typename T, int V, bool kWide>
-constexpr int gatv2_least_blocks = V > 8 || (sizeof(T) == 8 && V > 2) ? 1
-                                   : V > 4 || sizeof(T) == 8 || kWide ? 2
-                                                                      : 3;
-
 // dx_dst, dedge and datt, by gatv2_rows_kernel.
-template <typename T, int V_, int R, bool kWide>
+template <typename T, int V_, int R>
 struct Gatv2RowsOp {
-  static constexpr int V = V_ * R, U = 2, kLeastBlocks = gatv2_least_blocks<T, V, kWide>;
+  static constexpr int V = V_ * R, U = gatv2_edges<T, V>, kLeastBlocks = gatv2_least_blocks<T, V>;
   using A = acc_t<T>;
-  using Head = Gatv2Head<T, V_, R, kWide>;
+  using Head = Gatv2Head<T, V_, R>;
   using State = typename Head::Sums;
   Gatv2BackwardArguments<T> a;
   Gatv2Shape shape;
@@ -68,14 +62,18 @@ struct Gatv2RowsOp {
   template <int N>
   __device__ __forceinline__ void step(State& sum, State& datt, const Head& head, const Target& t, int e) const {
     State z[N];
+    typename Head::Row x[N];
     A both[2 * N];
+    int32_t j[N];
+#pragma unroll
+    for (int u = 0; u < N; ++u) j[u] = a.col[e + u];
+#pragma unroll
+    for (int u = 0; u < N; ++u) x[u] = head.read(a.x_src, j[u]);
 #pragma unroll
     for (int u = 0; u < N; ++u) {
-      const int32_t j = a.col[e + u];
-      const auto x = head.read(a.x_src, j);
-      z[u] = head.z(t.own, x, e + u);
-      both[u] = head.score(z[u], t.r, j, e + u);
-      both[N + u] = head.product(t.dy, x, a.dy, t.r, a.x_src, j);
+      z[u] = head.z(t.own, x[u], e + u);
+      both[u] = head.score(z[u], t.r, j[u], e + u);
+      both[N + u] = head.product(t.dy, x[u], a.dy, t.r, a.x_src, j[u]);
     }
     head.template add_lanes<2 * N>(both);
 #pragma unroll
@@ -98,7 +96,7 @@ struct Gatv2RowsOp {
     State sum = {};
     int e = static_cast<int>(begin);
     for (; end - e >= U; e += U) step<U>(sum, datt, head, t, e);
-    if (e < end) step<1>(sum, datt, head, t, e);
+    if (U > 1 && e < end) step<1>(sum, datt, head, t, e);
     return sum;
   }
 
@@ -117,7 +115,7 @@ struct Gatv2RowsOp {
 template <typename Op>
 __global__ void __launch_bounds__(kSegmentThreads, Op::kLeastBlocks)
     gatv2_rows_kernel(Op op, RowSegments s, int64_t strip, typename Op::State* piece, typename Op::A* part) {
-  const int64_t j = (int64_t{blockIdx.y} * s.lanes + threadIdx.x % s.lanes) * Op::V;
+  const int64_t j = ((s.first + blockIdx.y) * s.lanes + threadIdx.x % s.lanes) * Op::V;
   if (j >= s.width) return;
   const int64_t group = int64_t{blockIdx.x} * s.groups + threadIdx.x / s.lanes;
   const typename Op::Head head(op.a, op.shape, j);
@@ -146,11 +144,11 @@ __global__ void __launch_bounds__(kSegmentThreads, Op::kLeastBlocks)
 }
 
 // dx_src, over the transpose.
-template <typename T, int V_, int R, bool kWide>
+template <typename T, int V_, int R>
 struct Gatv2SourcesOp {
-  static constexpr int V = V_ * R, U = 2, kLeastBlocks = gatv2_least_blocks<T, V, kWide>;
+  static constexpr int V = V_ * R, U = gatv2_edges<T, V>, kLeastBlocks = gatv2_least_blocks<T, V>;
   using A = acc_t<T>;
-  using Head = Gatv2Head<T, V_, R, kWide>;
+  using Head = Gatv2Head<T, V_, R>;
   struct State {
     typename Head::Sums sum, slopes;
   };
@@ -195,7 +193,7 @@ struct Gatv2SourcesOp {
     State s = {};
     int t = static_cast<int>(begin);
     for (; end - t >= U; t += U) step<U>(s, head, own, j, t, key, scale);
-    if (t < end) step<1>(s, head, own, j, t, key, scale);
+    if (U > 1 && t < end) step<1>(s, head, own, j, t, key, scale);
     return s;
   }
 
@@ -213,18 +211,18 @@ struct Gatv2SourcesOp {
 // ---- launchers
 
 // The parts of the workspace, in bytes; the pointers of the arguments must be set.
-template <typename T, int V, int R, bool kWide>
+template <typename T, int V, int R>
 struct Gatv2Backward {
   using A = acc_t<T>;
-  using Rows = Gatv2RowsOp<T, V, R, kWide>;
-  using Sources = Gatv2SourcesOp<T, V, R, kWide>;
+  using Rows = Gatv2RowsOp<T, V, R>;
+  using Sources = Gatv2SourcesOp<T, V, R>;
   const Gatv2BackwardArguments<T>& a;
   Gatv2Shape shape;
   RowSegments s;
   int64_t strip, strips, nodes, parts, pieces;
 
   explicit Gatv2Backward(const Gatv2BackwardArguments<T>& arguments)
-      : a(arguments), shape(gatv2_shape<V, R, kWide>(arguments)), s{a.crow, a.rows, shape.width, a.edges} {
+      : a(arguments), shape(gatv2_shape<V, R>(arguments)), s{a.crow, a.rows, shape.width, a.edges} {
     const int64_t units = shape.width / Rows::V;
     s.lanes = group_lanes(units), s.groups = kSegmentThreads / s.lanes;
     s.window = segment_window(a.edges), s.windows = segment_pieces(a.edges) / 2;
@@ -243,19 +241,21 @@ struct Gatv2Backward {
     const auto blocks = [](int64_t items, int64_t each) { return static_cast<unsigned>(ceil_div(items, each)); };
     const int64_t columns = a.scores.heads * a.scores.width;
     const int lanes = group_lanes(a.scores.width / V);
-    const unsigned slices = blocks(shape.width / Rows::V, s.lanes);
+    const int64_t slices = ceil_div(shape.width / Rows::V, s.lanes);
     cudaError_t error = cudaSuccess;
     if (a.rows > 0)
       error = launch(gatv2_nodes_kernel<T, V>, blocks(a.rows * a.scores.heads, kGatThreads / lanes), kGatThreads, 0,
                      stream, a, lanes, node);
     const Rows rows{a, shape, node};
     auto* state = static_cast<typename Rows::State*>(piece);
-    if (error == cudaSuccess && a.rows > 0)
-      error = launch(gatv2_rows_kernel<Rows>, dim3(unsigned(s.window_blocks) + blocks(strips, s.groups), slices),
-                     kSegmentThreads, 0, stream, rows, s, strip, state, part);
-    if (error == cudaSuccess && s.windows > 0)
-      error = launch(segments_merge_kernel<Rows>, dim3(unsigned(s.window_blocks), slices), kSegmentThreads, 0, stream,
-                     rows, s, static_cast<const typename Rows::State*>(state));
+    for (RowSegments here = s; a.rows > 0 && here.first < slices && error == cudaSuccess; here.first += grid_rows()) {
+      const auto high = static_cast<unsigned>(min(slices - here.first, grid_rows()));
+      error = launch(gatv2_rows_kernel<Rows>, dim3(unsigned(s.window_blocks) + blocks(strips, s.groups), high),
+                     kSegmentThreads, 0, stream, rows, here, strip, state, part);
+      if (error == cudaSuccess && s.windows > 0)
+        error = launch(segments_merge_kernel<Rows>, dim3(unsigned(s.window_blocks), high), kSegmentThreads, 0, stream,
+                       rows, here, static_cast<const typename Rows::State*>(state));
+    }
     if (error == cudaSuccess) error = launch_gat_sum(part, columns, s.windows + strips, a.datt, stream);
     if (error != cudaSuccess) return error;
     return launch_segments(Sources{a, shape, node}, RowSegments{a.ccol, a.cols, shape.width, a.edges}, piece, stream);
@@ -265,8 +265,8 @@ struct Gatv2Backward {
 template <typename T, typename F>
 auto gatv2_backward_by_shape(const Gatv2BackwardArguments<T>& a, const F& f) {
   return gatv2_by_shape(
-      a, [&](auto V, auto R, auto wide) { return f(Gatv2Backward<T, V.value, R.value, wide.value>(a)); }, a.dy, a.y,
-      a.dx_src, a.dx_dst, a.dedge);
+      a, [&](auto V, auto R) { return f(Gatv2Backward<T, V.value, R.value>(a)); }, a.dy, a.y, a.dx_src, a.dx_dst,
+      a.dedge);
 }
 
 template <typename T>

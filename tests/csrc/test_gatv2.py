@@ -135,3 +135,9 @@ def test_same_bits_in_every_order(emulated_module, csr):
         grads = emulated_module.gatv2_backward(dy, x_src, x_dst, att, None, *saved, *pattern)
         results.append(b"".join(t.tobytes() for t in (*saved, *grads)))
     assert len(set(results)) == 1
+
+
+@pytest.mark.parametrize("heads, width", [(300, 2), (2, 1030)])
+def test_more_rows_of_blocks_than_a_grid_has(emulated, csr, dtype, heads, width):
+    emulated.set_grid_rows(2)
+    run(emulated, dtype, csr([3, 0, 300, 1], 5), heads, width)
