@@ -35,5 +35,5 @@ def gradients(dy, x, values, crow, col, ccol, row, perm, need, y=None, dropout=0
     if gathered or need_dense:
         dense = dy.contiguous().mT @ x.contiguous()  # the same bits for every layout
     if gathered:
-        dvalues = dense.flatten()[rows_of(crow, col.numel()) * x.size(1) + col]
+        dvalues = dense.flatten().index_select(0, rows_of(crow, col.numel()) * x.size(1) + col)
     return *(g if n else None for g, n in zip((dx, dvalues, dbias), need, strict=True)), dense

@@ -1,6 +1,8 @@
+import importlib
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -251,8 +253,17 @@ def test_values_from_the_dense_product(by_product, case):
     assert by_product or case.variant == "dropout" or not case.csr()[1].numel()
 
 
-def test_contract_with_the_dense_product(by_product):
-    check_contract(OP, Case(width=5, variant="relu dropout"))
+def test_dense_product_under_gradcheck_and_compile(by_product):
+    """Equal to rounding only when compiled: the compiler may give torch's product another layout of dy."""
+    inputs = OP.inputs(Case(width=5, dtype=torch.float64, variant="relu dropout"))
+    inputs |= {n: inputs[n].detach().requires_grad_() for n in OP.grad if inputs.get(n) is not None}
+    wanted = [n for n in OP.grad if inputs.get(n) is not None]
+    assert torch.autograd.gradcheck(lambda *a: sparse_linear(**inputs | dict(zip(wanted, a, strict=True))),
+                                    [inputs[n] for n in wanted])  # fmt: skip
+    compiled = torch.compile(lambda kw: sparse_linear(**kw), fullgraph=True, dynamic=True)
+    grads = [torch.autograd.grad(f().square().sum(), [inputs[n] for n in wanted])
+             for f in (lambda: compiled(inputs), lambda: sparse_linear(**inputs))]  # fmt: skip
+    torch.testing.assert_close(*grads)
     assert by_product
 
 
@@ -296,18 +307,22 @@ def test_probed_linear(monkeypatch, dense):
 @pytest.mark.parametrize("epilogue", [{}, dict(act="relu"), dict(act="relu", dropout=0.5), dict(dropout=0.5)], ids=str)
 def test_gpu_backward_without_a_word_to_the_host(epilogue):
     """On fake CUDA tensors anything that needs a number from the device raises."""
+    module, ctx = importlib.import_module("sparsegnn.ops.sparse_linear"), types.SimpleNamespace()
+    ctx.save_for_backward = lambda *tensors: setattr(ctx, "saved_tensors", tensors)
+    ctx.needs_input_grad = (True, True, False)
     values, *pattern = weight(7, 5, 0.5, torch.bfloat16)
-    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=False):
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=False), torch.no_grad():  # autograd asks for a stream
 
         def fake(*shape, dtype=torch.bfloat16):
             return torch.empty(shape, dtype=dtype, device="cuda")
 
         positions = [fake(*p.shape, dtype=torch.int32) for p in pattern]
-        x, held, dy = fake(9, 5).requires_grad_(), fake(*values.shape).requires_grad_(), fake(9, 7)
+        x, held, dy = fake(9, 5), fake(*values.shape), fake(9, 7)
         seed = fake(1, dtype=torch.int64) if "dropout" in epilogue else None
-        y = sparse_linear(x, held, None, *positions, **epilogue, seed=seed)
+        inputs = (x, held, None, *positions, epilogue.get("act", "none"), epilogue.get("dropout", 0.0), seed)
+        module.setup_context(ctx, inputs, fake(9, 7))
         with Recorder() as recorder:
-            dx, dvalues = torch.autograd.grad(y, (x, held), dy)
+            dx, dvalues, *_ = module.backward(ctx, dy)
     assert dx.shape == x.shape and dvalues.shape == held.shape and dvalues.dtype == torch.bfloat16
     products = recorder.names.count("aten::mm") + recorder.names.count("aten::matmul")
     assert products == (epilogue != dict(dropout=0.5))  # dropout alone leaves nothing to mask dy with
