@@ -3,9 +3,8 @@
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from sparsegnn import policy
 from sparsegnn.ops._library import define, register_autograd
-from sparsegnn.ops._linear_gradients import gathers, gradients
+from sparsegnn.ops._linear_gradients import gathers, gradients, shares
 
 
 def probe_reference(x, probe):
@@ -62,7 +61,7 @@ def probed_setup(ctx, inputs, output):
     ctx.save_for_backward(x, values, *pattern)
     ctx.dtype = probe.dtype
     ctx.gathered = gathers(x, values, output.size(1))
-    ctx.shared = x.is_cuda and policy.forced() != "sparse"  # the probe pays for the product
+    ctx.shared = shares(x)
 
 
 probed_linear = register_autograd(probed_op, probed_backward, probed_setup)
