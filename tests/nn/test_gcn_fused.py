@@ -256,7 +256,8 @@ GRAPHS = dict(arxiv=(169_343, 2_315_598), reddit=(232_965, 114_615_891), product
         ("arxiv", 256, True, True, True),
         ("arxiv", 256, False, False, True),
         ("arxiv", 256, True, False, False),  # a first layer: two ops gather once in all
-        ("arxiv", 128, True, True, False),  # one op would gather dy at twice the width of x
+        ("arxiv", 128, True, True, True),  # spmm gathers whole rows: slices cost more than the misses they save
+        ("reddit", 128, True, True, False),  # one op would gather dy at twice the width of x
         ("arxiv", 128, False, False, True),
         ("reddit", 256, True, True, False),  # spmm's slices stay in the L2, and all time is gathering
         ("products", 256, True, True, True),  # not even slices would
