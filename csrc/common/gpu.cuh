@@ -232,6 +232,20 @@ __device__ __forceinline__ int64_t row_of_edge(const int32_t* crow, int64_t rows
   return low;
 }
 
+// The first entry of row r at or after column `column`; columns ascend.
+__device__ __forceinline__ int32_t entry_at_column(const int32_t* crow, const int32_t* col, int64_t r, int64_t column) {
+  int32_t low = crow[r], high = crow[r + 1];
+  if (column == 0) return low;
+  while (low < high) {
+    const int32_t middle = low + (high - low) / 2;
+    if (col[middle] < column)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low;
+}
+
 // ---- launch
 
 #if defined(__CUDACC__)

@@ -135,10 +135,10 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
 
   if (threadIdx.x < kSamples) x_tile[zeros * kSamples + threadIdx.x] = T{};
   for (int r = threadIdx.x; r < rows; r += kBlockThreads) {
-    const int32_t from = block_linear_cut(a.crow, a.col, row + r, first >> shift);
+    const int32_t from = entry_at_column(a.crow, a.col, row + r, first >> shift);
     const int32_t to = chunk + 1 == plan.chunks
                            ? a.crow[row + r + 1]
-                           : block_linear_cut(a.crow, a.col, row + r, (first + plan.chunk) >> shift);
+                           : entry_at_column(a.crow, a.col, row + r, (first + plan.chunk) >> shift);
     units.first[r] = from, units.columns[r] = (to - from) << shift;
   }
   __syncthreads();

@@ -46,27 +46,12 @@ inline bool block_linear_mma(int height, int64_t element_size, bool allow_tf32) 
   return height >= 8 && (element_size == 2 || (element_size == 4 && allow_tf32));
 }
 
-// The first entry of row r at or after column `column`, which ascend.
-__device__ __forceinline__ int32_t block_linear_cut(const int32_t* crow, const int32_t* col, int64_t r,
-                                                    int64_t column) {
-  int32_t low = crow[r], high = crow[r + 1];
-  if (column == 0) return low;
-  while (low < high) {
-    const int32_t middle = low + (high - low) / 2;
-    if (col[middle] < column)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return low;
-}
-
 // cut[r * chunks + c]: first entry of row r in chunk c of `chunk` columns; after the last one the end.
 __global__ void __launch_bounds__(kBlockThreads)
     block_linear_cut_kernel(const int32_t* crow, const int32_t* col, int64_t rows, int64_t chunk, int chunks,
                             int32_t* cut) {
   const int64_t s = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x;
-  if (s < rows * chunks) cut[s] = block_linear_cut(crow, col, s / chunks, s % chunks * chunk);
+  if (s < rows * chunks) cut[s] = entry_at_column(crow, col, s / chunks, s % chunks * chunk);
   if (s == rows * chunks) cut[s] = crow[rows];
 }
 

@@ -116,20 +116,6 @@ inline LinearPlan linear_plan(int64_t batch, int64_t inputs, int64_t outputs, in
 
 // ---- packing: one warp for each segment, the nonzeros of one row in one chunk
 
-// The first entry of row r at or after column `column`.
-__device__ __forceinline__ int32_t linear_cut(const int32_t* crow, const int32_t* col, int64_t r, int64_t column) {
-  int32_t low = crow[r], high = crow[r + 1];
-  if (column == 0) return low;
-  while (low < high) {
-    const int32_t middle = low + (high - low) / 2;
-    if (col[middle] < column)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return low;
-}
-
 // cut[s]: first entry of segment s = row * chunks + chunk. pack(s, begin, end, lane) writes the entries.
 template <typename Pack>
 __global__ void __launch_bounds__(kLinearThreads)
@@ -138,8 +124,8 @@ __global__ void __launch_bounds__(kLinearThreads)
   const int64_t s = int64_t{blockIdx.x} * kLinearWarps + threadIdx.x / kWarp, r = s / chunks;
   const int c = static_cast<int>(s % chunks), lane = threadIdx.x % kWarp;
   if (r >= rows) return;
-  const int32_t begin = linear_cut(crow, col, r, int64_t{c} * chunk);
-  const int32_t end = c + 1 == chunks ? crow[r + 1] : linear_cut(crow, col, r, int64_t{c + 1} * chunk);
+  const int32_t begin = entry_at_column(crow, col, r, int64_t{c} * chunk);
+  const int32_t end = c + 1 == chunks ? crow[r + 1] : entry_at_column(crow, col, r, int64_t{c + 1} * chunk);
   if (lane == 0) cut[s] = begin;
   if (lane == 0 && s + 1 == rows * chunks) cut[s + 1] = end;
   pack(s, r, c, begin, end, lane);

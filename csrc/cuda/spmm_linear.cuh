@@ -47,13 +47,9 @@ __global__ void __launch_bounds__(kLinearThreads, 2)
 
 // Bytes of the packed weight, then of the long rows.
 template <typename T>
-int64_t spmm_linear_weight_bytes(const LinearPlan& plan, int64_t outputs, int64_t entries) {
-  return sparse_linear_workspace_bytes<T>(plan, outputs, entries);
-}
-template <typename T>
 int64_t spmm_linear_workspace_bytes(const LinearPlan& plan, int64_t outputs, int64_t entries, int64_t edges,
                                     int64_t width, int64_t window) {
-  return spmm_linear_weight_bytes<T>(plan, outputs, entries) + long_rows_workspace_bytes<T>(edges, width, window);
+  return sparse_linear_workspace_bytes<T>(plan, outputs, entries) + long_rows_workspace_bytes<T>(edges, width, window);
 }
 
 // graph: x is that of the product, y is not used. a.x is not used, a.batch is the number of rows.
@@ -68,7 +64,7 @@ cudaError_t launch_spmm_linear(const SpmmArguments<T>& graph, const SparseLinear
   cudaError_t error = launch_linear_pack(a, plan, packed, stream);
   if (error != cudaSuccess) return error;
   RowGather<T> gather = row_gather(graph, window);
-  void* rest = static_cast<char*>(workspace) + spmm_linear_weight_bytes<T>(plan, a.outputs, a.entries);
+  void* rest = static_cast<char*>(workspace) + sparse_linear_workspace_bytes<T>(plan, a.outputs, a.entries);
   error = launch_long_rows(gather, rest, stream);
   if (error != cudaSuccess) return error;
   const bool vector_stores = can_vectorise(kLinearOutputs, a.outputs, a.y);

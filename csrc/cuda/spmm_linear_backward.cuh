@@ -123,7 +123,7 @@ struct SpmmLinearBackwardWorkspace {
     partial = 0;
     position = aligned(plan.weights.spans * entries * sizeof(acc_t<T>));
     packed = position + aligned(entries * sizeof(LinearPosition));
-    long_rows = packed + spmm_linear_weight_bytes<T>(plan.product, inputs, entries);
+    long_rows = packed + sparse_linear_workspace_bytes<T>(plan.product, inputs, entries);
     bytes = long_rows + long_rows_workspace_bytes<T>(edges, outputs, window);
   }
 };
