@@ -83,6 +83,11 @@ def precision(device: str, dtype: torch.dtype) -> torch.dtype | str:
     """In what a product by a weight of this ``dtype`` would run now: autocast and the TF32 setting may change it."""
     if device in ("cpu", "cuda") and torch.is_autocast_enabled(device) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
+    return rounded(device, dtype)
+
+
+def rounded(device: str, dtype: torch.dtype) -> torch.dtype | str:
+    """In what torch multiplies matrices of this ``dtype``: the TF32 setting may change it."""
     return TF32 if device == "cuda" and dtype == torch.float32 and tf32_allowed() else dtype
 
 

@@ -105,7 +105,8 @@ def register_autograd(op, backward: Callable, setup_context: Callable) -> Callab
 
     def forward(ctx, *args):
         output = below(*args)
-        setup(ctx, args, output)
+        if not isinstance(output, torch.fx.Proxy):  # a traced call, which is recorded as the op
+            setup(ctx, args, output)
         return output
 
     defaults = tuple(a.default_value for a in op._schema.arguments)

@@ -9,15 +9,8 @@ from sparsegnn.ops._library import rows_of
 
 def gathers(x: Tensor, values: Tensor, outputs: int) -> bool:
     """The policy, asked in the forward pass: forced kernels belong to its thread."""
-    if isinstance(x, torch.fx.Proxy):  # what is recorded is the op, which asks as it runs
-        return False
-    kind = policy.TF32 if x.dtype == torch.float32 and policy.tf32_allowed() else x.dtype
-    return policy.gathers_gradient(values.numel(), (outputs, x.size(1)), kind, x.device.type)
-
-
-def shares(x: Tensor) -> bool:
-    """Whether dvalues may come from the dense product that a controller's probe pays for anyway."""
-    return not isinstance(x, torch.fx.Proxy) and x.is_cuda and policy.forced() != "sparse"
+    device = x.device.type
+    return policy.gathers_gradient(values.numel(), (outputs, x.size(1)), policy.rounded(device, x.dtype), device)
 
 
 def gradients(dy, x, values, crow, col, ccol, row, perm, need, y=None, dropout=0.0, seed=None, *, gathered=False,
