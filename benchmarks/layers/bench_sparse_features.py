@@ -6,12 +6,10 @@ beforehand, for the gradient. ``pass_`` forward leaves out the gradient. Cora's 
 """
 
 import functools
-import os
-from pathlib import Path
 
-import numpy
 import torch
 
+from sparsegnn.data import folders, load
 from sparsegnn.nn import SparseLinear
 from sparsegnn.nn.inner import Linear
 
@@ -29,11 +27,8 @@ def cases() -> list[dict]:
 @functools.lru_cache(maxsize=1)
 def features(data: str, rows: int, columns: int, nonzero: float) -> torch.Tensor:
     """Dense features; random where the data set is not there."""
-    path = Path(os.environ.get("SPARSEGNN_DATA", "data")) / f"{data}.npz"
-    if path.is_file():
-        with numpy.load(path) as file:
-            data, col, crow = (torch.from_numpy(file[name]) for name in ("x_data", "x_indices", "x_indptr"))
-            return torch.sparse_csr_tensor(crow, col, data.float(), (rows, columns)).to_dense()
+    if any((folder / f"{data}.npz").is_file() for folder in folders()):
+        return load(data, normalize=False).x
     return (torch.rand(rows, columns, generator=torch.Generator().manual_seed(2)) < nonzero).float()
 
 
