@@ -1,8 +1,10 @@
-// Reads cpuid once; SPARSEGNN_ISA overrides it, never upwards.
+// Reads cpuid once; SPARSEGNN_ISA overrides it, never upwards. The size of the L1.
 #include "isa.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/util/Exception.h>
+
+#include <unistd.h>
 
 #include <cstdlib>
 #include <string>
@@ -48,6 +50,14 @@ std::string best_isa_name() { return names[static_cast<int>(best_isa())]; }
 Isa isa() {
   static const Isa chosen = choose();
   return chosen;
+}
+
+int64_t l1_data_bytes() {
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+  static const int64_t found = sysconf(_SC_LEVEL1_DCACHE_SIZE);
+  if (found > 0) return found;
+#endif
+  return 32 << 10;
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sparsegnn, m) {

@@ -44,6 +44,9 @@ enum class Isa { portable, avx2, avx512 };
 Isa isa();
 Isa best_isa();
 
+// Bytes of the first data cache of a core; 32 KiB where the system does not say.
+int64_t l1_data_bytes();
+
 // Element types of kernels. The 16-bit ones are storage only: kernels widen them to float.
 enum class Type : int { f32, f64, bf16, f16 };
 struct bf16 {

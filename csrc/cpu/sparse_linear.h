@@ -7,7 +7,7 @@ namespace sparsegnn {
 
 // How one matmul is cut. All of it depends on shapes and counts alone, never on the number of threads.
 struct SparseLinearPlan {
-  int32_t vectors = 0;      // samples of a batch tile, in vectors: 1 (not in the backward), 2, 4, or 8 with AVX2
+  int32_t vectors = 0;      // samples of a batch tile, in vectors: 1 (not in the backward), 2, 4, or 8
   int32_t tile = 0;         // the same in samples
   int32_t block = 0;        // inputs of a block: block * tile elements stay in L1
   int32_t panel = 0;        // outputs of a panel: panel * tile elements stay in L2

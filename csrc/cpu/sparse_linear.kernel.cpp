@@ -47,10 +47,10 @@ SG_INLINE void add_entries(vec<A> (&sum)[U][Z], Cursor<A>& c) {
 
 // `rows` rows of `count` entries; count == C unless C is max_unroll, which takes every longer row.
 template <int Z, int C, typename A>
-SG_NOINLINE void run_rows(int rows, int count, Cursor<A>& cursor, Prefetch& prefetch) {
+SG_NOINLINE void run_rows(int rows, int count, Cursor<A>& cursor, Prefetch& prefetch, Prefetch& place) {
   constexpr int L = lanes<A>, U = Z >= 4 ? 1 : 4 / Z;
   Cursor<A> c = cursor;
-  Prefetch p = prefetch;
+  Prefetch p = prefetch, q = place;
   for (int i = 0; i < rows; ++i) {
     const int64_t row = c.order[i];
     A* y = c.out + row * (Z * L);
@@ -64,6 +64,7 @@ SG_NOINLINE void run_rows(int rows, int count, Cursor<A>& cursor, Prefetch& pref
       for (; left > 0; --left) add_entries<Z, U, 1>(sum, c);
     }
     p.step();
+    q.step();
     for (int u = 1; u < U; ++u)
       for (int z = 0; z < Z; ++z) sum[0][z] += sum[u][z];
     for (int z = 0; z < Z; ++z) store(y + z * L, sum[0][z]);
@@ -71,14 +72,15 @@ SG_NOINLINE void run_rows(int rows, int count, Cursor<A>& cursor, Prefetch& pref
   c.order += rows;
   cursor = c;
   prefetch = p;
+  place = q;
 }
 
 template <int Z, int C, typename A>
-SG_INLINE void run_any(int rows, int count, Cursor<A>& cursor, Prefetch& prefetch) {
+SG_INLINE void run_any(int rows, int count, Cursor<A>& cursor, Prefetch& prefetch, Prefetch& place) {
   if constexpr (C < max_unroll<A>) {
-    if (count != C) return run_any<Z, C + 1>(rows, count, cursor, prefetch);
+    if (count != C) return run_any<Z, C + 1>(rows, count, cursor, prefetch, place);
   }
-  run_rows<Z, C>(rows, count, cursor, prefetch);
+  run_rows<Z, C>(rows, count, cursor, prefetch, place);
 }
 
 template <int Z, typename T, typename A>
@@ -110,6 +112,9 @@ void tiles(const SparseLinearArgs<T, A>& a, int64_t begin, int64_t end, A* works
           const int64_t width = w.cols < block ? w.cols : block;
           ahead = prefetch_tile(a.x + (n + B) * w.cols, w.cols, next_samples, width, steps, twin);
         }
+        Prefetch place;  // the outputs of this tile, or each of their stores would wait for its line
+        if (b + 1 == blocks && !w.plan.stream)
+          place = prefetch_tile<T>(a.y + n * w.rows + p * panel, w.rows, samples, outputs, steps);
         Cursor<A> c{in,
                     a.bias != nullptr ? a.bias + p * panel : nullptr,
                     out,
@@ -118,7 +123,7 @@ void tiles(const SparseLinearArgs<T, A>& a, int64_t begin, int64_t end, A* works
                     w.value + w.first_entry[part],
                     b == 0};
         for (int32_t r = w.first_run[part]; r < w.first_run[part + 1]; ++r)
-          run_any<Z, 0>(w.runs[r].rows, w.runs[r].count, c, ahead);
+          run_any<Z, 0>(w.runs[r].rows, w.runs[r].count, c, ahead, place);
       }
       tile_out<Z>(out, a.y, Place{n, p * panel, w.rows}, samples, outputs, w.plan.stream, a.epilogue);
     }

@@ -150,6 +150,8 @@ void chunk_tiles(const SparseLinearBackwardArgs<T, A>& a, int64_t chunk, A* work
   A* x = tile + block * B;
   A* dx = x + panel * B;
   const int64_t twin = distance(a.dy, a.mask.y);
+  // From x to the lines of dx, which are asked for with those of the next x, or each store would wait for its line.
+  const int64_t here = w.plan.stream ? 0 : distance(a.x, static_cast<const T*>(a.dx));
   int64_t begin = chunk * w.plan.chunk_tiles * B, end = begin + w.plan.chunk_tiles * B;
   if (end > a.samples) end = a.samples;
   for (int64_t n = begin; n < end; n += B) {
@@ -184,10 +186,11 @@ void chunk_tiles(const SparseLinearBackwardArgs<T, A>& a, int64_t chunk, A* work
           const int64_t from = samples * b / blocks, to = samples * (b + 1) / blocks;
           if (p + 1 < panels) {
             const int64_t width = w.rows - (p + 1) * panel < panel ? w.rows - (p + 1) * panel : panel;
-            px = prefetch_tile(a.x + (n + from) * w.rows + (p + 1) * panel, w.rows, to - from, width, steps);
+            px = prefetch_tile(a.x + (n + from) * w.rows + (p + 1) * panel, w.rows, to - from, width, steps, here);
           } else if (from < next_samples) {
             px = prefetch_tile(a.x + (n + B + from) * w.rows, w.rows, (to < next_samples ? to : next_samples) - from,
-                               w.rows < panel ? w.rows : panel, steps);
+                               w.rows < panel ? w.rows : panel, steps,
+                               here == 0 ? 0 : here - B * w.rows * int64_t(sizeof(T)));
           }
         }
         Cursor<A> c{
@@ -224,10 +227,14 @@ void sparse_linear_backward_chunk(const SparseLinearBackwardArgs<T, A>& a, int64
 template <typename T, typename A>
 void sparse_linear_sum_partials(const A* partial, int64_t stride, int64_t chunks, const int32_t* slot, T* out,
                                 int64_t begin, int64_t end) {
-  for (int64_t p = begin; p < end; ++p) {
-    A sum = 0;
-    for (int64_t c = 0; c < chunks; ++c) sum += partial[c * stride + p];
-    out[slot != nullptr ? slot[p] : p] = narrow<T>(sum);
+  constexpr int L = lanes<A>;
+  for (int64_t p = begin; p < end; p += L) {
+    const int n = int(end - p < L ? end - p : L);
+    vec<A> sum{};
+    for (int64_t c = 0; c < chunks; ++c) sum += load_n(partial + c * stride + p, n);
+    A each[L];
+    store(each, sum);
+    for (int i = 0; i < n; ++i) out[slot != nullptr ? slot[p + i] : p + i] = narrow<T>(each[i]);
   }
 }
 

@@ -18,12 +18,15 @@ struct SparseLinearTuning {
 
 // Measured on a 2-core Zen 4 machine (AVX-512, fp32, one thread, kernels alone; docs/kernels-log.md):
 //   tile     4 vectors; 8 gain nothing at 50 % and lose 7 % at 90 %; 2 with twice the block lose 3 to 10 %
+//   two FMAs (Sapphire Rapids) 8 vectors: forward 20 % and backward 5 to 10 % faster at 50 %, equal at 80 %, 3 % slower
+//   at 90 %
 //   AVX2     (Zen 3) 8 vectors, 64 samples as there: forward 5 to 25 % faster than 4; backward 10 % at 50 %, equal
 //   at 90 %, 10 % slower at 98 %
 //   block    32 KiB of tile: 24 KiB loses 4 to 8 % at 90 %
 //   entries  fewer per row and block cost more than a tile that spills L1: forward 5, backward 10 (95 %: -11 %, 98 %:
-//   -10 %) window   sorting whole panels; windows of 64 rows lose 7 %, of 16 rows 20 % stream   stores past the caches
-//   gain 13 to 20 % from 16 MB of traffic on
+//   -10 %)
+//   window   sorting whole panels; windows of 64 rows lose 7 %, of 16 rows 20 %
+//   stream   stores past the caches gain 13 to 20 % from 16 MB of traffic on
 inline SparseLinearPlan choose_plan(const SparseLinearTuning& tuning, int64_t samples, int64_t rows, int64_t cols,
                                     int64_t nnz, int64_t element, int64_t stored) {
   constexpr int64_t l1 = 32 << 10, stream_bytes = 12 << 20;
@@ -48,19 +51,27 @@ inline SparseLinearPlan choose_plan(const SparseLinearTuning& tuning, int64_t sa
   return p;
 }
 
+// The widest tile for a matrix of so many nonzeros. A core with a larger L1 does two 512-bit multiply-adds a cycle,
+// whose latency 4 vectors do not hide; one with 32 KiB does one.
+inline int choose_vectors(int64_t nnz, int64_t rows, int64_t cols, bool backward) {
+  const int widest = SG_PICK(sparse_linear_widest)();
+  if (isa() != Isa::avx512) return backward && nnz * 12 < rows * cols ? 4 : widest;
+  return l1_data_bytes() > 32 << 10 && nnz * 5 > rows * cols ? widest : 4;
+}
+
 inline SparseLinearPlan choose_forward(int64_t samples, int64_t rows, int64_t cols, int64_t nnz, int64_t element,
                                        int64_t stored) {
-  return choose_plan({1, SG_PICK(sparse_linear_widest)(), 512 << 10, 5, 1, 64}, samples, rows, cols, nnz, element,
-                     stored);
+  return choose_plan({1, choose_vectors(nnz, rows, cols, false), 512 << 10, 5, 1, 64}, samples, rows, cols, nnz,
+                     element, stored);
 }
 
 // A chunk has a partial of every gradient: as many as balance threads, within 64 MiB.
 inline SparseLinearPlan choose_backward(int64_t samples, int64_t rows, int64_t cols, int64_t nnz, int64_t element,
                                         int64_t stored) {
   const int64_t affordable = (int64_t{64} << 20) / std::max<int64_t>(1, (nnz + cols) * element);
-  const int64_t widest = nnz * 12 < rows * cols ? 4 : SG_PICK(sparse_linear_widest)();
-  return choose_plan({2, int(widest), 256 << 10, 10, 2, std::clamp<int64_t>(affordable, 4, 16)}, samples, rows, cols,
-                     nnz, element, stored);
+  return choose_plan(
+      {2, choose_vectors(nnz, rows, cols, true), 256 << 10, 10, 2, std::clamp<int64_t>(affordable, 4, 16)}, samples,
+      rows, cols, nnz, element, stored);
 }
 
 }  // namespace sparsegnn

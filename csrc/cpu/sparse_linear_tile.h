@@ -27,8 +27,8 @@ template <typename A>
 constexpr int max_unroll = 2;
 #endif
 
-// Vectors of the widest tile: with two FMAs a cycle, as of AVX2, fewer than 8 chains of sums would wait for each other.
-constexpr int widest = vector_bytes == 32 ? 8 : 4;
+// Vectors of the widest tile: with two FMAs a cycle fewer than 8 chains of sums would wait for each other.
+constexpr int widest = vector_bytes >= 32 ? 8 : 4;
 
 // Lane i of the result is the sum over the lanes of the i-th vector at p: a tree of 2 shuffles and 1 addition a step.
 template <typename A>
@@ -60,47 +60,68 @@ struct Place {
   int64_t row, column, stride;
 };
 
+// p, of which the compiler knows nothing: or it keeps a pointer for every row of a block, more than there are
+// registers.
+template <typename T>
+SG_INLINE T* one_pointer(T* p) {
+  asm("" : "+r"(p));
+  return p;
+}
+
+// L samples by L columns from p, `rows` and `columns` of which exist (all of them if `full`), masked, to the tile.
+template <int Z, bool full, bool sum_columns, typename T, typename A>
+SG_INLINE void block_in(const T* p, Place at, int rows, int columns, A* out, const SparseLinearMask<T, A>& mask,
+                        A* column_sum) {
+  constexpr int L = lanes<A>, B = Z * L;
+  vec<A> r[L];
+  if constexpr (full) {
+    rows = columns = L;
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) r[i] = load(p + i * at.stride);
+  } else {
+    for (int i = 0; i < L; ++i) r[i] = i < rows ? load_n(p + i * at.stride, columns) : vec<A>{};
+  }
+  if (mask.y != nullptr || mask.how.threshold != 0)
+    way_in(r, mask, at.row * at.stride + at.column, at.stride, at.row, at.column, rows, columns);
+  if constexpr (sum_columns) {
+    vec<A> s[L];
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) s[i] = r[i];
+#pragma GCC unroll 4
+    for (int m = L / 2; m > 0; m /= 2)
+#pragma GCC unroll 8
+      for (int i = 0; i < m; ++i) s[i] += s[i + m];
+    if constexpr (full) {
+      store(column_sum, load(column_sum) + s[0]);
+    } else {
+      store_n(column_sum, load_n(column_sum, columns) + s[0], columns);
+    }
+  }
+  transpose<A>(r);
+  if constexpr (full) {
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) store(out + i * B, r[i]);
+  } else {
+    for (int i = 0; i < columns; ++i) store(out + i * B, r[i]);
+  }
+}
+
 // tile[k][n] = src[n, k] for n < samples, k < width, masked; samples up to B become 0. column_sum[k] += the sum over n.
 template <int Z, bool sum_columns = false, typename T, typename A>
 SG_NOINLINE void tile_in(const T* matrix, Place at, int64_t samples, int64_t width, A* tile,
                          const SparseLinearMask<T, A>& mask = {}, A* column_sum = nullptr) {
   constexpr int L = lanes<A>, B = Z * L;
-  const bool masked = mask.y != nullptr || mask.how.threshold != 0;
-  const int64_t stride = at.stride, first = at.row * stride + at.column;
-  const T* src = matrix + first;
   for (int64_t n = 0; n < B; n += L) {
-    const int64_t rows = samples - n < L ? samples - n : L;
+    const int rows = int(samples - n < L ? samples - n : L);
     for (int64_t k = 0; k < width; k += L) {
-      const int64_t columns = width - k < L ? width - k : L;
-      const T* p = src + n * stride + k;
-      vec<A> r[L];
+      const int columns = int(width - k < L ? width - k : L);
+      const Place here{at.row + n, at.column + k, at.stride};
+      const T* p = one_pointer(matrix + here.row * at.stride + here.column);
+      A* sum = sum_columns ? column_sum + k : nullptr;
       if (rows == L && columns == L) {
-#pragma GCC unroll 16
-        for (int i = 0; i < L; ++i) r[i] = load(p + i * stride);
+        block_in<Z, true, sum_columns>(p, here, L, L, tile + k * B + n, mask, sum);
       } else {
-        for (int i = 0; i < L; ++i) r[i] = i < rows ? load_n(p + i * stride, int(columns)) : vec<A>{};
-      }
-      if (masked) way_in(r, mask, first + n * stride + k, stride, at.row + n, at.column + k, int(rows), int(columns));
-      if constexpr (sum_columns) {
-        vec<A> s[L];
-        for (int i = 0; i < L; ++i) s[i] = r[i];
-#pragma GCC unroll 4
-        for (int m = L / 2; m > 0; m /= 2)
-#pragma GCC unroll 8
-          for (int i = 0; i < m; ++i) s[i] += s[i + m];
-        if (columns == L) {
-          store(column_sum + k, load(column_sum + k) + s[0]);
-        } else {
-          store_n(column_sum + k, load_n(column_sum + k, int(columns)) + s[0], int(columns));
-        }
-      }
-      transpose<A>(r);
-      A* out = tile + k * B + n;
-      if (columns == L) {
-#pragma GCC unroll 16
-        for (int i = 0; i < L; ++i) store(out + i * B, r[i]);
-      } else {
-        for (int i = 0; i < columns; ++i) store(out + i * B, r[i]);
+        block_in<Z, false, sum_columns>(p, here, rows, columns, tile + k * B + n, mask, sum);
       }
     }
   }
@@ -137,7 +158,7 @@ SG_NOINLINE void tile_out(const A* tile, T* matrix, Place at, int64_t samples, i
 #pragma GCC unroll 2
       for (int p = 0; p < P; ++p)
         block_out<Z>(tile + (k + p * L) * B + n, L, epilogue, at.row + n, at.column + k + p * L, r[p]);
-      T* out = dst + n * stride + k;
+      T* out = one_pointer(dst + n * stride + k);
 #pragma GCC unroll 16
       for (int i = 0; i < L; ++i)
 #pragma GCC unroll 2
