@@ -23,9 +23,9 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from timeit import Timer
 
 import torch
-from torch.utils.benchmark import Timer
 
 FOLDER = Path(__file__).resolve().parent
 sys.path[:0] = [str(FOLDER)] if str(FOLDER) not in sys.path else []
@@ -58,7 +58,8 @@ def device_name(device: str = "cpu") -> str:
         lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         model = lines[0].partition(":")[2].strip() if lines else model
     isa = [torch.ops.sparsegnn.best_isa()] if hasattr(torch.ops.sparsegnn, "best_isa") else []
-    return "-".join(["cpu", *model.lower().split(), *isa, f"{torch.get_num_threads()}t"]).translate({47: 45, 64: None})
+    words = model.lower().replace("(r)", "").replace("(tm)", "").split()
+    return "-".join(["cpu", *words, *isa, f"{torch.get_num_threads()}t"]).translate({47: 45, 64: None})
 
 
 def environment(device: str = "cpu") -> dict:
@@ -80,11 +81,11 @@ class HostClock:
 
     def timer(self, function: Callable):
         function()
-        return Timer("f()", globals=dict(f=function), num_threads=torch.get_num_threads())
+        return Timer(function)
 
     def once(self, timer) -> float:
-        """Seconds of one run, roughly."""
-        return timer.timeit(1).median
+        """Seconds of one run, right after others' runs."""
+        return timer.timeit(1)
 
     def runs(self, once: float, sample: float) -> int:
         """How many of them make a sample."""
@@ -92,8 +93,9 @@ class HostClock:
 
     def sample(self, timer, runs: int) -> tuple[bool, float]:
         """Whether others used our cores meanwhile, and seconds per run."""
+        timer.timeit(1)  # the caches hold what another contender left
         waited, start = run_queue_wait(), time.perf_counter()
-        seconds = timer.timeit(runs).median
+        seconds = timer.timeit(runs) / runs
         return run_queue_wait() - waited > 0.03 * (time.perf_counter() - start), seconds
 
 
@@ -104,7 +106,8 @@ def interleave(contenders: dict[str, Callable], rounds: int = 7, *, budget: floa
     A sample during which threads of ours waited for a core, because other processes had it, for more than 3 % of the
     time is taken again, up to three times; where three undisturbed samples exist, only those are returned. With a
     ``budget`` in seconds, ``rounds`` is the most: after ``least`` of them it stops when the medians are steady to 1 %
-    or the budget is spent; a contender of which a sample takes a fifth of it rests from then on, and is never repeated.
+    or the budget is spent. A contender of which a sample takes a fifth of it has ``least`` single runs, fewer where the
+    budget is spent twice, and none is repeated.
     """
     clock = HostClock() if clock is None else clock
     timers, runs, once = {}, {}, {}
@@ -113,15 +116,17 @@ def interleave(contenders: dict[str, Callable], rounds: int = 7, *, budget: floa
         timers[name] = clock.timer(function)
         once[name] = clock.once(timers[name])
         runs[name] = clock.runs(once[name], sample)
-    samples: dict[str, list[tuple[bool, float]]] = {name: [] for name in contenders}
+    slow = {name for name in contenders if budget is not None and once[name] * runs[name] > budget / 5}
+    samples = {name: [(False, once[name])] if name in slow else [] for name in contenders}
     for done in range(rounds):
         for name, timer in timers.items():
             spent = time.perf_counter() - start
-            slow = budget is not None and once[name] * runs[name] > budget / 5
-            if slow and (done >= least or (samples[name] and spent > 2 * budget)):
+            if name in slow:
+                if len(samples[name]) < least and spent < 2 * budget:
+                    samples[name].append((False, clock.once(timer)))
                 continue
             tries = [clock.sample(timer, runs[name])]
-            while tries[-1][0] and len(tries) < 4 and not slow and (budget is None or spent < budget):
+            while tries[-1][0] and len(tries) < 4 and (budget is None or spent < budget):
                 tries.append(clock.sample(timer, runs[name]))
                 spent = time.perf_counter() - start
             samples[name].append(min(tries))

@@ -98,9 +98,11 @@ _MEASURED_WITH_AVX512 = {torch.float32: 0.16, torch.float64: 0.07, torch.bfloat1
 #: measured on Zen 4 with AVX-512 over widths of 64 to 1024 and 4,000 rows or more. Dense bfloat16 has instructions of
 #: its own there; dense float16 has none, and always loses. With few rows dense wins longer: `only_if_faster` measures
 #: that. With AVX2 float32 on Zen 3 breaks even at 27 % (4096 x 256 x 256), 40 % (4096 x 512 x 512) and 48 % (2048 x
-#: 1024 x 1024). What was not measured has the numbers of AVX-512.
+#: 1024 x 1024); with two 512-bit multiply-adds a cycle on Sapphire Rapids between 38 % (16384 x 512 x 512) and 51 % (4096
+#: x 256 x 256). What was not measured has the numbers of AVX-512.
 LEAST_SPARSITY = {
     "avx512": _MEASURED_WITH_AVX512,
+    "avx512x2": _MEASURED_WITH_AVX512 | {torch.float32: 0.45},
     "avx2": _MEASURED_WITH_AVX512 | {torch.float32: 0.4},
     "portable": dict(_MEASURED_WITH_AVX512),
     "reference": dict(_MEASURED_WITH_AVX512),  # plain PyTorch
@@ -182,11 +184,14 @@ def gathers_gradient(nnz: int, shape: tuple[int, int], precision: torch.dtype | 
 
 
 def instructions() -> str:
-    """The instruction set of the CPU kernels; ``reference`` where none are loaded."""
+    """The instruction set of the CPU kernels, ``avx512x2`` where a core starts two 512-bit multiply-adds a cycle.
+
+    ``reference`` where no kernels are loaded.
+    """
     return "reference" if _native.status.get("cpu", "not built") else _isa()
 
 
 @functools.cache
 def _isa() -> str:
     with _disable_current_modes():  # a layer may be made under FakeTensorMode, which knows tensors only
-        return torch.ops.sparsegnn.isa()
+        return torch.ops.sparsegnn.isa() + "x2" * torch.ops.sparsegnn.two_wide_fmas()

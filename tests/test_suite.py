@@ -170,11 +170,11 @@ def test_interleave_takes_turns_and_rests_slow_ones(monkeypatch):
     order = []
 
     class Fake:
-        def __init__(self, text, globals, num_threads):
-            self.f = globals["f"]
+        def __init__(self, function):
+            self.function = function
 
         def timeit(self, runs):
-            return type("Measurement", (), {"median": self.f()})
+            return runs * self.function()
 
     def contender(name, seconds):
         return lambda: order.append(name) or seconds
@@ -182,24 +182,23 @@ def test_interleave_takes_turns_and_rests_slow_ones(monkeypatch):
     monkeypatch.setattr(runner, "Timer", Fake)
     monkeypatch.setattr(runner, "run_queue_wait", lambda: 0.0)
     samples = runner.interleave({"a": contender("a", 0.1), "b": contender("b", 4.0)}, 9, budget=10, least=2)
-    assert order[:4] == ["a", "a", "b", "b"] and order[4:8] == ["a", "b"] * 2
+    assert order[:4] == ["a", "a", "b", "b"] and order[4:] == ["a", "a", "b"] + ["a", "a"] * 6
     assert len(samples["b"]) == 2 and len(samples["a"]) == 7  # steady: stops before the eighth
     assert len(runner.interleave({"a": contender("a", 0.1)}, 3)["a"]) == 3
 
 
 def test_disturbed_samples_are_taken_again_and_left_out(monkeypatch):
-    times, waits = iter([1.0, 1.0] + [9.0, 2.0] * 4), iter([0.0, 1.0, 1.0, 1.0] * 4)
+    times, waits = iter([1.0] + [0.0, 9.0, 0.0, 2.0] * 4), iter([0.0, 1.0, 1.0, 1.0] * 4)  # 0.0: before each sample
 
     class Fake:
-        def __init__(self, text, globals, num_threads):
+        def __init__(self, function):
             pass
 
         def timeit(self, runs):
-            return type("Measurement", (), {"median": next(times)})
+            return next(times)
 
     monkeypatch.setattr(runner, "Timer", Fake)
     monkeypatch.setattr(runner, "run_queue_wait", lambda: next(waits))
-    next(times)
     assert runner.interleave({"a": lambda: None}, 4)["a"] == [2.0] * 4
     assert runner.quiet([(True, 9.0), (False, 1.0), (False, 1.0), (False, 2.0)]) == [1.0, 1.0, 2.0]
     assert runner.quiet([(True, 9.0), (False, 1.0)]) == [9.0, 1.0]

@@ -12,17 +12,30 @@
 
 namespace sparsegnn {
 
-// Runs body(chunk) for every chunk in [0, chunks). Bodies must not throw.
+// Runs body(chunk) for every chunk in [0, chunks). Bodies must not throw. Every thread begins with a range of its own,
+// the same at every call, so that it finds in its caches what it wrote there, and then helps the others.
 template <typename F>
 void for_each_chunk(int64_t chunks, const F& body) {
   if (chunks <= 1 || torch::stable::get_num_threads() == 1) {
     for (int64_t c = 0; c < chunks; ++c) body(c);
     return;
   }
-  std::atomic<int64_t> next{0};
+  struct alignas(64) Range {
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
   const int64_t threads = std::min<int64_t>(chunks, torch::stable::get_num_threads());
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    for (int64_t c; (c = next.fetch_add(1, std::memory_order_relaxed)) < chunks;) body(c);
+  std::vector<Range> ranges(static_cast<size_t>(threads));
+  for (int64_t t = 0; t < threads; ++t) {
+    ranges[size_t(t)].next = chunks * t / threads;
+    ranges[size_t(t)].end = chunks * (t + 1) / threads;
+  }
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t)
+      for (int64_t other = 0; other < threads; ++other) {
+        Range& range = ranges[size_t((t + other) % threads)];
+        for (int64_t c; (c = range.next.fetch_add(1, std::memory_order_relaxed)) < range.end;) body(c);
+      }
   });
 }
 

@@ -1,4 +1,4 @@
-// Reads cpuid once; SPARSEGNN_ISA overrides it, never upwards. The size of the L1.
+// Reads cpuid once; SPARSEGNN_ISA overrides it, never upwards.
 #include "isa.h"
 
 #include <torch/csrc/stable/library.h>
@@ -52,21 +52,24 @@ Isa isa() {
   return chosen;
 }
 
-int64_t l1_data_bytes() {
+bool two_wide_fmas() {
 #if defined(_SC_LEVEL1_DCACHE_SIZE)
-  static const int64_t found = sysconf(_SC_LEVEL1_DCACHE_SIZE);
-  if (found > 0) return found;
+  static const bool large = sysconf(_SC_LEVEL1_DCACHE_SIZE) > 32 << 10;
+  return large && isa() == Isa::avx512;
+#else
+  return false;
 #endif
-  return 32 << 10;
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sparsegnn, m) {
   m.def("isa() -> str");
   m.def("best_isa() -> str");
+  m.def("two_wide_fmas() -> bool");
 }
 STABLE_TORCH_LIBRARY_IMPL(sparsegnn, CompositeExplicitAutograd, m) {
   m.impl("isa", TORCH_BOX(&isa_name));
   m.impl("best_isa", TORCH_BOX(&best_isa_name));
+  m.impl("two_wide_fmas", TORCH_BOX(&two_wide_fmas));
 }
 
 }  // namespace sparsegnn

@@ -44,8 +44,9 @@ enum class Isa { portable, avx2, avx512 };
 Isa isa();
 Isa best_isa();
 
-// Bytes of the first data cache of a core; 32 KiB where the system does not say.
-int64_t l1_data_bytes();
+// Whether the kernels use AVX-512 and a core starts two of its multiply-adds a cycle. Cores that do have more than 32 KiB
+// of L1 data (Ice Lake and later, Zen 5), those that start one have not (Zen 4).
+bool two_wide_fmas();
 
 // Element types of kernels. The 16-bit ones are storage only: kernels widen them to float.
 enum class Type : int { f32, f64, bf16, f16 };

@@ -15,6 +15,7 @@
 // see        sparsegnn/ops/sparse_linear.py, tests/ops/test_sparse_linear.py, benchmarks/ops/bench_sparse_linear.py
 #include "sparse_linear.h"
 
+#include "simd_gather.h"
 #include "sparse_linear_tile.h"
 
 namespace sparsegnn {
@@ -134,19 +135,16 @@ void tiles(const SparseLinearArgs<T, A>& a, int64_t begin, int64_t end, A* works
 // S samples of one output row, straight from memory.
 template <int S, typename T, typename A>
 SG_INLINE void direct_row(const SparseLinearDirectArgs<T, A>& a, int64_t r, int64_t n) {
-  constexpr int U = S >= 4 ? 1 : 4 / S;
-  A sum[U][S] = {};
+  constexpr int L = lanes<A>;
   const T* x = a.x + n * a.cols;
-  int64_t e = a.crow[r];
-  const int64_t end = a.crow[r + 1];
-  for (; e + U <= end; e += U)
-    for (int u = 0; u < U; ++u)
-      for (int s = 0; s < S; ++s) sum[u][s] += widen(a.values[e + u]) * widen(x[s * a.cols + a.col[e + u]]);
-  for (; e < end; ++e)
-    for (int s = 0; s < S; ++s) sum[0][s] += widen(a.values[e]) * widen(x[s * a.cols + a.col[e]]);
+  vec<A> total[S] = {};
+  for (int64_t e = a.crow[r], end = a.crow[r + 1]; e < end; e += L) {
+    const int some = end - e < L ? int(end - e) : L;
+    const vec<A> w = some == L ? load(a.values + e) : load_n(a.values + e, some);
+    for (int s = 0; s < S; ++s) total[s] += w * gather(x + s * a.cols, a.col + e, some);
+  }
   for (int s = 0; s < S; ++s) {
-    for (int u = 1; u < U; ++u) sum[0][s] += sum[u][s];
-    const A y = sum[0][s] + (a.bias != nullptr ? a.bias[r] : A{0});
+    const A y = sum<A>(total[s]) + (a.bias != nullptr ? a.bias[r] : A{0});
     a.y[(n + s) * a.rows + r] = narrow<T>(way_out(y, a.epilogue, n + s, r));
   }
 }

@@ -51,12 +51,11 @@ inline SparseLinearPlan choose_plan(const SparseLinearTuning& tuning, int64_t sa
   return p;
 }
 
-// The widest tile for a matrix of so many nonzeros. A core with a larger L1 does two 512-bit multiply-adds a cycle,
-// whose latency 4 vectors do not hide; one with 32 KiB does one.
+// The widest tile for a matrix of so many nonzeros.
 inline int choose_vectors(int64_t nnz, int64_t rows, int64_t cols, bool backward) {
   const int widest = SG_PICK(sparse_linear_widest)();
   if (isa() != Isa::avx512) return backward && nnz * 12 < rows * cols ? 4 : widest;
-  return l1_data_bytes() > 32 << 10 && nnz * 5 > rows * cols ? widest : 4;
+  return two_wide_fmas() && nnz * 5 > rows * cols ? widest : 4;
 }
 
 inline SparseLinearPlan choose_forward(int64_t samples, int64_t rows, int64_t cols, int64_t nnz, int64_t element,

@@ -76,16 +76,23 @@ bool streams(const Tensor& y, size_t bytes) {
 
 using Optional = std::optional<Tensor>;
 
-// x, contiguous. A small transposed weight is copied here: torch takes 30 us for one of 1433 x 16, this 9.
-Tensor as_table(const Tensor& x) {
+// A small transposed weight. torch takes 30 us to turn one of 1433 x 16 around, spmm_table 5; and each thread does it
+// for itself, because to fetch it from the cache of the core that did takes longer.
+bool is_turned(const Tensor& x) {
   constexpr int64_t small = 1 << 18;
-  if (x.is_contiguous() || x.stride(0) != 1 || x.numel() > small) return as_contiguous(x);
-  Tensor out = new_output(x, {x.size(0), x.size(1)});
-  dispatch("spmm", x.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    SG_PICK(spmm_table<T>)(data<T>(x), x.stride(1), mutable_data<T>(out), x.size(0), x.size(1));
-  });
-  return out;
+  return !x.is_contiguous() && x.stride(0) == 1 && x.numel() <= small;
+}
+
+// `args` with the calling thread's own copy of x, made at its first use in call number `call`.
+template <typename T, typename A>
+SpmmArgs<T, A> with_table(const SpmmArgs<T, A>& args, const Tensor& x, uint64_t call) {
+  thread_local Workspace memory;
+  thread_local uint64_t held = 0;
+  SpmmArgs<T, A> mine = args;
+  T* table = memory.get<T>(x.numel());
+  if (held != call) SG_PICK(spmm_table<T>)(args.x, x.stride(1), table, x.size(0), x.size(1));
+  held = call, mine.x = table;
+  return mine;
 }
 
 bool is_extremum(const std::string& reduce) { return reduce == "max" || reduce == "min"; }
@@ -114,7 +121,10 @@ void check(const Tensor& x, const Tensor& crow, const Tensor& col, const Optiona
 void reduce_into(Tensor& y, Tensor& arg, const Tensor& x_in, const Tensor& crow, const Tensor& col,
                  const Optional& val_in, const Optional& row_scale_in, const Optional& col_scale_in,
                  const Optional& diag_in, const std::string& reduce) {
-  const Tensor x = as_table(x_in);
+  static std::atomic<uint64_t> calls{0};
+  const bool turned = is_turned(x_in);
+  const uint64_t call = turned ? ++calls : 0;
+  const Tensor x = turned ? x_in : as_contiguous(x_in);
   const auto val = as_contiguous(val_in);
   const auto row_scale = as_scale(row_scale_in, x), col_scale = as_scale(col_scale_in, x), diag = as_scale(diag_in, x);
   const int64_t rows = crow.numel() - 1, width = x.size(1);
@@ -140,10 +150,11 @@ void reduce_into(Tensor& y, Tensor& arg, const Tensor& x_in, const Tensor& crow,
     if (args.arg != nullptr) pieces.arg = partial_args.get<int32_t>(partial_rows * width);
     pieces.stream = false;
     const auto kernel = extremum ? SG_PICK(spmm_arg_rows<T, A>) : SG_PICK(spmm_sum_rows<T, A>);
-    work.run([&](int64_t begin, int64_t end) { kernel(args, begin, end); },
-             [&](int64_t p) { kernel(pieces, p, p + 1); },
+    const auto own = [&](const SpmmArgs<T, A>& a) { return turned ? with_table(a, x, call) : a; };
+    work.run([&](int64_t begin, int64_t end) { kernel(own(args), begin, end); },
+             [&](int64_t p) { kernel(own(pieces), p, p + 1); },
              [&](const SpmmHub& hub) {
-               SpmmArgs<T, A> joined = args;
+               SpmmArgs<T, A> joined = own(args);
                joined.partial = pieces.partial;
                if (extremum) return SG_PICK(spmm_arg_hub<T, A>)(joined, args.arg ? pieces.arg : nullptr, hub);
                SG_PICK(spmm_sum_hub<T, A>)(joined, hub);

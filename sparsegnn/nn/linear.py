@@ -113,7 +113,7 @@ class SparseLinear(SparseWeight):
             y = nn.functional.linear(rows, self.dense_weight(), self.bias)
         if probe is not None:  # adds zeros; backward leaves the dense gradient dy^T x in probe.grad
             y = y + torch.ops.sparsegnn.dense_probe(rows, probe)
-        return _as_shaped(y, x)
+        return y if rows is x else _as_shaped(y, x)
 
     def _sparse_features(self, x: Tensor) -> Tensor:
         y = features_linear("SparseLinear", x, self.dense_weight().t())

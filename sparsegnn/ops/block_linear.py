@@ -80,7 +80,7 @@ def backward(ctx, dy):
     return (*(g if n else None for g, n in zip(grads, need, strict=True)), *[None] * 8)
 
 
-apply = register_autograd(op, backward, setup_context)  # the op, for eager callers
+apply = register_autograd(op, backward, setup_context, leading=3)  # the op, for eager callers
 
 
 def may_round(x: Tensor) -> bool:

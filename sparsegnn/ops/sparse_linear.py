@@ -56,7 +56,7 @@ def backward(ctx, dy):
     return *grads[:3], *[None] * 8
 
 
-apply = register_autograd(op, backward, setup_context)
+apply = register_autograd(op, backward, setup_context, leading=3)
 
 
 @register_flop_formula(torch.ops.sparsegnn.sparse_linear)

@@ -10,7 +10,7 @@ from ops.harness import DTYPES, TOLERANCE, Case, Op, cases, check_contract, chec
 
 from sparsegnn import policy
 from sparsegnn.nn import SparseLinear
-from sparsegnn.ops import sparse_linear
+from sparsegnn.ops import _linear_gradients, sparse_linear
 
 PATTERN = ("crow", "col", "ccol", "row", "perm")
 
@@ -243,6 +243,7 @@ def test_dense_probe():
 def by_product(monkeypatch):
     """dvalues gathered from the dense product, as on a GPU with tensor cores; what it was decided for."""
     seen = []
+    monkeypatch.setattr(_linear_gradients, "TENSOR_CORES", "cpu")
     monkeypatch.setattr(policy, "gathers_gradient", lambda *args: seen.append(args) or True)
     return seen
 
@@ -282,6 +283,7 @@ class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
 @pytest.mark.parametrize("dense", [True, False])
 def test_probed_linear(monkeypatch, dense):
     """The gradient of the dense weight; with it that of the values where both come from one product."""
+    monkeypatch.setattr(_linear_gradients, "TENSOR_CORES", "cpu")
     monkeypatch.setattr(policy, "gathers_gradient", lambda *_: dense)
     values, *pattern = weight(7, 5, 0.5, torch.float64)
     x, dy, bias = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((9, 5), (9, 7), (7,)))
