@@ -10,6 +10,10 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
+sys.path[:0] = [str(FOLDER)] if str(FOLDER) not in sys.path else []
+
+from readme import PROCESSORS  # noqa: E402
+
 #: label, contender, colour, line, marker
 LINES = (
     ("sparsegnn, forward + backward", "sparsegnn, forward + backward", "#c1272d", "-", "o"),
@@ -87,7 +91,8 @@ def draw(rows: list[dict], folder: Path) -> list[Path]:
     for axis in axes[-1, :]:
         axis.set_xlabel("sparsity, %")
     about = rows[0]
-    figure.suptitle(f"Sparse weights against dense: fp32, {about['threads']} threads, {about['device']}, "
+    processor = PROCESSORS.get(about["device"], about["device"])
+    figure.suptitle(f"Sparse weights against dense: fp32, {about['threads']} threads, {processor}, "
                     f"{about['isa']}; circles: break-even", fontsize=10)  # fmt: skip
     handles, labels = max((a.get_legend_handles_labels() for a in axes.flat), key=lambda pair: len(pair[1]))
     figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False)

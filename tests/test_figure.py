@@ -58,4 +58,7 @@ def test_table_of_readme():
     gone = suite.result(suite.Row("x", "a", ("gone",)), group, "default", {}, {"a": 1.0}, {}, ABOUT["limits"], False)
     text = readme.table([ABOUT | r for r in [*made, gone]])
     assert "| spmm | 2 ms | b 9 ms | **4.5x** | *1.5x* | 2; 2 | 50 % | 1e-07 / 2e-07 |" in text
+    both = readme.headlines([[ABOUT | r for r in made]] * 2)
+    assert both.startswith("| what | bar | cpu-none-2t | cpu-none-2t |") and "cpu-none-2t: 1 of 2 bars" in both
+    assert readme.headline(ABOUT | made[0]) == "**4.5x** b: 2 against 9 ms" and readme.headline(gone) == ""
     assert "| x | | not installed: gone |" in text and "1 of 2 do" in text and "cpu-none-2t" in text

@@ -44,8 +44,8 @@ enum class Isa { portable, avx2, avx512 };
 Isa isa();
 Isa best_isa();
 
-// Whether the kernels use AVX-512 and a core starts two of its multiply-adds a cycle. Cores that do have more than 32 KiB
-// of L1 data (Ice Lake and later, Zen 5), those that start one have not (Zen 4).
+// Whether the kernels use AVX-512 and a core starts two of its multiply-adds a cycle. Cores that do have more than 32
+// KiB of L1 data (Ice Lake and later, Zen 5), those that start one have not (Zen 4).
 bool two_wide_fmas();
 
 // Element types of kernels. The 16-bit ones are storage only: kernels widen them to float.

@@ -6,7 +6,6 @@ from torch import Tensor
 from sparsegnn import policy
 from sparsegnn.ops._library import rows_of
 
-
 TENSOR_CORES = "cuda"  # the device whose dense products are so fast; elsewhere nobody is asked, which takes 1.5 us
 
 
