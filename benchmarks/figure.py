@@ -12,7 +12,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 sys.path[:0] = [str(FOLDER)] if str(FOLDER) not in sys.path else []
 
-from readme import PROCESSORS  # noqa: E402
+from readme import processor  # noqa: E402
 
 #: label, contender, colour, line, marker
 LINES = (
@@ -91,8 +91,7 @@ def draw(rows: list[dict], folder: Path) -> list[Path]:
     for axis in axes[-1, :]:
         axis.set_xlabel("sparsity, %")
     about = rows[0]
-    processor = PROCESSORS.get(about["device"], about["device"])
-    figure.suptitle(f"Sparse weights against dense: fp32, {about['threads']} threads, {processor}, "
+    figure.suptitle(f"Sparse weights against dense: fp32, {about['threads']} threads, {processor(about)}, "
                     f"{about['isa']}; circles: break-even", fontsize=10)  # fmt: skip
     handles, labels = max((a.get_legend_handles_labels() for a in axes.flat), key=lambda pair: len(pair[1]))
     figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False)

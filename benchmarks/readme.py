@@ -39,7 +39,7 @@ HEAD = "| what | sparsegnn | best other | default malloc | kept memory | bars | 
 
 def headlines(machines: list[list[dict]]) -> str:
     """The rows of all machines that README shows, side by side, with default malloc."""
-    names = [PROCESSORS.get(rows[0]["device"], rows[0]["device"]) for rows in machines]
+    names = [processor(rows[0]) for rows in machines]
     lines = [f"| what | bar | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
     for text in HEADLINES:
         found = [next((r for r in rows if r["suite_row"] == text and r["regime"] == "default"), None)
@@ -65,12 +65,20 @@ def headlines(machines: list[list[dict]]) -> str:
     return "\n".join(lines)
 
 
+def processor(row: dict) -> str:
+    return PROCESSORS.get(row["device"], row["device"])
+
+
+def size_of(row: dict) -> str:
+    """The unit of what each contender took."""
+    return "MB" if row["kind"] == "memory" else "ms"
+
+
 def headline(row: dict | None) -> str:
     if row is None or row["value"] is None:
         return ""
-    size = "MB" if row["kind"] == "memory" else "ms"
     ours, theirs = (f"{v:,.0f}" if v >= 1000 else f"{v:.3g}" for v in (row["ours"], row["theirs"]))
-    return f"{cell(row)} {row['baseline']}: {ours} against {theirs} {size}"
+    return f"{cell(row)} {row['baseline']}: {ours} against {theirs} {size_of(row)}"
 
 
 def table(rows: list[dict]) -> str:
@@ -101,7 +109,7 @@ def line(text: str, regimes: dict[str, dict]) -> str:
     if row["value"] is None:
         reason = row.get("note") or f"not installed: {', '.join(row['missing'])}"
         return f"| {text} | | {reason} | {cells[0]} | {cells[1]} | | | |"
-    size = "MB" if row["kind"] == "memory" else "ms"
+    size = size_of(row)
     text += f" (ran {row['kernel']})" if (row.get("kernel") or "").startswith("dense") else ""
     other = "" if row["baseline"] is None else f"{row['baseline']} {row['theirs']:.3g} {size}"
     bars = [f"{r['bar']:g}" for name in ("default", "kept") if (r := regimes.get(name)) and r["bar"] is not None]
@@ -162,7 +170,7 @@ def gpu_line(row: dict) -> str:
     degree = row["case"].get("degree", "")
     if row["value"] is None:
         return f"| {row['suite_row']} | {degree} | | {row['note'][:120].replace('|', '/')} | | | | |"
-    size = "MB" if row["kind"] == "memory" else "ms"
+    size = size_of(row)
     spread = (row.get("percentiles") or {}).get(row["contender"])
     ours = "" if row["ours"] is None else f"{row['ours']:.3g} {size}"
     ours += f" ({spread[0]:.3g}-{spread[1]:.3g})" if spread and ours and size == "ms" else ""
