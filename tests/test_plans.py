@@ -1,5 +1,6 @@
 """Which kernel a sparse weight runs on: the static policy, measured verdicts, and the files that keep them."""
 
+import contextlib
 import json
 import os
 
@@ -179,3 +180,39 @@ def test_a_named_plan_must_be_one(monkeypatch, tmp_path, text):
     monkeypatch.setenv("SPARSEGNN_PLAN", str(path))
     with pytest.raises(ValueError, match="sparsify: SPARSEGNN_PLAN must name a plan file"):
         sparsify(nn.Linear(20, 10), 0.9, only_if_faster=True)
+
+
+# --- measured on a GPU -----------------------------------------------------------------------------------------------
+
+
+class Event:
+    """A CUDA event that reads a clock of the test's."""
+
+    now, made = 0.0, 0
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+        Event.made += 1
+
+    def record(self):
+        self.at = Event.now
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, other):
+        return other.at - self.at
+
+
+def test_gpu_timing_takes_samples_of_several_calls(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    for cost, wanted in ((0.5, 4), (2**-5, 64), (2**-10, 100), (4.0, 3)):
+        ran = []
+
+        def run(cost=cost, ran=ran):
+            ran.append(1)
+            Event.now += cost if len(ran) > 1 else 100 * cost  # the first call loads and compiles
+
+        assert plans.on_gpu(torch.device("cuda"))(run) == pytest.approx(cost)
+        assert len(ran) == 2 + wanted

@@ -452,42 +452,6 @@ def test_it_is_documented(capsys):
     assert sparsegnn.use_kernel is use_kernel and "SPARSEGNN_KERNEL" in use_kernel.__doc__
 
 
-# --- measured on a GPU -----------------------------------------------------------------------------------------------
-
-
-class Event:
-    """A CUDA event that reads a clock of the test's."""
-
-    now, made = 0.0, 0
-
-    def __init__(self, enable_timing):
-        assert enable_timing
-        Event.made += 1
-
-    def record(self):
-        self.at = Event.now
-
-    def synchronize(self):
-        pass
-
-    def elapsed_time(self, other):
-        return other.at - self.at
-
-
-def test_gpu_timing_takes_samples_of_several_calls(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    for cost, wanted in ((0.5, 4), (2**-5, 64), (2**-10, 100), (4.0, 3)):
-        ran = []
-
-        def run(cost=cost, ran=ran):
-            ran.append(1)
-            Event.now += cost if len(ran) > 1 else 100 * cost  # the first call loads and compiles
-
-        assert plans.on_gpu(torch.device("cuda"))(run) == pytest.approx(cost)
-        assert len(ran) == 2 + wanted
-
-
 def test_the_key_of_a_gpu_names_it_and_the_precision(monkeypatch, tf32):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
     mine = on_a_gpu(200, 50)
