@@ -108,29 +108,6 @@ SG_INLINE void scatter(const A* dy, A* dx, int64_t first, const int32_t* col, co
   }
 }
 
-// Lane i of the result is the sum over the lanes of r[i].
-template <typename A>
-SG_INLINE vec<A> lane_sums(const vec<A>* r) {
-  constexpr int L = lanes<A>, g = group<A>, n = lane_count<A>;
-  vec<A> u[n];
-#pragma GCC unroll 16
-  for (int i = 0; i < n; ++i) {
-    const vec<A>* q = r + i * g;
-    u[i] = unpack<A, 1, false>(q[0], q[1]) + unpack<A, 1, true>(q[0], q[1]);
-    if constexpr (g == 4) {
-      const vec<A> v = unpack<A, 1, false>(q[2], q[3]) + unpack<A, 1, true>(q[2], q[3]);
-      u[i] = unpack<A, 2, false>(u[i], v) + unpack<A, 2, true>(u[i], v);
-    }
-  }
-#pragma GCC unroll 4
-  for (int m = n; m > 1; m /= 2)
-#pragma GCC unroll 4
-    for (int i = 0; i < m / 2; ++i)
-      u[i] = pick<A, false>(u[2 * i], u[2 * i + 1]) + pick<A, true>(u[2 * i], u[2 * i + 1]);
-  static_assert(L == g * n);
-  return u[0];
-}
-
 // partial[e * G + i] += sum over n of dy[i][n] * x[col[e] - first][n], over `parts` tiles.
 template <int G, int Z, typename A>
 SG_INLINE void weight_gradients(const A* dy, int64_t dy_part, const A* x, int64_t x_part, int64_t parts, int64_t first,

@@ -51,6 +51,37 @@ SG_INLINE vec<A> pick(vec<A> a, vec<A> b) {
   return pick<A, odd>(a, b, typename count_up<lanes<A>>::type{});
 }
 
+// Sums over lanes, of many vectors at a time: two shuffles and one addition halve their number.
+template <typename A, int unit>
+SG_INLINE vec<A> merge(vec<A> a, vec<A> b) {
+  return unpack<A, unit, false>(a, b) + unpack<A, unit, true>(a, b);
+}
+// Element i of every 128 bits is the sum over these 128 bits of r[i].
+template <typename A>
+SG_INLINE vec<A> sums_in_groups(const vec<A>* r) {
+  const vec<A> u = merge<A, 1>(r[0], r[1]);
+  if constexpr (group<A> == 4) return merge<A, 2>(u, merge<A, 1>(r[2], r[3]));
+  return u;
+}
+// The sums over 128-bit lanes of u[i], one 128-bit lane of the result for each; u is overwritten.
+template <typename A>
+SG_INLINE vec<A> sums_of_groups(vec<A>* u) {
+#pragma GCC unroll 4
+  for (int m = lane_count<A>; m > 1; m /= 2)
+#pragma GCC unroll 4
+    for (int i = 0; i < m / 2; ++i)
+      u[i] = pick<A, false>(u[2 * i], u[2 * i + 1]) + pick<A, true>(u[2 * i], u[2 * i + 1]);
+  return u[0];
+}
+// Lane i of the result is the sum over the lanes of r[i].
+template <typename A>
+SG_INLINE vec<A> lane_sums(const vec<A>* r) {
+  vec<A> u[lane_count<A>];
+#pragma GCC unroll 4
+  for (int i = 0; i < lane_count<A>; ++i) u[i] = sums_in_groups<A>(r + i * group<A>);
+  return sums_of_groups<A>(u);
+}
+
 // r[i][j] becomes r[j][i].
 template <typename A>
 SG_INLINE void transpose(vec<A>* r) {

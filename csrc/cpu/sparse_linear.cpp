@@ -119,9 +119,9 @@ void sparse_linear_out(Tensor y, const Tensor& x, const Tensor& values, const st
 // All three gradients of one pass over dy; see sparse_linear_backward.kernel.cpp.
 template <typename T, typename A>
 void gradients(const SparseLinearWeight<T>& w, const T* dy, const T* x, T* dx, T* dvalues, T* dbias, int64_t samples,
-               int64_t nnz, const SparseLinearMask<T, A>& mask) {
+               const SparseLinearMask<T, A>& mask) {
   const auto& plan = w.packed().plan;
-  const int64_t outputs = w.packed().cols, stride = (nnz + 15) / 16 * 16;
+  const int64_t outputs = w.packed().cols, places = w.places(), stride = (places + 15) / 16 * 16;
   const int64_t tiles = (samples + plan.tile - 1) / plan.tile,
                 chunks = (tiles + plan.chunk_tiles - 1) / plan.chunk_tiles;
   thread_local Workspace partials;
@@ -146,8 +146,8 @@ void gradients(const SparseLinearWeight<T>& w, const T* dy, const T* x, T* dx, T
   const auto sum = SG_PICK(sparse_linear_sum_partials<T, A>);
   constexpr int64_t step = 16384;
   if (dvalues != nullptr)
-    for_each_chunk((nnz + step - 1) / step, [&](int64_t c) {
-      sum(value_partial, stride, chunks, w.slot(), dvalues, c * step, std::min(nnz, (c + 1) * step));
+    for_each_chunk((places + step - 1) / step, [&](int64_t c) {
+      sum(value_partial, stride, chunks, w.slot(), dvalues, c * step, std::min(places, (c + 1) * step));
     });
   if (dbias != nullptr) sum(bias_partial, outputs, chunks, nullptr, dbias, 0, outputs);
   partials.trim();
@@ -203,7 +203,7 @@ std::tuple<Tensor, Tensor, Tensor> sparse_linear_backward(const Tensor& dy_in, c
     }
     gradients<T, A>(w, data<T>(dy), data<T>(x), need_dx ? mutable_data<T>(dx) : nullptr,
                     need_dvalues ? mutable_data<T>(dvalues) : nullptr, need_dbias ? mutable_data<T>(dbias) : nullptr,
-                    samples, nnz, mask);
+                    samples, mask);
   });
   return {dx, dvalues, dbias};
 }

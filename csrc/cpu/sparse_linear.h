@@ -11,6 +11,7 @@ struct SparseLinearPlan {
   int32_t tile = 0;         // the same in samples
   int32_t block = 0;        // inputs of a block: block * tile elements stay in L1
   int32_t panel = 0;        // outputs of a panel: panel * tile elements stay in L2
+  int32_t pad = 1;          // a row of a block takes a multiple of so many places
   int32_t window = 0;       // rows among which equal counts are brought together
   bool stream = false;      // write the output past the caches
   int64_t chunk_tiles = 1;  // tiles that one thread takes at a time
@@ -48,7 +49,7 @@ struct SparseLinearPackArgs {
   int32_t* order;
   uint32_t* offset;
   A* value;
-  int32_t* slot;    // [nnz] index into values, or null without perm
+  int32_t* slot;    // index into values of every place, -1 where a row is padded; null without perm
   int32_t* starts;  // scratch, [(blocks + 1) * rows]
 };
 
@@ -116,7 +117,7 @@ SG_DECLARE(template <typename T, typename A>
 // the scratch, a block and two panels.
 SG_DECLARE(template <typename T, typename A>
            void sparse_linear_backward_chunk(const SparseLinearBackwardArgs<T, A>& a, int64_t chunk, A* workspace))
-// dvalues[slot[p]] = sum over chunks, in order, of value_partial[chunk, p] for p in [begin, end)
+// dvalues[slot[p]] = sum over chunks, in order, of value_partial[chunk, p] for p in [begin, end) with slot[p] >= 0
 SG_DECLARE(template <typename T, typename A> void sparse_linear_sum_partials(const A* partial, int64_t stride,
                                                                              int64_t chunks, const int32_t* slot,
                                                                              T* out, int64_t begin, int64_t end))

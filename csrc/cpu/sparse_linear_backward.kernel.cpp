@@ -9,8 +9,8 @@
 // work       4*N*nnz flop; (2*N*K + N*M) * s bytes at memory
 // blocking   as in sparse_linear.kernel.cpp. Both gradients need dy[:, row[e]] against something of row k, so one pass
 //            over a block of dy in L1 serves both: one load, two FMAs (dx in registers, x in registers)
-// dvalues    leaves each entry as one vector; lanes of them are reduced together in one shuffle tree and added to the
-//            partial of the chunk, in packed order
+// dvalues    leaves each entry as one vector; four of them become one in registers, and as many of these as there are
+//            128-bit lanes become sums, which are added to the partial of the chunk, in packed order
 // parallel   over chunks of batch tiles, whose number depends on the shape only; their partials are summed in order, so
 //            the thread count does not change a bit
 // see        sparsegnn/ops/sparse_linear.py, tests/ops/test_sparse_linear.py
@@ -22,35 +22,34 @@ namespace sparsegnn {
 namespace SG_ISA {
 namespace {
 
-// Vectors that wait for their reduction: flushed by `lanes` at a time, what is left moves to the front now and then.
+// Entries of a row are taken so many at a time: their sums over lanes begin in registers, as one vector. A packed row
+// is padded to a multiple of them.
+template <typename A>
+constexpr int quad = group<A>;
+// Of these, so many are multiplied side by side: each is a chain of FMAs, which alone would fill the scheduler. What
+// registers allow.
+template <typename A>
+constexpr int abreast = vector_bytes == 64 ? quad<A> : 2;
+
+// Quads wait until there are as many as 128-bit lanes: then one vector holds the sums of `lanes` entries.
 template <typename A>
 struct Waiting {
-  static constexpr int L = lanes<A>, capacity = 3 * L + (max_unroll<A> > 16 ? max_unroll<A> : 16);
-  A *begin, *first, *last;
-  A* partial;
+  A *quads, *partial;
+  int filled = 0;
 
-  SG_INLINE void reduce() {
-    if (last - first >= L * L) reduce_some();
+  SG_INLINE void push(vec<A> v) {
+    constexpr int L = lanes<A>, n = lane_count<A>;
+    if (filled < n - 1) return store(quads + filled++ * L, v);
+    vec<A> u[n];
+#pragma GCC unroll 4
+    for (int i = 0; i < n - 1; ++i) u[i] = load(quads + i * L);
+    u[n - 1] = v;
+    store(partial, load(partial) + sums_of_groups<A>(u));
+    partial += L;
+    filled = 0;
   }
-  SG_NOINLINE void reduce_some() {
-    while (last - first >= L * L) {
-      store(partial, load(partial) + sums(static_cast<const A*>(first)));
-      partial += L;
-      first += L * L;
-    }
-    if (first - begin >= 2 * L * L) {
-      A* to = begin;
-      for (const A* from = first; from < last; from += L, to += L) store(to, load(from));
-      first = begin;
-      last = to;
-    }
-  }
-  SG_NOINLINE void finish() {
-    if (last > first) {
-      for (; last - first < L * L; last += L) store(last, vec<A>{});
-      store(partial, load(partial) + sums(static_cast<const A*>(first)));
-    }
-    first = last = begin;
+  void finish() {
+    while (filled != 0) push(vec<A>{});
   }
 };
 
@@ -64,25 +63,50 @@ struct Cursor {
   bool first;  // block of its panel: dx starts at 0
 };
 
-template <bool with_dx, bool with_dvalues, int Z, int C, typename A>
-SG_INLINE void add_entries(vec<A> (&dx)[Z], const vec<A> (&x)[Z], Cursor<A>& c, Waiting<A>& waiting) {
-  constexpr int L = lanes<A>;
-#pragma GCC unroll 32
-  for (int i = 0; i < C; ++i) {
-    const A* dy = reinterpret_cast<const A*>(reinterpret_cast<const char*>(c.tile) + c.offset[i]);
-    const vec<A> w = with_dx ? splat(c.value[i]) : vec<A>{};
-    vec<A> dot;
-#pragma GCC unroll 8
-    for (int z = 0; z < Z; ++z) {
-      const vec<A> g = with_dx && with_dvalues ? in_register(load(dy + z * L)) : load(dy + z * L);
-      if constexpr (with_dx) dx[z] += w * g;
-      if constexpr (with_dvalues) dot = z == 0 ? x[0] * g : x[z] * g + dot;
-    }
-    if constexpr (with_dvalues) store(waiting.last + i * L, dot);
+// dx += entries [at, at + E) of the quad; dot[e] = what is to be summed over lanes for entry e.
+template <bool with_dx, bool with_dvalues, int Z, int E, typename A>
+SG_INLINE void add_entries(vec<A> (&dx)[Z], const vec<A> (&x)[Z], const Cursor<A>& c, int at, vec<A>* dot) {
+  const A* dy[E];
+  vec<A> w[E];
+#pragma GCC unroll 4
+  for (int e = 0; e < E; ++e) {
+    dy[e] = reinterpret_cast<const A*>(reinterpret_cast<const char*>(c.tile) + c.offset[at + e]);
+    if constexpr (with_dx) w[e] = in_register(splat(c.value[at + e]));
   }
-  c.value += C;
-  c.offset += C;
-  if constexpr (with_dvalues) waiting.last += C * L;
+#pragma GCC unroll 8
+  for (int z = 0; z < Z; ++z)
+#pragma GCC unroll 4
+    for (int e = 0; e < E; ++e) {
+      const vec<A> dy_z = load(dy[e] + z * lanes<A>), g = with_dx && with_dvalues ? in_register(dy_z) : dy_z;
+      if constexpr (with_dx) dx[z] += w[e] * g;
+      if constexpr (with_dvalues) dot[e] = in_register(z == 0 ? x[0] * g : x[z] * g + dot[e]);
+    }
+}
+
+// The next quad, of which E entries exist.
+template <bool with_dx, bool with_dvalues, int Z, int E, typename A>
+SG_INLINE void add_quad(vec<A> (&dx)[Z], const vec<A> (&x)[Z], Cursor<A>& c, Waiting<A>& waiting) {
+  constexpr int first = E < abreast<A> ? E : abreast<A>;
+  vec<A> dot[quad<A>] = {};
+  add_entries<with_dx, with_dvalues, Z, first>(dx, x, c, 0, dot);
+  if constexpr (E > first) add_entries<with_dx, with_dvalues, Z, E - first>(dx, x, c, first, dot + first);
+  c.value += quad<A>;
+  c.offset += quad<A>;
+  if constexpr (with_dvalues) waiting.push(sums_in_groups<A>(dot));
+}
+
+// The next `count` entries; count == C if C >= 0.
+template <bool with_dx, bool with_dvalues, int Z, int C, typename A>
+SG_INLINE void add_row(int count, vec<A> (&dx)[Z], const vec<A> (&x)[Z], Cursor<A>& c, Waiting<A>& v) {
+  constexpr int Q = quad<A>, tail = C % Q;
+#pragma GCC unroll 8
+  for (int q = 0; q < C / Q; ++q) add_quad<with_dx, with_dvalues, Z, Q>(dx, x, c, v);
+  if constexpr (tail > 0) add_quad<with_dx, with_dvalues, Z, tail>(dx, x, c, v);
+  if constexpr (C >= 0) return;
+  for (; count >= Q; count -= Q) add_quad<with_dx, with_dvalues, Z, Q>(dx, x, c, v);
+  if (count == 1) add_quad<with_dx, with_dvalues, Z, 1>(dx, x, c, v);
+  if (count == 2) add_quad<with_dx, with_dvalues, Z, Q - Q / 2>(dx, x, c, v);
+  if (count == 3) add_quad<with_dx, with_dvalues, Z, Q - 1>(dx, x, c, v);
 }
 
 // `rows` rows of `count` entries; count == C unless C is max_unroll, which takes every longer row.
@@ -100,21 +124,11 @@ SG_NOINLINE void run_rows(int rows, int count, Cursor<A>& cursor, Waiting<A>& wa
       if constexpr (with_dx) dx[z] = c.first ? vec<A>{} : load(c.dx + at + z * L);
       if constexpr (with_dvalues) x[z] = load(c.x + at + z * L);
     }
-    if constexpr (C < max_unroll<A>) {
-      add_entries<with_dx, with_dvalues, Z, C>(dx, x, c, v);
-    } else {
-      int left = count;
-      for (; left >= 8; left -= 8) {
-        add_entries<with_dx, with_dvalues, Z, 8>(dx, x, c, v);
-        if constexpr (with_dvalues) v.reduce();
-      }
-      for (; left > 0; --left) add_entries<with_dx, with_dvalues, Z, 1>(dx, x, c, v);
-    }
+    add_row < with_dx, with_dvalues, Z, C<max_unroll<A> ? C : -1>(count, dx, x, c, v);
     py.step();
     px.step();
     if constexpr (with_dx)
       for (int z = 0; z < Z; ++z) store(c.dx + at + z * L, dx[z]);
-    if constexpr (with_dvalues) v.reduce();  // last: nothing is alive in registers here
   }
   c.order += rows;
   cursor = c;
@@ -131,9 +145,9 @@ SG_INLINE void run_any(int rows, int count, Cursor<A>& c, Waiting<A>& v, Prefetc
   run_rows<with_dx, with_dvalues, Z, C>(rows, count, c, v, py, px);
 }
 
-// Elements before the tiles: the vectors that wait.
+// Elements before the tiles: the quads that wait.
 template <typename A>
-constexpr int64_t waiting_size = (Waiting<A>::capacity + lanes<A>)*lanes<A>;
+constexpr int64_t waiting_size = lanes<A>* lane_count<A>;
 
 template <bool with_dx, bool with_dvalues, int Z, typename T, typename A>
 void chunk_tiles(const SparseLinearBackwardArgs<T, A>& a, int64_t chunk, A* workspace) {
@@ -157,7 +171,7 @@ void chunk_tiles(const SparseLinearBackwardArgs<T, A>& a, int64_t chunk, A* work
   for (int64_t n = begin; n < end; n += B) {
     const int64_t samples = end - n < B ? end - n : B;
     const int64_t left = end - n - B, next_samples = left < 0 ? 0 : left < B ? left : B;
-    Waiting<A> waiting{scratch, scratch, scratch, partial};
+    Waiting<A> waiting{scratch, partial};
     for (int64_t p = 0; p < panels; ++p) {
       const int64_t inputs = w.rows - p * panel < panel ? w.rows - p * panel : panel;
       if constexpr (with_dvalues) tile_in<Z>(a.x, Place{n, p * panel, w.rows}, samples, inputs, x);
@@ -234,7 +248,10 @@ void sparse_linear_sum_partials(const A* partial, int64_t stride, int64_t chunks
     for (int64_t c = 0; c < chunks; ++c) sum += load_n(partial + c * stride + p, n);
     A each[L];
     store(each, sum);
-    for (int i = 0; i < n; ++i) out[slot != nullptr ? slot[p + i] : p + i] = narrow<T>(each[i]);
+    for (int i = 0; i < n; ++i) {
+      const int64_t to = slot != nullptr ? slot[p + i] : p + i;
+      if (to >= 0) out[to] = narrow<T>(each[i]);
+    }
   }
 }
 

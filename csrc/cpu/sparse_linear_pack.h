@@ -25,7 +25,7 @@ class SparseLinearWeight {
     thread_local Workspace memory;
     const int64_t blocks = (cols + plan.block - 1) / plan.block, panels = (rows + plan.panel - 1) / plan.panel;
     const int64_t parts = blocks * panels, lines = blocks * rows;
-    const int64_t padded = (nnz + 15) / 16 * 16;
+    const int64_t padded = (nnz + (plan.pad - 1) * lines + 15) / 16 * 16;
     const int64_t words = padded * (2 + int64_t(sizeof(A)) / 4) + 3 * (parts + 1) + 3 * lines + (lines + rows);
     int32_t* p = memory.get<int32_t>(words);
     const auto take = [&](int64_t count) { return std::exchange(p, p + count); };
@@ -33,7 +33,7 @@ class SparseLinearWeight {
     a.crow = crow, a.col = col, a.perm = perm, a.values = values, a.nnz = nnz, a.out = &packed_;
     a.value = reinterpret_cast<A*>(take(padded * int64_t(sizeof(A)) / 4));
     a.offset = reinterpret_cast<uint32_t*>(take(padded));
-    a.slot = take(padded);
+    a.slot = perm != nullptr ? take(padded) : nullptr;
     a.first_run = take(parts + 1), a.first_row = take(parts + 1), a.first_entry = take(parts + 1);
     a.runs = reinterpret_cast<SparseLinearRun*>(take(2 * lines));
     a.order = take(lines);
@@ -41,14 +41,17 @@ class SparseLinearWeight {
     packed_ = {rows, cols, plan, a.first_run, a.first_row, a.first_entry, a.runs, a.order, a.offset, a.value};
     slot_ = a.slot;
     check_packed(SG_PICK(sparse_linear_pack<T, A>)(a));
+    places_ = a.first_entry[parts];
   }
 
   const SparseLinearPacked<A>& packed() const { return packed_; }
-  const int32_t* slot() const { return slot_; }
+  const int32_t* slot() const { return slot_; }  // null without perm
+  int64_t places() const { return places_; }     // nonzeros, and what pads their rows
 
  private:
   SparseLinearPacked<A> packed_{};
   const int32_t* slot_ = nullptr;
+  int64_t places_ = 0;
 };
 
 }  // namespace sparsegnn

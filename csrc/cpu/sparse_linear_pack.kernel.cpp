@@ -86,8 +86,6 @@ SparseLinearPackError sparse_linear_pack(const SparseLinearPackArgs<T, A>& a) {
         }
         if (a.perm == nullptr) {
           for (int32_t e = 0; e < count; ++e) a.value[entry + e] = widen(a.values[from + e]);
-          if (a.slot != nullptr)
-            for (int32_t e = 0; e < count; ++e) a.slot[entry + e] = from + e;
         } else {
           for (int32_t e = 0; e < count; ++e) {
             const uint32_t slot = uint32_t(a.perm[from + e]);
@@ -98,6 +96,11 @@ SparseLinearPackError sparse_linear_pack(const SparseLinearPackArgs<T, A>& a) {
           }
         }
         entry += count;
+        for (; entry % plan.pad != 0; ++entry) {
+          a.value[entry] = 0;
+          a.offset[entry] = 0;
+          if (a.slot != nullptr) a.slot[entry] = -1;
+        }
       }
     }
   }

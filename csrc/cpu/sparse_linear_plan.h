@@ -10,6 +10,7 @@ namespace sparsegnn {
 struct SparseLinearTuning {
   int min_vectors;        // the narrowest tile that is compiled
   int max_vectors;        // the widest
+  int pad;                // places that a row of a block takes are a multiple of it
   int64_t l2;             // bytes that one tile of a panel may take
   int64_t entries;        // a row of a block has about this many entries at least
   int64_t passes_inputs;  // times that the wide side [samples, rows] crosses memory
@@ -44,6 +45,7 @@ inline SparseLinearPlan choose_plan(const SparseLinearTuning& tuning, int64_t sa
   const int64_t panel = std::max<int64_t>(64, round_up(tuning.l2 / tile_row, 16));
   p.panel = int32_t(std::max<int64_t>(1, std::min(rows, panel)));
   p.window = p.panel;
+  p.pad = tuning.pad;
   const int64_t bytes = (tuning.passes_inputs * rows + cols) * samples * stored;
   p.stream = bytes > stream_bytes && rows * stored % 64 == 0;
   const int64_t tiles = (samples + p.tile - 1) / p.tile;
@@ -60,7 +62,7 @@ inline int choose_vectors(int64_t nnz, int64_t rows, int64_t cols, bool backward
 
 inline SparseLinearPlan choose_forward(int64_t samples, int64_t rows, int64_t cols, int64_t nnz, int64_t element,
                                        int64_t stored) {
-  return choose_plan({1, choose_vectors(nnz, rows, cols, false), 512 << 10, 5, 1, 64}, samples, rows, cols, nnz,
+  return choose_plan({1, choose_vectors(nnz, rows, cols, false), 1, 512 << 10, 5, 1, 64}, samples, rows, cols, nnz,
                      element, stored);
 }
 
@@ -68,9 +70,9 @@ inline SparseLinearPlan choose_forward(int64_t samples, int64_t rows, int64_t co
 inline SparseLinearPlan choose_backward(int64_t samples, int64_t rows, int64_t cols, int64_t nnz, int64_t element,
                                         int64_t stored) {
   const int64_t affordable = (int64_t{64} << 20) / std::max<int64_t>(1, (nnz + cols) * element);
-  return choose_plan(
-      {2, choose_vectors(nnz, rows, cols, true), 256 << 10, 10, 2, std::clamp<int64_t>(affordable, 4, 16)}, samples,
-      rows, cols, nnz, element, stored);
+  const int vectors = choose_vectors(nnz, rows, cols, true), pad = int(16 / element);  // a quad of the kernel
+  const int64_t entries = two_wide_fmas() ? 20 : 10, chunks = std::clamp<int64_t>(affordable, 4, 16);
+  return choose_plan({2, vectors, pad, 256 << 10, entries, 2, chunks}, samples, rows, cols, nnz, element, stored);
 }
 
 }  // namespace sparsegnn

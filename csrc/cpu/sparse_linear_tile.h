@@ -30,29 +30,6 @@ constexpr int max_unroll = 2;
 // Vectors of the widest tile: with two FMAs a cycle fewer than 8 chains of sums would wait for each other.
 constexpr int widest = vector_bytes >= 32 ? 8 : 4;
 
-// Lane i of the result is the sum over the lanes of the i-th vector at p: a tree of 2 shuffles and 1 addition a step.
-template <typename A>
-SG_INLINE vec<A> sums(const A* p) {
-  constexpr int L = lanes<A>, g = group<A>, n = lane_count<A>;
-  vec<A> u[n];
-#pragma GCC unroll 16
-  for (int i = 0; i < n; ++i) {
-    const A* q = p + i * g * L;
-    u[i] = unpack<A, 1, false>(load(q), load(q + L)) + unpack<A, 1, true>(load(q), load(q + L));
-    if constexpr (g == 4) {
-      const vec<A> c = load(q + 2 * L), d = load(q + 3 * L);
-      const vec<A> v = unpack<A, 1, false>(c, d) + unpack<A, 1, true>(c, d);
-      u[i] = unpack<A, 2, false>(u[i], v) + unpack<A, 2, true>(u[i], v);
-    }
-  }
-#pragma GCC unroll 4
-  for (int m = n; m > 1; m /= 2)
-#pragma GCC unroll 4
-    for (int i = 0; i < m / 2; ++i)
-      u[i] = pick<A, false>(u[2 * i], u[2 * i + 1]) + pick<A, true>(u[2 * i], u[2 * i + 1]);
-  return u[0];
-}
-
 // --- tiles of B = Z * lanes samples ---
 
 // Where a tile is in its matrix, whose rows are `stride` apart.
