@@ -122,7 +122,7 @@ Plan choose_backward(const Sizes& s, int64_t tile, int64_t element) {
   p.parts = std::clamp<int64_t>(s.samples / 4 / tile, 1, p.parts);
   if (s.grouped()) {  // a block of dx in L1, unless a group would meet it with a few entries only
     const int64_t few = entries * s.inputs * (s.outputs / s.height) / std::max<int64_t>(1, s.blocks);
-    const int64_t block = round_up(std::max(l1 / (tile * element), few), 16);
+    const int64_t block = round_up(std::max(l1 / (tile * element), few), 32);
     p.block = std::min(s.inputs, block);
   }
   p.tiles = (s.samples + p.parts * tile - 1) / (p.parts * tile);

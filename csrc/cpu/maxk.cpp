@@ -76,9 +76,7 @@ Tensor maxk_expand(const Tensor& values_in, const Tensor& index_in, int64_t widt
   STD_TORCH_CHECK(index.size(1) == k, "maxk_expand: index must have the shape of values");
   Tensor y = new_output(values, {rows, width});
   // Larger than what the caches hold: they are not read to be overwritten.
-  const bool stream = int64_t(y.element_size()) * width % 64 == 0 &&
-                      y.numel() * int64_t(y.element_size()) >= 16 << 20 &&
-                      reinterpret_cast<uintptr_t>(y.const_data_ptr()) % 64 == 0;
+  const bool stream = y.numel() * int64_t(y.element_size()) >= 16 << 20 && rows_are_lines(y);
   dispatch("maxk_expand", values.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const MaxkCopyArgs<T> args{data<T>(values), index.const_data_ptr(), mutable_data<T>(y), width, k, stream};

@@ -101,8 +101,7 @@ Tensor maxk_spmm(const Tensor& values, const Tensor& index, int64_t width, const
     using A = accumulate<T>;
     auto args = arguments<T, A>(in, crow, col);
     args.y = mutable_data<T>(y);
-    args.stream = width * sizeof(T) % 64 == 0 && in.rows * width * int64_t(sizeof(T)) >= stream_bytes &&
-                  reinterpret_cast<uintptr_t>(args.y) % 64 == 0;
+    args.stream = in.rows * width * int64_t(sizeof(T)) >= stream_bytes && rows_are_lines(y);
     by_index(in.index, [&](auto column) {
       using I = decltype(column);
       const auto kernel = SG_PICK(maxk_spmm_rows<T, A, I>);

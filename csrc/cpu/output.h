@@ -53,6 +53,12 @@ inline size_t element_size(ScalarType dtype) {
   }
 }
 
+// Whether every row of a matrix is whole cache lines: what stores past the caches need. An `out=` may begin anywhere.
+inline bool rows_are_lines(const Tensor& y) {
+  return y.size(1) * int64_t(element_size(y.scalar_type())) % 64 == 0 &&
+         reinterpret_cast<uintptr_t>(y.const_data_ptr()) % 64 == 0;
+}
+
 // An uninitialised CPU tensor, with the dtype of `like` unless another is given.
 inline Tensor new_output(const Tensor& like, std::initializer_list<int64_t> shape,
                          std::optional<ScalarType> dtype_in = std::nullopt) {

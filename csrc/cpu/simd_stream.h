@@ -30,6 +30,19 @@ SG_INLINE void store_past_caches(T* p, vec<acc<T>> v) {
   }
 }
 
+// 64 bytes, a cache line; both aligned to them. What reaches memory in parts of a line takes a pass for each.
+template <typename T>
+SG_INLINE void line_past_caches(T* p, const T* line) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), *reinterpret_cast<const __m512i*>(line));
+#elif defined(__AVX2__)
+  for (int i = 0; i < 2; ++i)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p) + i, reinterpret_cast<const __m256i*>(line)[i]);
+#else
+  memcpy(p, line, 64);
+#endif
+}
+
 SG_INLINE void stores_done() {
 #if defined(__AVX2__)
   _mm_sfence();

@@ -90,7 +90,8 @@ void forward(const Tensor& x_in, const Tensor& values_in, const std::optional<Te
       });
       return check_packed(good ? SparseLinearPackError::none : SparseLinearPackError::col);
     }
-    const auto plan = choose_forward(samples, outputs, inputs, nnz, sizeof(A), sizeof(T));
+    auto plan = choose_forward(samples, outputs, inputs, nnz, sizeof(A), sizeof(T));
+    plan.stream = plan.stream && rows_are_lines(y);
     const SparseLinearWeight<T> w(plan, outputs, inputs, data<int32_t>(crow), data<int32_t>(col), nullptr,
                                   data<T>(values), nnz);
     multiply<T, A>(w, data<T>(x), data<A>(bias), mutable_data<T>(y), samples, epilogue, {});

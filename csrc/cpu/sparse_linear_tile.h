@@ -119,39 +119,48 @@ SG_INLINE void block_out(const A* tile, int64_t columns, const SparseLinearEpilo
   if (epilogue.relu || epilogue.threshold != 0) way_out(r, epilogue, row, column);
 }
 
-// dst[n, k] = epilogue(tile[k][n]) for n < samples, k < width. Cache lines are written whole, or stores past the caches
-// would each take a pass over the memory bus.
+// dst[n, k] = epilogue(tile[k][n]) for n < samples, k < width. Past the caches, cache lines are written whole, or each
+// part of one would take a pass over the memory bus.
 template <int Z, typename T, typename A>
 SG_NOINLINE void tile_out(const A* tile, T* matrix, Place at, int64_t samples, int64_t width, bool stream,
                           const SparseLinearEpilogue<A>& epilogue = {}) {
-  constexpr int L = lanes<A>, B = Z * L, P = vector_bytes == 32 ? 2 : 1;
+  constexpr int L = lanes<A>, B = Z * L, P = vector_bytes >= 32 ? 64 / int(L * sizeof(T)) : 1;
   const int64_t stride = at.stride;
   T* dst = matrix + at.row * stride + at.column;
   for (int64_t n = 0; n < samples; n += L) {
     const int64_t rows = samples - n < L ? samples - n : L;
     int64_t k = 0;
-    for (; rows == L && k + P * L <= width; k += P * L) {
-      vec<A> r[P][L];
-#pragma GCC unroll 2
-      for (int p = 0; p < P; ++p)
-        block_out<Z>(tile + (k + p * L) * B + n, L, epilogue, at.row + n, at.column + k + p * L, r[p]);
+    for (; stream && rows == L && k + P * L <= width; k += P * L) {
+      alignas(64) T lines[L][P * L];
+      vec<A> r[L];
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) {
+        block_out<Z>(tile + (k + p * L) * B + n, L, epilogue, at.row + n, at.column + k + p * L, r);
+        if constexpr (P > 1)
+#pragma GCC unroll 16
+          for (int i = 0; i < L; ++i) store(lines[i] + p * L, r[i]);
+      }
       T* out = one_pointer(dst + n * stride + k);
 #pragma GCC unroll 16
-      for (int i = 0; i < L; ++i)
-#pragma GCC unroll 2
-        for (int p = 0; p < P; ++p) {
-          if (stream) {
-            store_past_caches(out + i * stride + p * L, r[p][i]);
-          } else {
-            store(out + i * stride + p * L, r[p][i]);
-          }
+      for (int i = 0; i < L; ++i) {
+        if constexpr (P > 1) {
+          line_past_caches(out + i * stride, lines[i]);
+        } else {
+          store_past_caches(out + i * stride, r[i]);
         }
+      }
     }
     for (; k < width; k += L) {
-      const int64_t columns = width - k < L ? width - k : L;
+      const int columns = int(width - k < L ? width - k : L);
       vec<A> r[L];
       block_out<Z>(tile + k * B + n, columns, epilogue, at.row + n, at.column + k, r);
-      for (int i = 0; i < rows; ++i) store_up_to(dst + (n + i) * stride + k, r[i], int(columns));
+      T* out = one_pointer(dst + n * stride + k);
+      if (rows == L && columns == L) {
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) store(out + i * stride, r[i]);
+      } else {
+        for (int i = 0; i < rows; ++i) store_up_to(out + i * stride, r[i], columns);
+      }
     }
   }
 }

@@ -69,11 +69,6 @@ struct Work {
   }
 };
 
-bool streams(const Tensor& y, size_t bytes) {
-  return bytes > stream_bytes && y.size(1) * int64_t(bytes / size_t(y.numel())) % 64 == 0 &&
-         reinterpret_cast<uintptr_t>(y.const_data_ptr()) % 64 == 0;
-}
-
 using Optional = std::optional<Tensor>;
 
 // A small transposed weight. torch takes 30 us to turn one of 1433 x 16 around, spmm_table 5; and each thread does it
@@ -143,7 +138,7 @@ void reduce_into(Tensor& y, Tensor& arg, const Tensor& x_in, const Tensor& crow,
     args.arg = arg.numel() > 0 ? mutable_data<int32_t>(arg) : nullptr;
     args.width = args.x_stride = args.y_stride = width;
     args.mean = reduce == "mean", args.largest = reduce == "max";
-    args.stream = streams(y, sizeof(T));
+    args.stream = size_t(y.numel()) * sizeof(T) > stream_bytes && rows_are_lines(y);
     args.near = size_t(x.numel()) * sizeof(T) <= near_bytes;
     SpmmArgs<T, A> pieces = args;
     pieces.crow = work.crow.data(), pieces.partial = partials.get<A>(partial_rows * width);

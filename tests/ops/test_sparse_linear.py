@@ -394,6 +394,23 @@ def test_out(samples, act, dropout):
         torch.library.opcheck(torch.ops.sparsegnn.sparse_linear_out.default, raw)
 
 
+@pytest.mark.parametrize("begin", [0, 3])  # in elements: at a cache line, and beside one
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_large_outputs_are_those_of_parts(dtype, begin):
+    """From 12 MB on they are stored past the caches, which asks for whole cache lines."""
+    n, k, m = 40003, 64, 96
+    values, *pattern = weight(m, k, 0.8, dtype)
+    x, dy, buffer = torch.randn(n, k, dtype=dtype), torch.randn(n, m, dtype=dtype), torch.empty(n * m + 3, dtype=dtype)
+    out = buffer[begin : begin + n * m].view(n, m).fill_(torch.nan)
+    sparse_linear(x, values, None, *pattern, act="relu", out=out)
+    backward = torch.ops.sparsegnn.sparse_linear_backward
+    dx, *_ = backward(dy, x, values, *pattern, True, True, False, out)
+    for part in torch.arange(n).split(7000):
+        y = sparse_linear(x[part], values, None, *pattern, act="relu")
+        assert torch.equal(out[part], y)
+        assert torch.equal(dx[part], backward(dy[part], x[part], values, *pattern, True, True, False, y)[0])
+
+
 @pytest.mark.parametrize("bad", ["shape", "dtype", "overlap", "needs grad"])
 def test_bad_out(bad):
     layer = SparseLinear(8, 8, sparsity=0.5).requires_grad_(bad == "needs grad")

@@ -146,6 +146,22 @@ def test_out(reduce, width):
     assert torch.equal(ops.spmm(graph, expanded, reduce, out=out), ops.spmm(graph, expanded.contiguous(), reduce))
 
 
+@pytest.mark.parametrize("begin", [0, 3])  # in elements: at a cache line, and beside one
+@pytest.mark.parametrize("reduce", ["sum", "max"])
+def test_large_outputs(reduce, begin):
+    """From 12 MB on they are stored past the caches, which asks for whole cache lines."""
+    n, width = 14001, 256
+    node = torch.arange(n)
+    edges = torch.stack([torch.cat([node.roll(1), node.roll(-1)]), node.repeat(2)])
+    ring = sparsegnn.CSRGraph.from_edge_index(edges, n)
+    x = torch.randn(n, width)
+    out = torch.full((n * width + 3,), torch.nan)[begin : begin + n * width].view(n, width)
+    ops.spmm(ring, x, reduce, out=out)
+    before, after = x.roll(1, 0), x.roll(-1, 0)
+    assert torch.equal(out, before + after if reduce == "sum" else torch.maximum(before, after))
+    assert torch.equal(ops.spmm(ring, x, reduce), out)
+
+
 def test_out_beside_x_in_one_storage():
     graph, x = graph_and_x()
     both = torch.cat([x, torch.zeros_like(x)])
