@@ -28,7 +28,7 @@ HEADLINES = (
 #: what their folders do not say
 PROCESSORS = {
     "cpu-amd-epyc-avx512-2t": "AMD EPYC (Zen 4)",
-    "cpu-intel-xeon-processor-avx512-2t": "Intel Xeon (Sapphire Rapids)",
+    "cpu-intel-xeon-processor-avx512-2t": "Intel Xeon (Emerald Rapids)",
 }
 BEGIN, END = "<!-- table:", "<!-- /table -->"
 GPU_BEGIN, GPU_END = "<!-- gpu table:", "<!-- /gpu table -->"

@@ -98,11 +98,12 @@ _MEASURED_WITH_AVX512 = {torch.float32: 0.16, torch.float64: 0.07, torch.bfloat1
 #: measured on Zen 4 with AVX-512 over widths of 64 to 1024 and 4,000 rows or more. Dense bfloat16 has instructions of
 #: its own there; dense float16 has none, and always loses. With few rows dense wins longer: `only_if_faster` measures
 #: that. With AVX2 float32 on Zen 3 breaks even at 27 % (4096 x 256 x 256), 40 % (4096 x 512 x 512) and 48 % (2048 x
-#: 1024 x 1024); with two 512-bit multiply-adds a cycle, on Sapphire Rapids, at 51 % (4096 x 256 x 256) and at 34 to
-#: 40 % (larger ones). What was not measured has the numbers of AVX-512.
+#: 1024 x 1024). Where a core starts two 512-bit multiply-adds a cycle (Emerald Rapids, widths of 256 to 1024) float32
+#: breaks even at 30 to 45 %, float64 at 30 to 35, bfloat16 against AMX at 80 to 90, float16 at 15 to 35. What was not
+#: measured has the numbers of AVX-512.
 LEAST_SPARSITY = {
     "avx512": _MEASURED_WITH_AVX512,
-    "avx512x2": _MEASURED_WITH_AVX512 | {torch.float32: 0.45},
+    "avx512x2": {torch.float32: 0.4, torch.float64: 0.35, torch.bfloat16: 0.85, torch.float16: 0.3},
     "avx2": _MEASURED_WITH_AVX512 | {torch.float32: 0.4},
     "portable": dict(_MEASURED_WITH_AVX512),
     "reference": dict(_MEASURED_WITH_AVX512),  # plain PyTorch

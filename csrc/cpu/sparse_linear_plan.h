@@ -19,7 +19,7 @@ struct SparseLinearTuning {
 
 // Measured on a 2-core Zen 4 machine (AVX-512, fp32, one thread, kernels alone; docs/kernels-log.md):
 //   tile     4 vectors; 8 gain nothing at 50 % and lose 7 % at 90 %; 2 with twice the block lose 3 to 10 %
-//   two FMAs (Sapphire Rapids) 8 vectors: forward 20 % and backward 5 to 10 % faster at 50 %, equal at 80 %, 3 % slower
+//   two FMAs (Emerald Rapids) 8 vectors: forward 20 % and backward 5 to 10 % faster at 50 %, equal at 80 %, 3 % slower
 //   at 90 %
 //   AVX2     (Zen 3) 8 vectors, 64 samples as there: forward 5 to 25 % faster than 4; backward 10 % at 50 %, equal
 //   at 90 %, 10 % slower at 98 %

@@ -55,8 +55,9 @@ class SparseWeight(KernelChoice):
         size = self.out_features * self.in_features
         flat = self.values
         if flat.numel() < size:  # else all there: in CSR order already
-            zeros = flat.new_zeros(self.grid[0] * self.grid[1], *self.block)
-            flat = zeros.index_copy_(0, self._positions(), flat.view(-1, *self.block))
+            block = self.block if self.block != (1, 1) else ()  # one dimension is gathered five times faster than three
+            zeros = flat.new_zeros(self.grid[0] * self.grid[1], *block)
+            flat = zeros.index_copy_(0, self._positions(), flat.view(-1, *block))
         return patterns.untile(flat.view(*self.grid, *self.block))
 
     def _positions(self) -> Tensor:
