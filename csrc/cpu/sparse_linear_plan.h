@@ -25,7 +25,7 @@ struct SparseLinearTuning {
 //   at 90 %, 10 % slower at 98 %
 //   block    32 KiB of tile: 24 KiB loses 4 to 8 % at 90 %
 //   entries  fewer per row and block cost more than a tile that spills L1: forward 5, backward 10 (95 %: -11 %, 98 %:
-//   -10 %)
+//   -10 %); with two FMAs and their larger caches 20 (forward at 90 % 4 to 9 %, at 98 % up to 20 %; backward 2 to 7 %)
 //   window   sorting whole panels; windows of 64 rows lose 7 %, of 16 rows 20 %
 //   stream   stores past the caches gain 13 to 20 % from 16 MB of traffic on
 inline SparseLinearPlan choose_plan(const SparseLinearTuning& tuning, int64_t samples, int64_t rows, int64_t cols,
@@ -62,8 +62,9 @@ inline int choose_vectors(int64_t nnz, int64_t rows, int64_t cols, bool backward
 
 inline SparseLinearPlan choose_forward(int64_t samples, int64_t rows, int64_t cols, int64_t nnz, int64_t element,
                                        int64_t stored) {
-  return choose_plan({1, choose_vectors(nnz, rows, cols, false), 1, 512 << 10, 5, 1, 64}, samples, rows, cols, nnz,
-                     element, stored);
+  const int vectors = choose_vectors(nnz, rows, cols, false);
+  const int64_t entries = two_wide_fmas() ? 20 : 5;
+  return choose_plan({1, vectors, 1, 512 << 10, entries, 1, 64}, samples, rows, cols, nnz, element, stored);
 }
 
 // A chunk has a partial of every gradient: as many as balance threads, within 64 MiB.
