@@ -113,7 +113,7 @@ SG_INLINE void add_row(int count, vec<A> (&dx)[Z], const vec<A> (&x)[Z], Cursor<
 template <bool with_dx, bool with_dvalues, int Z, int C, typename A>
 SG_NOINLINE void run_rows(int rows, int count, Cursor<A>& cursor, Waiting<A>& waiting, Prefetch& prefetch_dy,
                           Prefetch& prefetch_x) {
-  constexpr int L = lanes<A>;
+  constexpr int L = lanes<A>, known = C < max_unroll<A> ? C : -1;
   Cursor<A> c = cursor;
   Waiting<A> v = waiting;
   Prefetch py = prefetch_dy, px = prefetch_x;
@@ -124,7 +124,7 @@ SG_NOINLINE void run_rows(int rows, int count, Cursor<A>& cursor, Waiting<A>& wa
       if constexpr (with_dx) dx[z] = c.first ? vec<A>{} : load(c.dx + at + z * L);
       if constexpr (with_dvalues) x[z] = load(c.x + at + z * L);
     }
-    add_row < with_dx, with_dvalues, Z, C<max_unroll<A> ? C : -1>(count, dx, x, c, v);
+    add_row<with_dx, with_dvalues, Z, known>(count, dx, x, c, v);
     py.step();
     px.step();
     if constexpr (with_dx)
