@@ -58,8 +58,6 @@ class SparseWeight(KernelChoice):
             block = self.block if self.block != (1, 1) else ()  # one dimension is gathered five times faster than three
             zeros = flat.new_zeros(self.grid[0] * self.grid[1], *block)
             flat = zeros.index_copy_(0, self._positions(), flat.view(-1, *block))
-        if self.block == (1, 1):
-            return flat.view(self.grid)
         return patterns.untile(flat.view(*self.grid, *self.block))
 
     def _positions(self) -> Tensor:
