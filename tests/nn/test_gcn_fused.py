@@ -102,12 +102,12 @@ def test_layer_equals_two_ops(one_op, monkeypatch, options, weighted, dtype):
 def test_sixteen_bits(one_op, dtype):
     torch.manual_seed(0)
     graph, x = graph_of(), torch.randn(90, 33).to(dtype)
-    conv = GCNConv(33, 40, sparsity=0.8).to(dtype)
+    conv = GCNConv(33, 40, sparsity=0.9).to(dtype)
     got, names = run(conv, x, graph)
     assert "spmm_linear_backward" in names
     y = dense(conv, x, graph)
     assert got[0].dtype == dtype and (got[0].double() - y).norm() <= 1e-2 * y.norm()
-    wide, _ = run(GCNConv(33, 40, sparsity=0.8).double(), x.double(), graph)  # another layer: shapes alone
+    wide, _ = run(GCNConv(33, 40, sparsity=0.9).double(), x.double(), graph)  # another layer: shapes alone
     assert [g.shape for g in got] == [g.shape for g in wide]
 
 
@@ -165,7 +165,7 @@ def test_same_bits_twice(one_op):
 
 def test_autocast_and_flops(one_op):
     graph, x = graph_of(), torch.randn(90, 16)
-    conv = GCNConv(16, 16, sparsity=0.75)
+    conv = GCNConv(16, 16, sparsity=0.9)
     with torch.autocast("cpu", torch.bfloat16):
         low, names = run(conv, x, graph)
     assert "spmm_linear" in names and low[0].dtype == torch.bfloat16
