@@ -120,7 +120,7 @@ Plan choose_backward(const Sizes& s, int64_t tile, int64_t element) {
   // Groups: dy is read in order, so it may leave L2; fewer parts cost more in sums over lanes (1024 wide: 4 %).
   p.parts = s.grouped() ? 4 : std::clamp<int64_t>(l2 / (wide * tile * element), 2, 8);
   p.parts = std::clamp<int64_t>(s.samples / 4 / tile, 1, p.parts);
-  if (s.grouped()) {  // a block of dx in L1, unless a group would meet it with a few entries only
+  if (s.grouped()) {  // a block of dx in L1, unless a group would meet it with a few entries only; 32: cache lines
     const int64_t few = entries * s.inputs * (s.outputs / s.height) / std::max<int64_t>(1, s.blocks);
     const int64_t block = round_up(std::max(l1 / (tile * element), few), 32);
     p.block = std::min(s.inputs, block);
