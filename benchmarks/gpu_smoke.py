@@ -113,6 +113,8 @@ def weight_ops(smoke: Smoke) -> None:
         blocks = functools.partial(block_linear, block=(height, width))
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             smoke.both(blocks, x, values, bias, *index, dtype=dtype)
+            smoke.both(lambda v, p, c, a=(k, height, width): ops.dense_weight(v, p, c, *a), values, crow, col,
+                       dtype=dtype)  # fmt: skip
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("high")
         smoke.both(blocks, x, values, bias, *index, tf32=True)

@@ -226,14 +226,6 @@ def tiles(matrix: Tensor, kind: str, op: str = "pattern") -> Tensor:
     return matrix.reshape(rows, BLOCKS[kind][0], cols, BLOCKS[kind][1]).transpose(1, 2)
 
 
-def untile(blocks: Tensor) -> Tensor:
-    """The matrix [M, K] of blocks [M / height, K / width, height, width]."""
-    rows, cols, height, width = blocks.shape
-    if (height, width) == (1, 1):
-        return blocks.view(rows, cols)
-    return blocks.transpose(1, 2).reshape(rows * height, cols * width)
-
-
 def gather(matrix: Tensor, crow: Tensor, col: Tensor, kind: str) -> Tensor:
     """The values [nnz] of ``matrix`` [M, K] at the positions of a pattern of this kind."""
     return tiles(matrix, kind)[rows_of(crow, col), col.long()].flatten()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sparsegnn import ops
 from sparsegnn import pattern as patterns
 from sparsegnn.nn.kernel_choice import KernelChoice
 from sparsegnn.nn.storage import check_saved, resize_
 
-DERIVED = ("ccol", "row", "perm", "flat")  # not saved: the transpose, and positions where the dense kernel runs
+DERIVED = ("ccol", "row", "perm")  # not saved: the transpose
 
 
 class SparseWeight(KernelChoice):
@@ -52,22 +53,9 @@ class SparseWeight(KernelChoice):
 
     def dense_weight(self) -> Tensor:
         """The weight [out_features, in_features] with its zeros, differentiable in ``values``; a view if all exist."""
-        size = self.out_features * self.in_features
-        flat = self.values
-        if flat.numel() < size:  # else all there: in CSR order already
-            block = self.block if self.block != (1, 1) else ()  # one dimension is gathered five times faster than three
-            zeros = flat.new_zeros(self.grid[0] * self.grid[1], *block)
-            flat = zeros.index_copy_(0, self._positions(), flat.view(-1, *block))
-        return patterns.untile(flat.view(*self.grid, *self.block))
-
-    def _positions(self) -> Tensor:
-        """int64 positions in the flat weight, or grid of blocks; kept once made."""
-        if self.flat is not None:
-            return self.flat
-        flat = patterns.flat(self.crow, self.col, self.grid[1])
-        if not torch.compiler.is_compiling() and not (flat.is_cuda and torch.cuda.is_current_stream_capturing()):
-            self.flat = flat  # what is captured is computed when the graph runs, not now
-        return flat
+        if self.block == (1, 1) and self.values.numel() == self.out_features * self.in_features:
+            return self.values.view(self.out_features, self.in_features)  # in CSR order already
+        return ops.dense_weight(self.values, self.crow, self.col, self.in_features, *self.block)
 
     @torch.no_grad()
     def set_pattern_(self, crow: Tensor, col: Tensor, values: Tensor) -> None:
@@ -116,12 +104,11 @@ class SparseWeight(KernelChoice):
         """Sums of ``score`` [nnz] over the weights of each entry of ``col``."""
         return score if self.block == (1, 1) else score.view(self.col.numel(), -1).sum(1)
 
-    def _derive(self, crow: Tensor, col: Tensor, check: bool = True) -> tuple[Tensor | None, ...]:
-        """The transpose of positions, and the flat ones where those are kept; ``check`` waits for a GPU."""
-        flat = None if self.flat is None else patterns.flat(crow, col, self.grid[1])
-        return *torch.ops.sparsegnn.csr_transpose(crow, col, self.grid[1], check), flat
+    def _derive(self, crow: Tensor, col: Tensor, check: bool = True) -> tuple[Tensor, ...]:
+        """The transpose of positions; ``check`` waits for a GPU."""
+        return torch.ops.sparsegnn.csr_transpose(crow, col, self.grid[1], check)
 
-    def _place(self, crow: Tensor, col: Tensor, derived: tuple[Tensor | None, ...] | None = None) -> None:
+    def _place(self, crow: Tensor, col: Tensor, derived: tuple[Tensor, ...] | None = None) -> None:
         """Store positions and what is derived from them, in place where they fit."""
         self._follow_policy(self._weights(col))
         derived = derived or self._derive(crow, col)

@@ -73,8 +73,9 @@ def _autocast(op, device: str, cast: tuple[str, ...], reference: Callable) -> Ca
     return run
 
 
-def register_autograd(op, backward: Callable, setup_context: Callable, leading: int | None = None) -> Callable:
-    """``torch.library.register_autograd`` whose backward refuses to be differentiated again.
+def register_autograd(op, backward: Callable, setup_context: Callable, leading: int | None = None,
+                      linear: bool = False) -> Callable:  # fmt: skip
+    """``torch.library.register_autograd`` whose backward refuses to be differentiated again, unless ``linear``.
 
     Returns the op for eager callers that count microseconds: the same results through ``torch.autograd.Function``,
     which spares most of the 80 us that a call through torch.library's Python autograd costs, and half a microsecond
@@ -82,7 +83,7 @@ def register_autograd(op, backward: Callable, setup_context: Callable, leading: 
     """
 
     def first_order(ctx, *grads):
-        if torch.is_grad_enabled():  # create_graph=True: refuse rather than return wrong numbers
+        if torch.is_grad_enabled() and not linear:  # create_graph=True: refuse rather than return wrong numbers
             raise NotImplementedError(f"{op.name()} has no second derivative")
         if all(g is None for g in grads):
             return (None,) * len(defaults)

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from sparsegnn import policy
-from sparsegnn.ops._library import rows_of
 
 TENSOR_CORES = "cuda"  # the device whose dense products are so fast; elsewhere nobody is asked, which takes 1.5 us
 
@@ -39,5 +38,5 @@ def gradients(dy, x, values, crow, col, ccol, row, perm, need, y=None, dropout=0
     if gathered or need_dense:
         dense = dy.contiguous().mT @ x.contiguous()  # the same bits for every layout
     if gathered:
-        dvalues = dense.flatten().index_select(0, rows_of(crow, col.numel()) * x.size(1) + col)
+        dvalues = torch.ops.sparsegnn.dense_weight_values(dense, crow, col)
     return *(g if n else None for g, n in zip((dx, dvalues, dbias), need, strict=True)), dense

@@ -40,6 +40,7 @@ class Op:
     raw_args: Callable[["Case"], tuple] | None = None  # its arguments, where they differ from the call's
     exact_outputs: tuple[int, ...] = ()  # outputs compared exactly (indices)
     grad_tolerance: dict = field(default_factory=dict)  # where a gradient is ill-conditioned: say why beside it
+    linear: bool = False  # can be differentiated again
 
 
 @dataclass(frozen=True)
@@ -227,14 +228,14 @@ def _same_bits(run, expected, what: str) -> None:
 
 
 def check_contract(op: Op, case: Case | None = None) -> None:
-    """gradcheck, opcheck (all four), compile without graph breaks, autocast, and no second derivative."""
+    """gradcheck, opcheck (all four), compile without graph breaks, autocast, and no second derivative unless linear."""
     case = case or Case(width=5)
     _gradcheck(op, Case(**{**case.__dict__, "dtype": torch.float64, "width": 3}))
     _opcheck(op, case)
     _compile(op, case)
     if op.autocast:
         _autocast(op, case)
-    if op.grad:
+    if op.grad and not op.linear:
         _second_derivative(op, case)
 
 
@@ -249,6 +250,8 @@ def _gradcheck(op: Op, case: Case) -> None:
 
     if names:
         assert torch.autograd.gradcheck(function, leaves, atol=1e-6)
+    if op.linear:
+        assert torch.autograd.gradgradcheck(function, leaves, atol=1e-6)
 
 
 def _opcheck(op: Op, case: Case) -> None:
