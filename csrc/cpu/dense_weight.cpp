@@ -8,7 +8,7 @@
 namespace sparsegnn {
 namespace {
 
-constexpr int64_t chunk_elements = 1 << 14;  // of the matrix: about 10 us
+constexpr int64_t chunk_elements = 1 << 15;  // of the matrix: about 20 us
 
 // What both directions ask of a pattern; `cols` and `height` by `width` are of the matrix and its blocks.
 void check_pattern(const char* op, const Tensor& crow, const Tensor& col, int64_t cols, int64_t height, int64_t width) {
@@ -23,7 +23,8 @@ void check_pattern(const char* op, const Tensor& crow, const Tensor& col, int64_
 
 template <typename T>
 void run(const char* op, bool (*kernel)(const DenseWeightArgs<T>&, int64_t, int64_t), const DenseWeightArgs<T>& args) {
-  const int64_t step = std::max<int64_t>(1, chunk_elements / std::max<int64_t>(1, args.cols * args.height * args.width));
+  const int64_t step =
+      std::max<int64_t>(1, chunk_elements / std::max<int64_t>(1, args.cols * args.height * args.width));
   std::atomic<bool> valid{true};
   for_each_chunk((args.rows + step - 1) / step, [&](int64_t c) {
     if (!kernel(args, c * step, std::min(args.rows, (c + 1) * step))) valid = false;

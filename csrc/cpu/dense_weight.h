@@ -14,9 +14,7 @@ struct DenseWeightArgs {
 };
 
 // Rows of blocks [begin, end); false if the pattern there is not one.
-SG_DECLARE(template <typename T>
-           bool dense_weight_fill(const DenseWeightArgs<T>& a, int64_t begin, int64_t end))
-SG_DECLARE(template <typename T>
-           bool dense_weight_gather(const DenseWeightArgs<T>& a, int64_t begin, int64_t end))
+SG_DECLARE(template <typename T> bool dense_weight_fill(const DenseWeightArgs<T>& a, int64_t begin, int64_t end))
+SG_DECLARE(template <typename T> bool dense_weight_gather(const DenseWeightArgs<T>& a, int64_t begin, int64_t end))
 
 }  // namespace sparsegnn

@@ -3,7 +3,8 @@
 //   fill:    dense[r H + i, c W + j] = values[e, i, j]  for every entry e = (r, c), 0 elsewhere
 //   gather:  values[e, i, j] = dense[r H + i, c W + j]
 //
-// work       values and positions read or written once, M * K * s bytes of the matrix; a row is filled in while its zeros
+// work       values and positions read or written once, M * K * s bytes of the matrix; a row is filled in while its
+// zeros
 //            are in L1
 // parallel   over rows of blocks
 // see        sparsegnn/ops/dense_weight.py, tests/ops/test_dense_weight.py, benchmarks/ops/bench_dense_weight.py
@@ -66,7 +67,7 @@ bool dense_weight_gather(const DenseWeightArgs<T>& a, int64_t begin, int64_t end
   return true;
 }
 
-#define SG_INSTANTIATE(T)                                                                \
+#define SG_INSTANTIATE(T)                                                          \
   template bool dense_weight_fill<T>(const DenseWeightArgs<T>&, int64_t, int64_t); \
   template bool dense_weight_gather<T>(const DenseWeightArgs<T>&, int64_t, int64_t);
 SG_INSTANTIATE(float)

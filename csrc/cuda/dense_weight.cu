@@ -29,8 +29,15 @@ Tensor dense_weight(const Tensor& values_in, const Tensor& crow, const Tensor& c
   Tensor dense = torch::stable::new_zeros(values, {rows * height, cols});
   dispatch(op, values.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const DenseWeightArguments<T> a{data<int32_t>(crow), data<int32_t>(col), const_cast<T*>(data<T>(values)),
-                                    mutable_data<T>(dense), rows, cols / width, col.numel(), height, width};
+    const DenseWeightArguments<T> a{data<int32_t>(crow),
+                                    data<int32_t>(col),
+                                    const_cast<T*>(data<T>(values)),
+                                    mutable_data<T>(dense),
+                                    rows,
+                                    cols / width,
+                                    col.numel(),
+                                    height,
+                                    width};
     STD_CUDA_CHECK(launch_dense_weight<true>(a, device.stream));
   });
   return dense;
@@ -49,8 +56,15 @@ Tensor dense_weight_values(const Tensor& dense_in, const Tensor& crow, const Ten
   Tensor values = torch::stable::new_empty(dense, {col.numel() * height * width});
   dispatch(op, dense.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const DenseWeightArguments<T> a{data<int32_t>(crow), data<int32_t>(col), mutable_data<T>(values),
-                                    const_cast<T*>(data<T>(dense)), rows, cols / width, col.numel(), height, width};
+    const DenseWeightArguments<T> a{data<int32_t>(crow),
+                                    data<int32_t>(col),
+                                    mutable_data<T>(values),
+                                    const_cast<T*>(data<T>(dense)),
+                                    rows,
+                                    cols / width,
+                                    col.numel(),
+                                    height,
+                                    width};
     STD_CUDA_CHECK(launch_dense_weight<false>(a, device.stream));
   });
   return values;

@@ -5,9 +5,9 @@
 //
 // layout     crow[rows + 1], col[blocks] int32; values[blocks, H, W]; dense row-major
 // work       values and positions once; a line of the matrix for every value that is alone in it
-// schedule   a thread a value: its row by bisection of crow, whose lines neighbours share; 256 threads, no shared memory
-// numerics   copies. An entry outside the matrix is left out (fill), or reads 0 (gather)
-// see        sparsegnn/ops/dense_weight.py, tests/csrc/test_dense_weight.py, benchmarks/ops/bench_dense_weight.py
+// schedule   a thread a value: its row by bisection of crow, whose lines neighbours share; 256 threads, no shared
+// memory numerics   copies. An entry outside the matrix is left out (fill), or reads 0 (gather) see
+// sparsegnn/ops/dense_weight.py, tests/csrc/test_dense_weight.py, benchmarks/ops/bench_dense_weight.py
 #pragma once
 #include "../common/gpu.cuh"
 
@@ -16,7 +16,7 @@ namespace sparsegnn::cuda {
 template <typename T>
 struct DenseWeightArguments {  // device pointers
   const int32_t *crow, *col;
-  T *values, *dense;  // gather writes the first, fill the second
+  T *values, *dense;                          // gather writes the first, fill the second
   int64_t rows, cols, blocks, height, width;  // of blocks, of a block
 };
 

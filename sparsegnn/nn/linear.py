@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sparsegnn import pattern as patterns
 from sparsegnn.nn import semi_structured
+from sparsegnn.nn.dense_linear import dense_linear
 from sparsegnn.nn.features import features_linear, is_sparse
 from sparsegnn.nn.sparse_weight import SparseWeight
 from sparsegnn.ops.block_linear import apply as block_linear
@@ -109,8 +110,11 @@ class SparseLinear(SparseWeight):
             if probe is not None and self.block == (1, 1):  # one dense product may serve both gradients
                 return _as_shaped(probed_linear(*args, probe), x)
             y = sparse_linear(*args) if self.block == (1, 1) else block_linear(*args, *self.block, may_round(rows))
-        else:
+        elif self._all_exist():
             y = nn.functional.linear(rows, self.dense_weight(), self.bias)
+        else:
+            b, sizes = self._buffers, (self.in_features, *self.block)
+            y = dense_linear(rows, self.values, self.bias, (b["crow"], b["col"], *sizes))
         if probe is not None:  # adds zeros; backward leaves the dense gradient dy^T x in probe.grad
             y = y + torch.ops.sparsegnn.dense_probe(rows, probe)
         return y if rows is x else _as_shaped(y, x)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sparsegnn import ops
 from sparsegnn import pattern as patterns
 from sparsegnn.nn.kernel_choice import KernelChoice
 from sparsegnn.nn.storage import check_saved, resize_
+from sparsegnn.ops.dense_weight import apply as dense_weight
 
 DERIVED = ("ccol", "row", "perm")  # not saved: the transpose
 
@@ -53,9 +53,13 @@ class SparseWeight(KernelChoice):
 
     def dense_weight(self) -> Tensor:
         """The weight [out_features, in_features] with its zeros, differentiable in ``values``; a view if all exist."""
-        if self.block == (1, 1) and self.values.numel() == self.out_features * self.in_features:
-            return self.values.view(self.out_features, self.in_features)  # in CSR order already
-        return ops.dense_weight(self.values, self.crow, self.col, self.in_features, *self.block)
+        if self._all_exist():
+            return self.values.view(self.out_features, self.in_features)
+        return dense_weight(self.values, self.crow, self.col, self.in_features, *self.block)
+
+    def _all_exist(self) -> bool:
+        """Whether ``values`` is the dense weight: in CSR order it is in that of a matrix."""
+        return self.block == (1, 1) and self.col.numel() == self.out_features * self.in_features
 
     @torch.no_grad()
     def set_pattern_(self, crow: Tensor, col: Tensor, values: Tensor) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from sparsegnn import _native
 
@@ -123,13 +124,17 @@ def register_autograd(op, backward: Callable, setup_context: Callable, leading: 
     function = type(op.name().partition("::")[2], (torch.autograd.Function,), members)
 
     def apply(*args):
-        traced = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
-        if traced or torch._C._is_any_autocast_enabled():
+        if torch.compiler.is_compiling() or transformed() or torch._C._is_any_autocast_enabled():
             return op(*args)
         args += defaults[len(args) :]
         return function.apply(*args[:leading], args[leading:]) if torch.is_grad_enabled() else below(*args)
 
     return apply
+
+
+def transformed() -> bool:
+    """Whether ops are seen by a transform of torch.func, or by forward-mode differentiation."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def _raise_out_of_memory(error: RuntimeError) -> None:

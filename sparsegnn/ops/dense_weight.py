@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from sparsegnn.ops._library import check, define, register_autograd, rows_of
+from sparsegnn.ops._library import check, define, register_autograd, rows_of, transformed
 
 
 def reference(values, crow, col, cols, height=1, width=1):
@@ -59,21 +59,24 @@ def values_backward(ctx, dvalues):
     return ddense, None, None, None, None
 
 
-apply = register_autograd(op, backward, setup_context, leading=1, linear=True)
-register_autograd(values_op, values_backward, setup_context, linear=True)
+_apply = register_autograd(op, backward, setup_context, leading=1, linear=True)
+gather = register_autograd(values_op, values_backward, setup_context, leading=1, linear=True)
 for _copy in (torch.ops.sparsegnn.dense_weight, torch.ops.sparsegnn.dense_weight_values):
     register_flop_formula(_copy)(lambda *shapes, **options: 0)
+
+
+def apply(*args):
+    """The op without checks, and plain PyTorch where a transform wants to see what it does."""
+    return reference(*args) if transformed() else _apply(*args)
 
 
 def dense_weight(values: Tensor, crow: Tensor, col: Tensor, cols: int, height: int = 1, width: int = 1) -> Tensor:
     """The matrix ``[M, cols]`` that holds ``values`` where the pattern ``(crow, col)`` says and 0 elsewhere.
 
     Args:
-        values: ``[nnz]``, block ``[height, width]`` after block; float32, float64, bfloat16 or float16.
+        values: ``[nnz]``, block ``[height, width]`` after block; float32, float64, bfloat16 or float16. Has a gradient.
         crow, col: int32 ``[M / height + 1]`` and one column of blocks per entry, none twice in a row.
         cols: columns of the matrix, a multiple of ``width``.
-
-    The result is differentiable in ``values``, more than once.
     """
     check("dense_weight", "crow", crow, ("M+1",))
     check("dense_weight", "col", col, ("nnz",), crow)

@@ -13,7 +13,7 @@ py::object dense_weight(const py::array& values, const py::array& crow, const py
     const int64_t rows = p.size() - 1;
     Array<T> v(values), dense(py::array(dtype_of<T>(), std::vector<py::ssize_t>{rows * height, cols}));
     std::memset(static_cast<void*>(dense.data()), 0, size_t(dense.size()) * sizeof(T));
-    const cuda::DenseWeightArguments<T> a = {p.data(), c.data(),     v.data(), dense.data(), rows,
+    const cuda::DenseWeightArguments<T> a = {p.data(),     c.data(), v.data(), dense.data(), rows,
                                              cols / width, c.size(), height,   width};
     check(cuda::launch_dense_weight<true>(a, nullptr));
     return dense.numpy();
@@ -26,8 +26,8 @@ py::object dense_weight_values(const py::array& dense, const py::array& crow, co
     using T = decltype(scalar);
     Array<int32_t> p(crow), c(col);
     Array<T> d(dense), values({c.size() * height * width});
-    const cuda::DenseWeightArguments<T> a = {p.data(), c.data(), values.data(), d.data(), p.size() - 1,
-                                             dense.shape(1) / width, c.size(), height, width};
+    const cuda::DenseWeightArguments<T> a = {
+        p.data(), c.data(), values.data(), d.data(), p.size() - 1, dense.shape(1) / width, c.size(), height, width};
     check(cuda::launch_dense_weight<false>(a, nullptr));
     return values.numpy();
   });
