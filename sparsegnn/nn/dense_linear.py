@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sparsegnn.ops._library import transformed
+from sparsegnn.ops._library import node_apply, transformed
 from sparsegnn.ops.dense_weight import apply as dense_weight
 from sparsegnn.ops.dense_weight import gather
 
@@ -13,7 +13,7 @@ from sparsegnn.ops.dense_weight import gather
 def dense_linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: tuple) -> Tensor:
     """``x @ W.T + bias`` for x [N, K]; ``pattern`` is (crow, col, K, height, width), as of :func:`ops.dense_weight`."""
     if torch.is_grad_enabled() and not _recorded(x):
-        return _DenseLinear.apply(x, values, bias, pattern)
+        return apply_node(x, values, bias, pattern)
     return nn.functional.linear(x, dense_weight(values, *pattern), bias)
 
 
@@ -42,3 +42,6 @@ class _DenseLinear(torch.autograd.Function):
         dx = dy @ weight if need_dx else None
         dvalues = gather(dy.t() @ x, crow, col, *ctx.sizes[1:]) if need_dvalues else None
         return dx, dvalues, dy.sum(0) if need_dbias else None, None
+
+
+apply_node = node_apply(_DenseLinear)

@@ -105,8 +105,9 @@ class SparseLinear(SparseWeight):
             weight = self.dense_weight()
             return _as_shaped(semi_structured.linear(rows, weight if probe is None else weight + probe, self.bias), x)
         if kernel == "sparse":
-            b = self._buffers  # an attribute costs 0.6 us
-            args = rows, self.values, self.bias, b["crow"], b["col"], b["ccol"], b["row"], b["perm"]
+            p, b = self._parameters, self._buffers  # an attribute costs 0.6 us
+            values, bias = (p["values"], p["bias"]) if len(p) == 2 else (self.values, self.bias)  # parametrized
+            args = rows, values, bias, b["crow"], b["col"], b["ccol"], b["row"], b["perm"]
             if probe is not None and self.block == (1, 1):  # one dense product may serve both gradients
                 return _as_shaped(probed_linear(*args, probe), x)
             y = sparse_linear(*args) if self.block == (1, 1) else block_linear(*args, *self.block, may_round(rows))

@@ -121,15 +121,20 @@ def register_autograd(op, backward: Callable, setup_context: Callable, leading: 
         return (*first_order(ctx, *grads)[:leading], None)
 
     members = dict(forward=staticmethod(forward), backward=staticmethod(eager_backward))
-    function = type(op.name().partition("::")[2], (torch.autograd.Function,), members)
+    apply_node = node_apply(type(op.name().partition("::")[2], (torch.autograd.Function,), members))
 
     def apply(*args):
         if torch.compiler.is_compiling() or transformed() or torch._C._is_any_autocast_enabled():
             return op(*args)
         args += defaults[len(args) :]
-        return function.apply(*args[:leading], args[leading:]) if torch.is_grad_enabled() else below(*args)
+        return apply_node(*args[:leading], args[leading:]) if torch.is_grad_enabled() else below(*args)
 
     return apply
+
+
+def node_apply(function: type[torch.autograd.Function]) -> Callable:
+    """``function.apply`` without its questions about torch.func, which take 2 us; for callers that have asked them."""
+    return super(torch.autograd.Function, function).apply
 
 
 def transformed() -> bool:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsegnn import pattern
+from sparsegnn import pattern, use_kernel
 from sparsegnn.nn import SparseLinear
 
 KINDS = ["unstructured", "fan_in"]
@@ -284,6 +284,21 @@ def test_fx_and_compile():
     x = torch.randn(4, 13)
     assert torch.equal(torch.fx.symbolic_trace(model)(x), model(x))
     torch.testing.assert_close(torch.compile(model, fullgraph=True, dynamic=True)(x), model(x))
+
+
+@pytest.mark.parametrize("kernel", ["sparse", "dense"])
+def test_a_parametrized_bias(kernel):
+    class Twice(nn.Module):
+        def forward(self, t):
+            return 2 * t
+
+    layer, x = SparseLinear(13, 9, sparsity=0.5), torch.randn(4, 13)
+    torch.nn.utils.parametrize.register_parametrization(layer, "bias", Twice())
+    with use_kernel(kernel):
+        y = layer(x)
+        torch.testing.assert_close(y, x @ layer.dense_weight().T + layer.bias)
+        y.sum().backward()
+    assert layer.parametrizations.bias.original.grad is not None
 
 
 def test_autocast_keeps_one_dtype():
