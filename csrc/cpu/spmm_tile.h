@@ -58,15 +58,16 @@ template <typename Reducer, int V, bool ragged, typename Args>
 SG_INLINE void block(const Args& a, int64_t begin, int64_t end, int64_t k, int n, bool unaligned) {
   const Columns<V, ragged> columns{k, n, unaligned};
   const int32_t* const col = a.col;
-  const int64_t last = a.edges - 1;
   int64_t e = a.crow[begin];
   for (int64_t r = begin; r < end; ++r) {
     typename Reducer::template State<V, ragged> state;
     const int64_t stop = a.crow[r + 1];
     state.start(a, columns, r, e, stop);
+    const int32_t* const far = col + (stop + far_ahead<V> <= a.edges ? far_ahead<V> : 0);  // 0: the last rows
+    const int32_t* const near = col + (stop + near_ahead <= a.edges ? near_ahead : 0);
     for (; e < stop; ++e) {
-      Reducer::template prefetch<2>(a, columns, col[e + far_ahead<V> < last ? e + far_ahead<V> : last]);
-      if (V > 1) Reducer::template prefetch<3>(a, columns, col[e + near_ahead < last ? e + near_ahead : last]);
+      Reducer::template prefetch<2>(a, columns, far[e]);
+      if (V > 1) Reducer::template prefetch<3>(a, columns, near[e]);
       state.edge(a, columns, e, col[e]);
     }
     state.finish(a, columns, r);

@@ -30,7 +30,8 @@ class _DenseLinear(torch.autograd.Function):
     def forward(ctx, x, values, bias, pattern):
         crow, col, *ctx.sizes = pattern
         weight = dense_weight(values, crow, col, *ctx.sizes)
-        ctx.save_for_backward(x, values, weight, crow, col)
+        need_dx, need_dvalues = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(x if need_dvalues else None, values, weight if need_dx else None, crow, col)
         return nn.functional.linear(x, weight, bias)
 
     @staticmethod

@@ -124,7 +124,10 @@ def register_autograd(op, backward: Callable, setup_context: Callable, leading: 
     apply_node = node_apply(type(op.name().partition("::")[2], (torch.autograd.Function,), members))
 
     def apply(*args):
-        if torch.compiler.is_compiling() or transformed() or torch._C._is_any_autocast_enabled():
+        if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled():
+            return op(*args)
+        if transformed():
+            _refuse_tangents(op, args)
             return op(*args)
         args += defaults[len(args) :]
         return apply_node(*args[:leading], args[leading:]) if torch.is_grad_enabled() else below(*args)
@@ -140,6 +143,13 @@ def node_apply(function: type[torch.autograd.Function]) -> Callable:
 def transformed() -> bool:
     """Whether ops are seen by a transform of torch.func, or by forward-mode differentiation."""
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def _refuse_tangents(op, args) -> None:
+    """Under ``no_grad`` a kernel would lose them without a word."""
+    dual = forward_ad._current_level >= 0
+    if dual and any(isinstance(a, Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in args):
+        raise NotImplementedError(f"{op.name()} has no forward-mode derivative")
 
 
 def _raise_out_of_memory(error: RuntimeError) -> None:
