@@ -3,9 +3,8 @@
 //   fill:    dense[r H + i, c W + j] = values[e, i, j]  for every entry e = (r, c), 0 elsewhere
 //   gather:  values[e, i, j] = dense[r H + i, c W + j]
 //
-// work       values and positions read or written once, M * K * s bytes of the matrix; a row is filled in while its
-// zeros
-//            are in L1
+// work       values and positions read or written once, M * K * s bytes of the matrix, whose rows are filled in while
+//            their zeros are in L1
 // parallel   over rows of blocks
 // see        sparsegnn/ops/dense_weight.py, tests/ops/test_dense_weight.py, benchmarks/ops/bench_dense_weight.py
 #include "dense_weight.h"

@@ -75,8 +75,10 @@ def _autocast(op, device: str, cast: tuple[str, ...], reference: Callable) -> Ca
 
 
 def register_autograd(op, backward: Callable, setup_context: Callable, leading: int | None = None,
-                      linear: bool = False) -> Callable:  # fmt: skip
-    """``torch.library.register_autograd`` whose backward refuses to be differentiated again, unless ``linear``.
+                      linear: Callable | None = None) -> Callable:  # fmt: skip
+    """``torch.library.register_autograd`` whose backward refuses to be differentiated again.
+
+    Unless the op is ``linear``: that is its reference, which the eager op runs where a transform wants to look inside.
 
     Returns the op for eager callers that count microseconds: the same results through ``torch.autograd.Function``,
     which spares most of the 80 us that a call through torch.library's Python autograd costs, and half a microsecond
@@ -84,7 +86,7 @@ def register_autograd(op, backward: Callable, setup_context: Callable, leading: 
     """
 
     def first_order(ctx, *grads):
-        if torch.is_grad_enabled() and not linear:  # create_graph=True: refuse rather than return wrong numbers
+        if torch.is_grad_enabled() and linear is None:  # create_graph=True: refuse rather than return wrong numbers
             raise NotImplementedError(f"{op.name()} has no second derivative")
         if all(g is None for g in grads):
             return (None,) * len(defaults)
@@ -124,9 +126,12 @@ def register_autograd(op, backward: Callable, setup_context: Callable, leading: 
     apply_node = node_apply(type(op.name().partition("::")[2], (torch.autograd.Function,), members))
 
     def apply(*args):
+        inside = transformed()
+        if inside and linear is not None:
+            return linear(*args)
         if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled():
             return op(*args)
-        if transformed():
+        if inside:
             _refuse_tangents(op, args)
             return op(*args)
         args += defaults[len(args) :]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from sparsegnn.ops._library import check, define, register_autograd, rows_of, transformed
+from sparsegnn.ops._library import check, define, register_autograd, rows_of
 
 
 def reference(values, crow, col, cols, height=1, width=1):
@@ -46,7 +46,8 @@ values_op = define(
 def setup_context(ctx, inputs, output):
     _, crow, col, *_, ctx.height, ctx.width = inputs
     ctx.save_for_backward(crow, col)
-    ctx.cols = inputs[0].size(1) if inputs[0].dim() == 2 else output.size(1)
+    matrix = output if output.dim() == 2 else inputs[0]
+    ctx.cols = matrix.size(1)
 
 
 def backward(ctx, ddense):
@@ -59,15 +60,10 @@ def values_backward(ctx, dvalues):
     return ddense, None, None, None, None
 
 
-_apply = register_autograd(op, backward, setup_context, leading=1, linear=True)
-gather = register_autograd(values_op, values_backward, setup_context, leading=1, linear=True)
+apply = register_autograd(op, backward, setup_context, leading=1, linear=reference)
+gather = register_autograd(values_op, values_backward, setup_context, leading=1, linear=values_reference)
 for _copy in (torch.ops.sparsegnn.dense_weight, torch.ops.sparsegnn.dense_weight_values):
     register_flop_formula(_copy)(lambda *shapes, **options: 0)
-
-
-def apply(*args):
-    """The op without checks, and plain PyTorch where a transform wants to see what it does."""
-    return reference(*args) if transformed() else _apply(*args)
 
 
 def dense_weight(values: Tensor, crow: Tensor, col: Tensor, cols: int, height: int = 1, width: int = 1) -> Tensor:

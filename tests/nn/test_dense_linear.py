@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from nn.twins import assert_equals_dense
 from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, vmap
@@ -16,28 +17,11 @@ def layer(sparsity=0.3, shape=(32, 32), **options) -> SparseLinear:
     return made
 
 
-def kept(mine: SparseLinear, dense: torch.Tensor) -> torch.Tensor:
-    """The values of a matrix where the layer has some, block after block."""
-    height, width = mine.block
-    tiles = dense.view(dense.size(0) // height, height, dense.size(1) // width, width).transpose(1, 2)
-    rows = torch.repeat_interleave(torch.arange(mine.crow.numel() - 1), mine.crow.diff().long())
-    return tiles[rows, mine.col.long()].flatten()
-
-
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", ["unstructured", "fan_in", "grouped:8", "block:16x16"])
 def test_values_and_gradients(kind, bias):
     mine, x = layer(0.5, bias=bias, pattern=kind), torch.randn(3, 5, 32, dtype=torch.float64, requires_grad=True)
-    dense, other = mine.to_dense(), x.detach().clone().requires_grad_()
-    y, want = mine(x), dense(other)
-    torch.testing.assert_close(y, want)
-    flow = torch.randn_like(y)
-    y.backward(flow)
-    want.backward(flow)
-    torch.testing.assert_close(x.grad, other.grad)
-    torch.testing.assert_close(mine.values.grad, kept(mine, dense.weight.grad))
-    if bias:
-        torch.testing.assert_close(mine.bias.grad, dense.bias.grad)
+    assert_equals_dense(mine, mine.to_dense(), x)
 
 
 @pytest.mark.parametrize("frozen", ["x", "values", "bias"])

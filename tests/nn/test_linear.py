@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from nn.twins import assert_equals_dense
 from torch import nn
 
 from sparsegnn import pattern, use_kernel
@@ -41,17 +42,7 @@ def entries(layer, matrix):
 def test_values_and_gradients(kind, bias, lead):
     layer, dense = masked_pair(bias=bias, kind=kind)
     x = torch.randn(*lead, 13, dtype=torch.float64, requires_grad=True)
-    x2 = x.detach().clone().requires_grad_()
-    y, want = layer(x), dense(x2)
-    assert y.shape == want.shape
-    torch.testing.assert_close(y, want)
-    dy = torch.randn_like(y)
-    y.backward(dy)
-    want.backward(dy)
-    torch.testing.assert_close(x.grad, x2.grad)
-    torch.testing.assert_close(layer.values.grad, entries(layer, dense.weight.grad))
-    if bias:
-        torch.testing.assert_close(layer.bias.grad, dense.bias.grad)
+    assert_equals_dense(layer, dense, x)
 
 
 def test_probe_collects_the_dense_gradient():
