@@ -30,8 +30,13 @@ def graph_data_dir() -> Path:
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="the full product of op cases instead of the pairwise sample")
+    parser.addoption("--deep", action="store_true", help="what takes minutes too: sanitizers, fuzz, soak, wheels")
 
 
 def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--full"):
-        items[:] = [item for item in items if "full" not in item.keywords]
+    """Cases marked `full` and `deep` run when they are asked for."""
+    left_out = [name for name in ("full", "deep") if not config.getoption(f"--{name}")]
+    dropped = [item for item in items if any(item.get_closest_marker(name) for name in left_out)]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if item not in set(dropped)]
