@@ -8,21 +8,30 @@ MAX_JOBS ?= $(shell nproc)
 BIN = $(VENV)/bin
 PIP = $(BIN)/pip install -q --disable-pip-version-check
 PINNED = $(PIP) -c $(VENV)/constraints.txt
-SOURCES = setup.py pyproject.toml CMakeLists.txt $(shell git ls-files cmake csrc sparsegnn)
+SOURCES = setup.py pyproject.toml CMakeLists.txt $(shell git ls-files cmake csrc)
+# CUDA kernels are compiled where this torch can run them; SPARSEGNN_CUDA=on|off overrides it.
+CUDA = $${SPARSEGNN_CUDA:-$$($(BIN)/python -c "import torch; print('auto' if torch.version.cuda else 'off')")}
+# With the environment's programs first, no fallback allowed, and OpenMP threads that sleep while they wait for each
+# other: a test worker per processor.
+RUN = PATH="$(abspath $(BIN)):$(PATH)" SPARSEGNN_STRICT=1 OMP_WAIT_POLICY=passive
+PYTEST = $(RUN) $(BIN)/pytest -n $(MAX_JOBS) --maxprocesses 8 --dist loadfile
 export MAX_JOBS
 
-.PHONY: demo test bench wheel lint format clean dev build-emulator build-ptxas
+.PHONY: demo test test-deep bench wheel lint format clean dev build-emulator build-deep
 
 # Trains dense and 90 %-sparse GCN and GAT and prints one table: under five minutes on two cores.
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
-# The whole suite, against the installed package, a worker per processor; their OpenMP threads must not spin while they
-# wait for each other. make test ARGS="-k spmm" runs a part of it.
+# Every op, layer, controller and command in minutes; make test ARGS="-k spmm" runs a part. docs/testing.md
 test: $(VENV)/.test
-	PATH="$(abspath $(BIN)):$(PATH)" $(MAKE) -s build-emulator build-ptxas
-	PATH="$(abspath $(BIN)):$(PATH)" SPARSEGNN_STRICT=1 OMP_WAIT_POLICY=passive \
-	  $(BIN)/pytest -n $(MAX_JOBS) --maxprocesses 8 --dist loadfile $(ARGS)
+	$(RUN) $(MAKE) -s build-emulator
+	$(PYTEST) $(ARGS)
+
+# What takes longer: sanitizers, the other instruction sets, what nvcc makes of the CUDA kernels, fuzz, soak.
+test-deep: $(VENV)/.test
+	$(RUN) $(MAKE) -s build-emulator build-deep
+	$(PYTEST) --deep -m deep $(ARGS)
 
 # Kernel microbenchmarks against dense torch, torch.sparse and the torch-sparse family.
 bench: $(VENV)/.test
@@ -41,7 +50,7 @@ format: $(VENV)/.torch
 	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.cpp' '*.cuh' '*.cu')
 
 clean:
-	rm -rf build dist *.egg-info sparsegnn/*.so $(VENV)/.demo $(VENV)/.test
+	rm -rf build dist *.egg-info sparsegnn/*.so sparsegnn/_build.json $(VENV)/.demo $(VENV)/.test
 
 # --- environment -----------------------------------------------------------------------------------------------------
 
@@ -53,30 +62,32 @@ $(VENV)/.torch: constraints.txt Makefile
 	$(PINNED) "setuptools>=77" wheel cmake ninja numpy ruff clang-format
 	touch $@
 
+# The package as it stands in the checkout, with its libraries in sparsegnn/: demo, tests, and a Python that is started
+# here all run the same build, in build/dev, which compiles again what has changed.
 $(VENV)/.demo: $(VENV)/.torch $(SOURCES)
-	SPARSEGNN_CUDA=$${SPARSEGNN_CUDA:-$$($(BIN)/python -c "import torch; print('auto' if torch.version.cuda else 'off')")} \
-	  $(PINNED) --no-build-isolation ".[cli,pyg]"
-	rm -f $(VENV)/.test && touch $@
+	SPARSEGNN_CUDA=$(CUDA) $(PINNED) --no-build-isolation -e ".[cli,pyg]"
+	touch $@
 
 $(VENV)/.test: $(VENV)/.torch $(SOURCES) scripts/install_peers.sh
-	$(PINNED) --no-build-isolation ".[dev]"
+	SPARSEGNN_CUDA=$(CUDA) $(PINNED) --no-build-isolation -e ".[dev]"
 	scripts/install_peers.sh $(BIN)
-	rm -f $(VENV)/.demo && touch $@
+	touch $@
 
-# --- development: libraries in the source tree, with the python on the PATH; then PYTHONPATH=. ------------------------
+# --- development: only the compiler, with the python on the PATH; then PYTHONPATH=. -----------------------------------
 
-CMAKE_FLAGS = -G Ninja -DSPARSEGNN_TORCH=$(shell python -c "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])")
+TORCH_FOLDER = $(shell python -c "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])")
+CMAKE = cmake -S . -G Ninja -DSPARSEGNN_TORCH=$(TORCH_FOLDER)
 
 dev:
-	cmake -S . -B build/dev $(CMAKE_FLAGS) -DSPARSEGNN_CUDA=$(or $(SPARSEGNN_CUDA),off)
+	$(CMAKE) -B build/dev -DSPARSEGNN_CUDA=$(or $(SPARSEGNN_CUDA),off)
 	cmake --build build/dev -j $(MAX_JOBS)
 
 build-emulator:
-	cmake -S . -B build/emulator $(CMAKE_FLAGS) -DSPARSEGNN_CUDA=off -DSPARSEGNN_EMULATOR=ON
-	cmake --build build/emulator -j $(MAX_JOBS) --target sparsegnn_emulated sparsegnn_emulated_asan \
-	  sparsegnn_emulated_entries
+	$(CMAKE) -B build/emulator -DSPARSEGNN_CUDA=off -DSPARSEGNN_EMULATOR=ON
+	cmake --build build/emulator -j $(MAX_JOBS) --target sparsegnn_emulated sparsegnn_emulated_entries
 
-# PTX and register use of every CUDA kernel, for tests/test_cuda_build.py; nothing where nvcc is missing.
-build-ptxas:
-	cmake -S . -B build/cuda $(CMAKE_FLAGS) -DSPARSEGNN_CUDA=auto -DSPARSEGNN_OUTPUT=$(CURDIR)/build/cuda/lib
+# The emulator under sanitizers; the CUDA library, PTX and register use of its kernels, nothing where nvcc is missing.
+build-deep:
+	cmake --build build/emulator -j $(MAX_JOBS) --target sparsegnn_emulated_asan
+	$(CMAKE) -B build/cuda -DSPARSEGNN_CUDA=auto -DSPARSEGNN_OUTPUT=$(CURDIR)/build/cuda/lib
 	cmake --build build/cuda -j $(MAX_JOBS) --target ptxas_logs

@@ -1,8 +1,10 @@
 """Thin driver of CMake. Metadata and sdist need no torch; compiling does: it is imported only then.
 
-Environment: SPARSEGNN_CUDA=auto|on|off (auto: nvcc is there), TORCH_CUDA_ARCH_LIST, MAX_JOBS.
+Environment: SPARSEGNN_ISAS=auto|all|names (auto: the best instruction set that this machine runs),
+SPARSEGNN_CUDA=auto|on|off (auto: nvcc is there), TORCH_CUDA_ARCH_LIST, MAX_JOBS.
 """
 
+import contextlib
 import datetime
 import json
 import os
@@ -62,28 +64,38 @@ class BuildLibraries(build_ext):
         package = ROOT / "sparsegnn" if self.editable_mode or self.inplace else Path(self.build_lib) / "sparsegnn"
         package.mkdir(parents=True, exist_ok=True)
         with_cuda, jobs = cuda(), os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
-        for old in package.glob("libsparsegnn_*.so"):
-            old.unlink()
-        with tempfile.TemporaryDirectory(prefix="sparsegnn-") as build:  # a kept folder would resurrect deleted files
+        if not with_cuda:
+            (package / "libsparsegnn_cuda.so").unlink(missing_ok=True)
+        with self.folder() as build:
             subprocess.check_call(
                 [
                     *(tool("cmake"), "-S", str(ROOT), "-B", build, "-G", "Ninja"),
                     f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
                     f"-DSPARSEGNN_TORCH={Path(torch.__file__).parent}",
                     f"-DSPARSEGNN_OUTPUT={package.resolve()}",
+                    f"-DSPARSEGNN_ISAS={os.environ.get('SPARSEGNN_ISAS') or 'auto'}",
                     f"-DSPARSEGNN_CUDA={'on' if with_cuda else 'off'}",
                     f"-DCMAKE_CUDA_ARCHITECTURES={architectures()}",
                 ]
             )
             subprocess.check_call([tool("cmake"), "--build", build, "-j", jobs])
+            isas = (Path(build) / "isas.txt").read_text().split(";")
         facts = dict(
             built=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             torch=torch.__version__,
             python=platform.python_version(),
             machine=platform.machine(),
+            isas=isas,
             cuda=architectures() if with_cuda else None,
         )
         (package / "_build.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+    def folder(self):
+        """Where CMake works: a folder that is kept for libraries in the source tree, so that only what has changed is
+        compiled again, else a temporary one."""
+        if self.editable_mode or self.inplace:
+            return contextlib.nullcontext(str(ROOT / "build" / "dev"))
+        return tempfile.TemporaryDirectory(prefix="sparsegnn-")
 
     def get_outputs(self) -> list[str]:
         return sorted(str(p) for p in (Path(self.build_lib) / "sparsegnn").glob("*.so"))

@@ -20,6 +20,7 @@ VARIABLES = {
     "SPARSEGNN_DATA": "folder(s) in which `train --data NAME` looks for NAME.npz",
     "SPARSEGNN_CACHE": "folder for downloaded graphs and measured plans; default ~/.cache/sparsegnn",
     "SPARSEGNN_PLAN": "a file of measured verdicts, sparse or dense: then sparsify(only_if_faster=True) measures none",
+    "SPARSEGNN_ISAS": "build: instruction sets; auto (the best that this machine runs), all, or avx2,avx512,...",
     "SPARSEGNN_CUDA": "build: auto, on or off",
     "TORCH_CUDA_ARCH_LIST": "build: GPU architectures",
     "MAX_JOBS": "build: parallel compiler processes",
@@ -86,8 +87,8 @@ def _kernel(op: str, device: str) -> str:
 def _isa() -> str:
     if _native.status.get("cpu", "not built"):
         return "none: the CPU library is not loaded"
-    used, best = torch.ops.sparsegnn.isa(), torch.ops.sparsegnn.best_isa()
-    return used if used == best else f"{used} (best here: {best})"
+    used, built = torch.ops.sparsegnn.isa(), torch.ops.sparsegnn.isas().split(",")
+    return f"{used} (in this build: {', '.join(built)})"
 
 
 def _peers() -> dict[str, str]:

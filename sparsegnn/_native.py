@@ -30,6 +30,8 @@ def load() -> None:
             status[name] = "not built"
         elif name == "cuda" and torch.version.cuda is None:
             status[name] = "built, but this torch has no CUDA"
+        elif name == "cpu" and (wrong := missing_isa(instruction_sets(path), processor_isas())):
+            status[name] = wrong
         else:
             try:
                 torch.ops.load_library(str(path))
@@ -47,6 +49,41 @@ def reason(device: str) -> str:
 def has_kernel(op: str, key: str) -> bool:
     """Whether a compiled kernel of ``sparsegnn::op`` is registered for the dispatch key ``CPU`` or ``CUDA``."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"sparsegnn::{op}", key)
+
+
+# --- processors: is there code for this one? -------------------------------------------------------------------------
+
+#: what a kernel compiled for an instruction set uses of a processor, in the words of /proc/cpuinfo
+FLAGS = {
+    "portable": frozenset(),
+    "avx2": frozenset({"avx2", "fma", "f16c", "bmi2"}),
+    "avx512": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx2", "fma"}),
+}
+
+
+def instruction_sets(library: Path) -> list[str]:
+    """The instruction sets that a build of the CPU library has, as it says of itself; none: an unknown build."""
+    with open(library, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        at = content.find(b"sparsegnn-isas:")
+        names = content[at : content.find(b"\0", at)].decode(errors="replace") if at >= 0 else ":"
+    return [name for name in names.partition(":")[2].split(",") if name in FLAGS]
+
+
+def processor_isas() -> list[str]:
+    """The instruction sets that this processor runs; every one where it cannot be asked."""
+    try:
+        with open("/proc/cpuinfo") as f:
+            flags = next(line for line in f if line.startswith("flags")).partition(":")[2].split()
+    except (OSError, StopIteration):
+        return list(FLAGS)
+    return [name for name, needed in FLAGS.items() if needed <= set(flags)]
+
+
+def missing_isa(built: list[str], here: list[str]) -> str:
+    """Why a processor that runs the instruction sets ``here`` has no use for a build with ``built``; "" if it has."""
+    if not built or set(built) & set(here):
+        return ""
+    return f"built for {', '.join(built)}, this processor runs {', '.join(here)}; to rebuild: {BUILD_HINT}"
 
 
 # --- GPUs: is there code for this one? -------------------------------------------------------------------------------

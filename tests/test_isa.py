@@ -1,6 +1,8 @@
-"""Every instruction-set variant of the CPU kernels gives right results."""
+"""Every instruction set of the CPU kernels gives right results, and the library knows which of them it has."""
 
+import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,26 +10,77 @@ from pathlib import Path
 import pytest
 import torch
 
-import sparsegnn  # noqa: F401
+from sparsegnn import _native
 
 TESTS = Path(__file__).parent
-ISAS = ("portable", "avx2", "avx512")
+ROOT = TESTS.parent
+OTHERS = [isa for isa in _native.processor_isas() if isa != torch.ops.sparsegnn.isa()]
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_variant(isa):
-    """A sample of the ops' value tests in a process that is told to use this variant."""
-    best = torch.ops.sparsegnn.best_isa()
-    if ISAS.index(isa) > ISAS.index(best):
-        pytest.skip(f"this processor has {best}, not {isa}")
-    environment = os.environ | {"SPARSEGNN_ISA": isa, "SPARSEGNN_TEST_STRIDE": "6"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(TESTS / "ops"), "-k", "values"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=TESTS)
+@pytest.fixture(scope="module")
+def others() -> Path:
+    """A library of the instruction sets of this processor that the installed one does not use, built as that one is."""
+    if not OTHERS or not shutil.which("cmake") or not shutil.which("ninja"):
+        pytest.skip("needs cmake, ninja and a processor with a second instruction set")
+    build = ROOT / "build" / "isas"
+    torch_folder = importlib.util.find_spec("torch").submodule_search_locations[0]
+    configure = ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DSPARSEGNN_TORCH={torch_folder}"]
+    configure += [f"-DSPARSEGNN_ISAS={','.join(OTHERS)}", "-DSPARSEGNN_CUDA=off", f"-DSPARSEGNN_OUTPUT={build / 'lib'}"]
+    subprocess.check_call(configure, stdout=subprocess.DEVNULL)
+    subprocess.check_call(["cmake", "--build", str(build), "-j", str(os.cpu_count())], stdout=subprocess.DEVNULL)
+    return build / "lib"
+
+
+@pytest.mark.deep
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("isa", list(_native.FLAGS))
+def test_variant(others, isa):
+    """A sample of the ops' value tests, and all shapes of the tiled ones, in a process that uses this variant."""
+    if isa not in OTHERS:
+        pytest.skip("used by all other tests" if isa == torch.ops.sparsegnn.isa() else f"this processor has no {isa}")
+    variables = {"SPARSEGNN_LIBRARIES": str(others), "SPARSEGNN_ISA": isa, "SPARSEGNN_TEST_STRIDE": "3"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(TESTS / "ops")]
+    command += ["-k", "values or shapes"]
+    result = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, cwd=TESTS)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
 
 
+def isa_with(wish: str) -> str:
+    """What a process says that is told to use this one."""
+    code = "import torch, sparsegnn; print(torch.ops.sparsegnn.isa())"
+    environment = os.environ | {"SPARSEGNN_ISA": wish}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=TESTS)
+    return done.stdout.strip() or done.stderr
+
+
 def test_override_is_checked():
-    code = "import torch, sparsegnn; torch.ops.sparsegnn.isa()"
-    environment = os.environ | {"SPARSEGNN_ISA": "sse9"}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=TESTS)
-    assert result.returncode != 0 and "SPARSEGNN_ISA must be portable, avx2 or avx512, got sse9" in result.stderr
+    assert isa_with("") == torch.ops.sparsegnn.best_isa()
+    assert "SPARSEGNN_ISA must be portable, avx2 or avx512, got sse9" in isa_with("sse9")
+    for isa in _native.FLAGS:
+        built, here = isa in torch.ops.sparsegnn.isas().split(","), isa in _native.processor_isas()
+        expected = "is not in this build" if here else "is not supported by this processor"
+        assert (isa if built and here else f"SPARSEGNN_ISA={isa} {expected}") in isa_with(isa)
+
+
+def test_the_library_says_what_it_has():
+    """The names in the file are those of the loaded library; the processor's are what torch finds."""
+    library = _native.FOLDER / "libsparsegnn_cpu.so"
+    assert ",".join(_native.instruction_sets(library)) == torch.ops.sparsegnn.isas()
+    here = _native.processor_isas()
+    assert here[0] == "portable" and torch.ops.sparsegnn.best_isa() in here
+    assert ("avx2" in here) == torch.cpu._is_avx2_supported()
+    assert ("avx512" in here) <= torch.cpu._is_avx512_supported()
+
+
+def test_a_library_for_another_processor_is_not_loaded(monkeypatch):
+    """It would stop the process at its first instruction; the import says what it is built for and falls back."""
+    loaded = []
+    monkeypatch.setattr(torch.ops, "load_library", loaded.append)
+    monkeypatch.setattr(_native, "status", {})
+    monkeypatch.setattr(_native, "processor_isas", lambda: ["another"])
+    _native.load()
+    assert not [name for name in loaded if "cpu" in name]
+    built = torch.ops.sparsegnn.isas().replace(",", ", ")
+    expected = f"built for {built}, this processor runs another; to rebuild: pip install --no-build-isolation ."
+    assert _native.status["cpu"] == expected
+    assert _native.missing_isa([], ["portable"]) == ""  # a build that does not say what it has is tried

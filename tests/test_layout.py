@@ -176,7 +176,14 @@ def test_weak_symbols_of_a_variant_are_its_own(isa, flags, tmp_path):
         pytest.skip("needs g++ for x86-64 and nm")
     for source in sorted(ROOT.glob("csrc/cpu/*.kernel.cpp")):
         target = tmp_path / f"{source.name}.o"
-        options = [f"-DSG_ISA={isa}", "-DSG_HAVE_X86", flags, "-std=c++20", "-O0", "-w"]  # -O0: nothing is inlined
+        options = [
+            f"-DSG_ISA={isa}",
+            f"-DSG_HAVE_{isa.upper()}",
+            flags,
+            "-std=c++20",
+            "-O0",
+            "-w",
+        ]  # -O0: nothing is inlined
         subprocess.run([compiler, *options, "-c", str(source), "-o", str(target)], check=True)
         symbols = subprocess.check_output([nm, "-C", "--defined-only", str(target)], text=True).splitlines()
         weak = [name for _, kind, name in (line.split(maxsplit=2) for line in symbols) if kind in "WVu"]

@@ -1,4 +1,4 @@
-// Reads cpuid once; SPARSEGNN_ISA overrides it, never upwards.
+// Which instruction sets are built and which the processor has; SPARSEGNN_ISA chooses among those that are both.
 #include "isa.h"
 
 #include <torch/csrc/stable/library.h>
@@ -10,42 +10,75 @@
 #include <string>
 
 namespace sparsegnn {
-
-Isa best_isa() {
-#if defined(SG_HAVE_X86)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq"))
-    return Isa::avx512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-    return Isa::avx2;
-#endif
-  return Isa::portable;
-}
-
 namespace {
 
+constexpr Isa all[] = {Isa::portable, Isa::avx2, Isa::avx512};
 const char* const names[] = {"portable", "avx2", "avx512"};
+const char* name(Isa isa) { return names[static_cast<int>(isa)]; }
 
-Isa choose() {
-  const Isa best = best_isa();
-  const char* wish = std::getenv("SPARSEGNN_ISA");
-  if (wish == nullptr || *wish == '\0') return best;
-  for (int i = 0; i < 3; ++i) {
-    if (std::string(wish) == names[i]) {
-      STD_TORCH_CHECK(i <= static_cast<int>(best), "SPARSEGNN_ISA=", wish,
-                      " is not supported by this processor, which has ", names[static_cast<int>(best)]);
-      return static_cast<Isa>(i);
-    }
-  }
-  STD_TORCH_CHECK(false, "SPARSEGNN_ISA must be portable, avx2 or avx512, got ", wish);
-  return best;
+// sparsegnn/_native.py reads it from the file before it loads the library.
+__attribute__((used)) const char built_names[] =
+    "sparsegnn-isas:"
+#if defined(SG_HAVE_PORTABLE)
+    "portable,"
+#endif
+#if defined(SG_HAVE_AVX2)
+    "avx2,"
+#endif
+#if defined(SG_HAVE_AVX512)
+    "avx512,"
+#endif
+    ;
+
+bool is_built(Isa isa) { return std::string(built_names).find(name(isa)) != std::string::npos; }
+
+bool runs_here(Isa isa) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (isa == Isa::avx512)
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (isa == Isa::avx2)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+           __builtin_cpu_supports("bmi2");
+#endif
+  return isa == Isa::portable;
 }
 
-std::string isa_name() { return names[static_cast<int>(isa())]; }
-std::string best_isa_name() { return names[static_cast<int>(best_isa())]; }
+// Of the build, from the least to the best.
+std::string isa_names() {
+  std::string joined;
+  for (const Isa isa : all)
+    if (is_built(isa)) joined += (joined.empty() ? "" : ",") + std::string(name(isa));
+  return joined;
+}
+
+Isa choose() {
+  const char* wish = std::getenv("SPARSEGNN_ISA");
+  if (wish == nullptr || *wish == '\0') return best_isa();
+  for (const Isa isa : all) {
+    if (std::string(wish) != name(isa)) continue;
+    STD_TORCH_CHECK(runs_here(isa), "SPARSEGNN_ISA=", wish, " is not supported by this processor, which has ",
+                    name(best_isa()));
+    STD_TORCH_CHECK(is_built(isa), "SPARSEGNN_ISA=", wish, " is not in this build, which has ", isa_names(),
+                    ": SPARSEGNN_ISAS=all pip install --no-build-isolation . builds every one");
+    return isa;
+  }
+  STD_TORCH_CHECK(false, "SPARSEGNN_ISA must be portable, avx2 or avx512, got ", wish);
+  return best_isa();
+}
+
+std::string isa_name() { return name(isa()); }
+std::string best_isa_name() { return name(best_isa()); }
 
 }  // namespace
+
+Isa best_isa() {
+  Isa best = Isa::portable;
+  for (const Isa isa : all)
+    if (is_built(isa) && runs_here(isa)) best = isa;
+  return best;
+}
 
 Isa isa() {
   static const Isa chosen = choose();
@@ -64,11 +97,13 @@ bool two_wide_fmas() {
 STABLE_TORCH_LIBRARY_FRAGMENT(sparsegnn, m) {
   m.def("isa() -> str");
   m.def("best_isa() -> str");
+  m.def("isas() -> str");
   m.def("two_wide_fmas() -> bool");
 }
 STABLE_TORCH_LIBRARY_IMPL(sparsegnn, CompositeExplicitAutograd, m) {
   m.impl("isa", TORCH_BOX(&isa_name));
   m.impl("best_isa", TORCH_BOX(&best_isa_name));
+  m.impl("isas", TORCH_BOX(&isa_names));
   m.impl("two_wide_fmas", TORCH_BOX(&two_wide_fmas));
 }
 

@@ -1,5 +1,3 @@
-import os
-import subprocess
 import sys
 
 import pytest
@@ -285,27 +283,3 @@ def test_errors():
     values, crow, col, *transpose = weight(16, 2000, 8, 1, 0.5, torch.float32)
     with pytest.raises(RuntimeError, match="block_linear: col must ascend within rows"):
         back(dy, torch.randn(3, 2000), values, crow, col.flip(0), *transpose, 8, 1, True, True, True)
-
-
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
-def test_instruction_sets(isa):
-    """The same shapes, types in turn, on the other instruction sets of this processor, in a process of their own."""
-    order = ["portable", "avx2", "avx512"]
-    best = torch.ops.sparsegnn.best_isa()
-    if order.index(isa) > order.index(best):
-        pytest.skip(f"this processor has {best}, not {isa}")
-    code = (
-        "import torch, ops.test_block_linear as t\n"
-        f"assert torch.ops.sparsegnn.isa() == {isa!r}\n"
-        "[t.check_shape(b, s, t.DTYPES[i % 4]) for i, (b, s) in enumerate(t.SHAPES)]"
-    )
-    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    path = os.pathsep.join([folder, *sys.path])
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        env=os.environ | {"SPARSEGNN_ISA": isa, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        cwd=folder,
-    )
-    assert done.returncode == 0, done.stderr

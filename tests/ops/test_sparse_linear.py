@@ -1,7 +1,4 @@
 import importlib
-import os
-import subprocess
-import sys
 import types
 
 import pytest
@@ -353,30 +350,6 @@ def test_where_the_gradient_of_values_is_gathered_from_the_dense_product():
         assert not any(gathers(strict, 256, s) for s in (0.1, 0.9))
     with policy.use_kernel("sparse"):
         assert not gathers(torch.bfloat16, 256, 0.9)
-
-
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
-def test_instruction_sets(isa):
-    """The same shapes on the other instruction sets of this processor, in a process of their own."""
-    order = ["portable", "avx2", "avx512"]
-    best = torch.ops.sparsegnn.best_isa()
-    if order.index(isa) > order.index(best):
-        pytest.skip(f"this processor has {best}, not {isa}")
-    code = (
-        "import torch, ops.test_sparse_linear as t\n"
-        f"assert torch.ops.sparsegnn.isa() == {isa!r}\n"
-        "[t.check_shape(s, d) for s in t.SHAPES for d in (torch.float32, torch.float64, torch.bfloat16, torch.float16)]"
-    )
-    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    path = os.pathsep.join([folder, *sys.path])
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        env=os.environ | {"SPARSEGNN_ISA": isa, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        cwd=folder,
-    )
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("samples", [0, 3, 70])
