@@ -58,6 +58,12 @@ target_link_libraries(sparsegnn_cpu PRIVATE torch_stable torch_cpu torch)
 list(TRANSFORM isas TOUPPER OUTPUT_VARIABLE have)
 list(TRANSFORM have PREPEND "SG_HAVE_")
 target_compile_definitions(sparsegnn_cpu PRIVATE ${have})
+# Half of the time that an entry takes to compile are torch's headers.
+target_precompile_headers(sparsegnn_cpu PRIVATE csrc/common/parallel.h csrc/cpu/dispatch.h csrc/cpu/output.h)
+# The large kernels say themselves what is a vector: what the compiler would add to that is time to compile, a fifth.
+file(GLOB vectors_by_hand csrc/cpu/spmm*.kernel.cpp csrc/cpu/gat.kernel.cpp csrc/cpu/gat_backward.kernel.cpp csrc/cpu/sparse_linear.kernel.cpp
+     csrc/cpu/sparse_linear_backward.kernel.cpp csrc/cpu/block_linear*.kernel.cpp)
+set_source_files_properties(${vectors_by_hand} PROPERTIES COMPILE_OPTIONS "-fno-tree-vectorize;-fno-tree-slp-vectorize")
 foreach(name ${isas})
   add_library(kernels_${name} OBJECT ${kernels})
   target_compile_definitions(kernels_${name} PRIVATE SG_ISA=${name} ${have})

@@ -48,10 +48,10 @@ Scores check_scores(const char* op, const Tensor& x, const Tensor& a_src, const 
   return {*as_scale(a_src, x), *as_scale(a_dst, x), as_scale(a_edge, x)};
 }
 
-template <typename T, typename A>
-GatScores<T, A> make_scores(const char* op, const Scores& s, const Tensor& x, const Tensor& offsets,
-                            const Tensor& index, const int32_t* slot, double negative_slope, double dropout,
-                            const std::optional<Tensor>& seed) {
+template <typename A>
+GatScores<A> make_scores(const char* op, const Scores& s, const Tensor& x, const Tensor& offsets, const Tensor& index,
+                         const int32_t* slot, double negative_slope, double dropout,
+                         const std::optional<Tensor>& seed) {
   return {gat_edges<A>(op, x, offsets, index, s.a_edge || dropout > 0 ? slot : nullptr, negative_slope, dropout, seed),
           data<A>(s.a_src), data<A>(s.a_dst), data<A>(s.a_edge)};
 }
@@ -82,7 +82,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gat(const Tensor& x_in, const Tensor&
   dispatch("gat", x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate<T>;
-    const GatArgs<T, A> args{make_scores<T, A>("gat", scores, x, crow, col, nullptr, negative_slope, dropout, seed),
+    const GatArgs<T, A> args{make_scores<A>("gat", scores, x, crow, col, nullptr, negative_slope, dropout, seed),
                              data<T>(x),
                              data<A>(bias),
                              mutable_data<T>(y),
@@ -142,7 +142,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gat_backward(
     using T = decltype(zero);
     using A = accumulate<T>;
     GatBackwardArgs<T, A> args{
-        make_scores<T, A>(op, scores, x, ccol, row, data<int32_t>(perm), negative_slope, dropout, seed),
+        make_scores<A>(op, scores, x, ccol, row, data<int32_t>(perm), negative_slope, dropout, seed),
         data<T>(x),
         data<T>(dy),
         data<T>(y),

@@ -27,15 +27,16 @@ struct GatEdges {
   A scale;  // of what dropout keeps
 };
 
-// T is the type of features, A the accumulator's; the edges are those of A in forward, of its transpose in backward.
-template <typename T, typename A>
+// The edges are those of A in forward, of its transpose in backward.
+template <typename A>
 struct GatScores : GatEdges<A> {
   const A *a_src, *a_dst;  // [N, H], [M, H]
   const A* a_edge;         // [E, H] or null
 };
 
+// T is the type of features, A the accumulator's.
 template <typename T, typename A>
-struct GatArgs : GatScores<T, A> {
+struct GatArgs : GatScores<A> {
   const T* x;     // [N, H, D]
   const A* bias;  // [H, D] or null
   T* y;           // [M, H, D]
@@ -44,7 +45,7 @@ struct GatArgs : GatScores<T, A> {
 };
 
 template <typename T, typename A>
-struct GatBackwardArgs : GatScores<T, A> {
+struct GatBackwardArgs : GatScores<A> {
   const T *x, *dy, *y, *tilt;
   const A* lse;
   A* node;        // [M, 3, H]: a_dst, lse and <dy, y>, written by gat_backward_nodes

@@ -20,49 +20,72 @@ namespace sparsegnn {
 namespace SG_ISA {
 namespace {
 
-template <bool save, int P, typename T, typename A>
-SG_INLINE void row_tile(const GatArgs<T, A>& a, const GatTile& t, Scratch<A>& s, int64_t r, const int32_t* last) {
+// The largest score of each head over the edges [begin, end). What does not read features is compiled once for all of
+// their types. Leaves the scores of the last chunk behind.
+template <int P, typename A>
+SG_NOINLINE vec<A> top_score(Scratch<A>& s, const GatScores<A>& a, const GatTile& t, vec<A> own, int64_t begin,
+                             int64_t end, const int32_t* last) {
   constexpr int L = lanes<A>;
-  const int64_t begin = a.offsets[r], end = a.offsets[r + 1], stride = a.heads * a.width;
-  const vec<A> own = repeat<P>(a.a_dst + r * a.heads + t.head, t.heads);
   const ivec<A> lane = lane_index<A>();
-  const auto leaky = [&](vec<A> e) { return e > 0 ? e : e * a.slope; };
-
   const vec<A> none = splat(A(-__builtin_inf()));
   vec<A> top = none;
   for (int64_t e = begin; e < end; e += chunk_edges) {
     const int n = int(end - e < chunk_edges ? end - e : chunk_edges);
     gather_scores<P>(s.score, a, t, a.a_src, a.heads, e, n, last, t.heads);
     for (int i = 0; i < n * P; i += L) {
-      const vec<A> v = lane < n * P - i ? leaky(load(s.score + i) + own) : none;
+      const vec<A> v = lane < n * P - i ? leaky(load(s.score + i) + own, a.slope) : none;
       top = v > top ? v : top;
     }
   }
-  top = fold<P, A>(top, [](vec<A> u, vec<A> v) { return u > v ? u : v; });
+  return fold<P, A>(top, [](vec<A> u, vec<A> v) { return u > v ? u : v; });
+}
 
-  vec<A> total{}, sloped_total{};
+// Sums of a row over the edges, per lane.
+template <typename A>
+struct Totals {
+  vec<A> weight{}, sloped{};
+};
+
+// The weights of the n edges from e on, not yet divided by their sum; the scores are there if they are `scored`.
+template <bool save, int P, typename A>
+SG_NOINLINE void weigh(Scratch<A>& s, const GatScores<A>& a, const GatTile& t, vec<A> own, vec<A> top, int64_t e, int n,
+                       bool scored, const int32_t* last, Totals<A>& totals) {
+  constexpr int L = lanes<A>;
+  const ivec<A> lane = lane_index<A>();
+  if (!scored) gather_scores<P>(s.score, a, t, a.a_src, a.heads, e, n, last, 0);
+  if (a.dropout) fill_factors<P>(s, a, t, e, n);
+  Totals<A> sums = totals;
+  for (int i = 0; i < n * P; i += L) {
+    const vec<A> score = load(s.score + i) + own;
+    const vec<A> weight = lane < n * P - i ? exp<A>(leaky(score, a.slope) - top) : vec<A>{};
+    const vec<A> kept = a.dropout ? weight * load(s.factor + i) : weight;
+    sums.weight += weight;
+    store(s.kept + i, kept);
+    if (save) {
+      const vec<A> slope = score > 0 ? splat(A{1}) : splat(a.slope);
+      sums.sloped += weight * slope;
+      store(s.sloped + i, kept * slope);
+    }
+  }
+  totals = sums;
+}
+
+template <bool save, int P, typename T, typename A>
+SG_INLINE void row_tile(const GatArgs<T, A>& a, const GatTile& t, Scratch<A>& s, int64_t r, const int32_t* last) {
+  constexpr int L = lanes<A>;
+  const int64_t begin = a.offsets[r], end = a.offsets[r + 1], stride = a.heads * a.width;
+  const vec<A> own = repeat<P>(a.a_dst + r * a.heads + t.head, t.heads);
+  const vec<A> top = top_score<P, A>(s, a, t, own, begin, end, last);
+  Totals<A> totals;
   for (int64_t e = begin; e < end; e += chunk_edges) {
     const int n = int(end - e < chunk_edges ? end - e : chunk_edges);
-    if (end - begin > chunk_edges) gather_scores<P>(s.score, a, t, a.a_src, a.heads, e, n, last, 0);
-    if (a.dropout) fill_factors<P>(s, a, t, e, n);
-    for (int i = 0; i < n * P; i += L) {
-      const vec<A> score = load(s.score + i) + own;
-      const vec<A> weight = lane < n * P - i ? exp<A>(leaky(score) - top) : vec<A>{};
-      const vec<A> kept = a.dropout ? weight * load(s.factor + i) : weight;
-      total += weight;
-      store(s.kept + i, kept);
-      if (save) {
-        const vec<A> slope = score > 0 ? splat(A{1}) : splat(a.slope);
-        sloped_total += weight * slope;
-        store(s.sloped + i, kept * slope);
-      }
-    }
+    weigh<save, P, A>(s, a, t, own, top, e, n, end - begin <= chunk_edges, last, totals);
     sum_edges<save>(s, a.x + t.column, stride, a.index + e, last, n, P, t.columns, e == begin);
   }
 
   const auto plus = [](vec<A> u, vec<A> v) { return u + v; };
-  total = fold<P, A>(total, plus);
-  const vec<A> inverse = 1 / total, tilt_share = fold<P, A>(sloped_total, plus) * inverse;
+  const vec<A> total = fold<P, A>(totals.weight, plus);
+  const vec<A> inverse = 1 / total, tilt_share = fold<P, A>(totals.sloped, plus) * inverse;
   if (save && t.first) store_n(a.lse + r * a.heads + t.head, top + log<A>(total), t.heads);
   T* y = a.y + r * stride + t.column;
   T* tilt = a.tilt + r * stride + t.column;

@@ -18,6 +18,33 @@ namespace sparsegnn {
 namespace SG_ISA {
 namespace {
 
+// The weights of the n edges from e on, and the sum of their flows per lane. Reads no features: compiled once for all
+// of their types.
+template <int P, typename A>
+SG_NOINLINE void weigh(Scratch<A>& s, const GatScores<A>& a, const A* node, const GatTile& t, vec<A> own, int64_t e,
+                       int n, const int32_t* last, vec<A>& flow_total) {
+  constexpr int L = lanes<A>;
+  const ivec<A> lane = lane_index<A>();
+  const int64_t stride = 3 * a.heads;
+  gather_scores<P>(s.score, a, t, node, stride, e, n, last, int(stride));
+  gather<P>(s.lse, node + a.heads + t.head, stride, a.index + e, n, t.heads, last, 0);
+  gather<P>(s.flow, node + 2 * a.heads + t.head, stride, a.index + e, n, t.heads, last, 0);
+  if (a.dropout) fill_factors<P>(s, a, t, e, n);
+  vec<A> total = flow_total;
+  for (int i = 0; i < n * P; i += L) {
+    const vec<A> score = load(s.score + i) + own;
+    const vec<A> slope = score > 0 ? splat(A{1}) : splat(a.slope);
+    const vec<A> alpha = exp<A>(score * slope - load(s.lse + i));
+    const vec<A> kept = a.dropout ? alpha * load(s.factor + i) : alpha;
+    const vec<A> flow = alpha * slope * load(s.flow + i);
+    total += lane < n * P - i ? flow : vec<A>{};
+    store(s.kept + i, kept);
+    store(s.sloped + i, kept * slope);
+    store(s.flow + i, flow);
+  }
+  flow_total = total;
+}
+
 template <int P, typename T, typename A>
 SG_INLINE void row_tile(const GatBackwardArgs<T, A>& a, const GatTile& t, Scratch<A>& s, int64_t j,
                         const int32_t* last) {
@@ -25,26 +52,11 @@ SG_INLINE void row_tile(const GatBackwardArgs<T, A>& a, const GatTile& t, Scratc
   const int64_t begin = a.offsets[j], end = a.offsets[j + 1], stride = a.heads * a.width;
   const int width = t.columns / t.heads;
   const vec<A> own = repeat<P>(a.a_src + j * a.heads + t.head, t.heads);
-  const ivec<A> lane = lane_index<A>();
   const T* x = a.x + j * stride + t.column;
   vec<A> flow_total{};
   for (int64_t e = begin; e < end; e += chunk_edges) {
     const int n = int(end - e < chunk_edges ? end - e : chunk_edges);
-    gather_scores<P>(s.score, a, t, static_cast<const A*>(a.node), 3 * a.heads, e, n, last, 3 * int(a.heads));
-    gather<P>(s.lse, a.node + a.heads + t.head, 3 * a.heads, a.index + e, n, t.heads, last, 0);
-    gather<P>(s.flow, a.node + 2 * a.heads + t.head, 3 * a.heads, a.index + e, n, t.heads, last, 0);
-    if (a.dropout) fill_factors<P>(s, a, t, e, n);
-    for (int i = 0; i < n * P; i += L) {
-      const vec<A> score = load(s.score + i) + own;
-      const vec<A> slope = score > 0 ? splat(A{1}) : splat(a.slope);
-      const vec<A> alpha = exp<A>(score * slope - load(s.lse + i));
-      const vec<A> kept = a.dropout ? alpha * load(s.factor + i) : alpha;
-      const vec<A> flow = alpha * slope * load(s.flow + i);
-      flow_total += lane < n * P - i ? flow : vec<A>{};
-      store(s.kept + i, kept);
-      store(s.sloped + i, kept * slope);
-      store(s.flow + i, flow);
-    }
+    weigh<P, A>(s, a, a.node, t, own, e, n, last, flow_total);
     sum_edges<true>(s, a.dy + t.column, stride, a.index + e, last, n, P, t.columns, e == begin);
     if (a.da_edge == nullptr) continue;
     for (int q = 0; q < n; ++q) {

@@ -54,6 +54,11 @@ SG_INLINE vec<A> repeat(const A* p, int heads) {
   return load(static_cast<const A*>(part));
 }
 
+template <typename V, typename A>
+SG_INLINE V leaky(V score, A slope) {
+  return score > 0 ? score : score * slope;
+}
+
 // Combines the lanes of equal head; every lane holds the result.
 template <int P, typename A, typename F>
 SG_INLINE vec<A> fold(vec<A> v, F combine) {
@@ -83,9 +88,9 @@ SG_INLINE void gather(A* out, const A* table, int64_t stride, const int32_t* ind
 }
 
 // Scores of the edges [e, e + n) without the row's own part: the other end's, gathered, and the edge's.
-template <int P, typename T, typename A>
-SG_INLINE void gather_scores(A* out, const GatScores<T, A>& a, const GatTile& t, const A* other, int64_t stride,
-                             int64_t e, int n, const int32_t* last, int fetch) {
+template <int P, typename A>
+SG_INLINE void gather_scores(A* out, const GatScores<A>& a, const GatTile& t, const A* other, int64_t stride, int64_t e,
+                             int n, const int32_t* last, int fetch) {
   gather<P>(out, other + t.head, stride, a.index + e, n, t.heads, last, fetch);
   if (a.a_edge == nullptr) return;
   for (int q = 0; q < n; ++q) {
@@ -190,8 +195,8 @@ SG_INLINE void sum_columns(Scratch<A>& s, const T* table, int64_t stride, const 
 
 // All columns of the tile over the n edges at `index`; `fresh` starts the sums. `last` bounds what is prefetched.
 template <bool two, bool fetch = true, typename T, typename A>
-__attribute__((noinline)) void sum_edges(Scratch<A>& s, const T* table, int64_t stride, const int32_t* index,
-                                         const int32_t* last, int n, int P, int columns, bool fresh) {
+SG_NOINLINE void sum_edges(Scratch<A>& s, const T* table, int64_t stride, const int32_t* index, const int32_t* last,
+                           int n, int P, int columns, bool fresh) {
   constexpr int L = lanes<A>, wide = vector_bytes == 64 ? 8 : 2;
   int c = 0;
   for (; c + wide * L <= columns; c += wide * L)

@@ -53,14 +53,37 @@ SG_INLINE void slope_columns(Scratch<A>& s, const Gatv2BackwardArgs<T, A>& a, co
 }
 
 template <bool rows, bool edges, typename T, typename A>
-__attribute__((noinline)) void sum_slopes(Scratch<A>& s, const Gatv2BackwardArgs<T, A>& a, const GatTile& t,
-                                          const T* own, const T* table, int64_t e, int n, int P, bool fresh) {
+SG_NOINLINE void sum_slopes(Scratch<A>& s, const Gatv2BackwardArgs<T, A>& a, const GatTile& t, const T* own,
+                            const T* table, int64_t e, int n, int P, bool fresh) {
   constexpr int L = lanes<A>, wide = vector_bytes == 64 ? 4 : 2;
   int c = 0;
   for (; c + wide * L <= t.columns; c += wide * L)
     slope_columns<wide, rows, edges>(s, a, t, own, table, e, n, P, c, 0, fresh);
   for (; c + L <= t.columns; c += L) slope_columns<1, rows, edges>(s, a, t, own, table, e, n, P, c, 0, fresh);
   if (c < t.columns) slope_columns<1, rows, edges>(s, a, t, own, table, e, n, P, c, t.columns - c, fresh);
+}
+
+// From the scores of the n edges from e on and their products with dy: the weights, kept, and the gradients of the
+// scores, flow. `node` belongs to the other ends, which over rows are not asked. Reads no features: compiled once for
+// all of their types.
+template <bool rows, int P, typename A>
+SG_NOINLINE void weigh(Scratch<A>& s, const GatEdges<A>& a, const A* node, const GatTile& t, vec<A> own_lse,
+                       vec<A> own_flow, int64_t e, int n, const int32_t* last) {
+  constexpr int L = lanes<A>;
+  const ivec<A> lane = lane_index<A>();
+  if (!rows) {
+    const int64_t stride = 2 * a.heads;
+    gather<P>(s.lse, node + t.head, stride, a.index + e, n, t.heads, last, int(stride));
+    gather<P>(s.flow, node + a.heads + t.head, stride, a.index + e, n, t.heads, last, 0);
+  }
+  if (a.dropout) fill_factors<P>(s, a, t, e, n);
+  for (int i = 0; i < n * P; i += L) {
+    const vec<A> alpha = exp<A>(load(s.score + i) - (rows ? own_lse : load(s.lse + i)));
+    const vec<A> kept = a.dropout ? alpha * load(s.factor + i) : alpha;
+    const vec<A> de = kept * load(s.sloped + i) - alpha * (rows ? own_flow : load(s.flow + i));
+    store(s.kept + i, kept);
+    store(s.flow + i, lane < n * P - i ? de : vec<A>{});
+  }
 }
 
 // A row of A (its other end gathered from x_src), or of the transpose (from x_dst and dy).
@@ -70,7 +93,6 @@ SG_INLINE void row_tile(const Gatv2BackwardArgs<T, A>& a, const GatTile& t, Scra
   constexpr int L = lanes<A>;
   const int64_t begin = a.offsets[r], end = a.offsets[r + 1], stride = a.heads * a.width;
   const int chunk = gatv2_chunk<T>(t, rows ? 1 : 2);
-  const ivec<A> lane = lane_index<A>();
   const T *own = (rows ? a.x_dst : a.x_src) + r * stride, *table = rows ? a.x_src : a.x_dst;
   vec<A> own_lse{}, own_flow{};
   if (rows) {
@@ -91,19 +113,8 @@ SG_INLINE void row_tile(const Gatv2BackwardArgs<T, A>& a, const GatTile& t, Scra
       edge_products(s.sloped, a, t, a.dy + r * stride, table, e, n, P, nullptr);
     } else {
       edge_products(s.sloped, a, t, own, a.dy, e, n, P, last);
-      gather<P>(s.lse, static_cast<const A*>(a.node) + t.head, 2 * a.heads, a.index + e, n, t.heads, last,
-                2 * int(a.heads));
-      gather<P>(s.flow, static_cast<const A*>(a.node) + a.heads + t.head, 2 * a.heads, a.index + e, n, t.heads, last,
-                0);
     }
-    if (a.dropout) fill_factors<P>(s, a, t, e, n);
-    for (int i = 0; i < n * P; i += L) {
-      const vec<A> alpha = exp<A>(load(s.score + i) - (rows ? own_lse : load(s.lse + i)));
-      const vec<A> kept = a.dropout ? alpha * load(s.factor + i) : alpha;
-      const vec<A> de = kept * load(s.sloped + i) - alpha * (rows ? own_flow : load(s.flow + i));
-      store(s.kept + i, kept);
-      store(s.flow + i, lane < n * P - i ? de : vec<A>{});
-    }
+    weigh<rows, P, A>(s, a, a.node, t, own_lse, own_flow, e, n, last);
     if (!rows) sum_edges<false, false>(s, a.dy + t.column, stride, a.index + e, last, n, P, t.columns, e == begin);
     if (a.edge == nullptr) {
       sum_slopes<rows, false>(s, a, t, own, table, e, n, P, e == begin);

@@ -30,7 +30,7 @@ SG_INLINE vec<A> sum_blocks(const A* p) {
 
 // The same with the lanes in order of (vector, block).
 template <int W, typename A>
-__attribute__((noinline)) vec<A> ordered_blocks(const A* p) {
+SG_NOINLINE vec<A> ordered_blocks(const A* p) {
   constexpr int blocks = lanes<A> / W;
   ivec<A> order{};
   for (int i = 0; i < lanes<A>; ++i) order[i] = i % blocks * W + i / blocks;
@@ -77,8 +77,8 @@ SG_INLINE void prefetch_row(const T* row, int columns) {
 // out[q * P + h] = sum_c att[h, c] leaky(z), z = table[index[e + q], h, c] + own[h, c] + edge[slot, h, c], for the n
 // edges from e on; `own` and `table` are whole rows.
 template <typename T, typename A>
-__attribute__((noinline)) void edge_scores(A* out, const Gatv2Edges<T, A>& a, const GatTile& t, const T* own,
-                                           const T* table, int64_t e, int n, int P, const int32_t* last) {
+SG_NOINLINE void edge_scores(A* out, const Gatv2Edges<T, A>& a, const GatTile& t, const T* own, const T* table,
+                             int64_t e, int n, int P, const int32_t* last) {
   const int64_t stride = a.heads * a.width, first = t.head * a.width;
   const int32_t* index = a.index + e;
   const A *att = a.att + first, slope = a.slope;
@@ -103,8 +103,8 @@ __attribute__((noinline)) void edge_scores(A* out, const Gatv2Edges<T, A>& a, co
 
 // out[q * P + h] = <table[index[e + q], h], own[h]>; later rows are prefetched unless `last` is null.
 template <typename T, typename A>
-__attribute__((noinline)) void edge_products(A* out, const Gatv2Edges<T, A>& a, const GatTile& t, const T* own,
-                                             const T* table, int64_t e, int n, int P, const int32_t* last) {
+SG_NOINLINE void edge_products(A* out, const Gatv2Edges<T, A>& a, const GatTile& t, const T* own, const T* table,
+                               int64_t e, int n, int P, const int32_t* last) {
   const int64_t stride = a.heads * a.width, first = t.head * a.width;
   const int32_t* index = a.index + e;
   const int width = int(a.width), columns = t.heads * width;

@@ -20,6 +20,7 @@ namespace SG_ISA {
 namespace {
 
 #define SG_INLINE inline __attribute__((always_inline))
+#define SG_NOINLINE __attribute__((noinline))
 
 #if defined(__AVX512F__)
 constexpr int vector_bytes = 64;

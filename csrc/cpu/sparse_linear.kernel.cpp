@@ -46,7 +46,11 @@ SG_INLINE void add_entries(vec<A> (&sum)[U][Z], Cursor<A>& c) {
   c.offset += C;
 }
 
-// `rows` rows of `count` entries; count == C unless C is max_unroll, which takes every longer row.
+// Rows of up to this many entries run unrolled code: few of them in narrow tiles, for a handful of samples.
+template <int Z, typename A>
+constexpr int unrolled = Z > 2 ? max_unroll<A> : 2;
+
+// `rows` rows of `count` entries; count == C unless C is the last unrolled, which takes every longer row.
 template <int Z, int C, typename A>
 SG_NOINLINE void run_rows(int rows, int count, Cursor<A>& cursor, Prefetch& prefetch, Prefetch& place) {
   constexpr int L = lanes<A>, U = Z >= 4 ? 1 : 4 / Z;
@@ -57,7 +61,7 @@ SG_NOINLINE void run_rows(int rows, int count, Cursor<A>& cursor, Prefetch& pref
     A* y = c.out + row * (Z * L);
     vec<A> sum[U][Z] = {};
     for (int z = 0; z < Z; ++z) sum[0][z] = c.first ? splat(c.bias != nullptr ? c.bias[row] : A{0}) : load(y + z * L);
-    if constexpr (C < max_unroll<A>) {
+    if constexpr (C < unrolled<Z, A>) {
       add_entries<Z, U, C>(sum, c);
     } else {
       int left = count;
@@ -78,7 +82,7 @@ SG_NOINLINE void run_rows(int rows, int count, Cursor<A>& cursor, Prefetch& pref
 
 template <int Z, int C, typename A>
 SG_INLINE void run_any(int rows, int count, Cursor<A>& cursor, Prefetch& prefetch, Prefetch& place) {
-  if constexpr (C < max_unroll<A>) {
+  if constexpr (C < unrolled<Z, A>) {
     if (count != C) return run_any<Z, C + 1>(rows, count, cursor, prefetch, place);
   }
   run_rows<Z, C>(rows, count, cursor, prefetch, place);

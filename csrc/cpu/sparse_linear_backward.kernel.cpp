@@ -109,11 +109,16 @@ SG_INLINE void add_row(int count, vec<A> (&dx)[Z], const vec<A> (&x)[Z], Cursor<
   if (count == 3) add_quad<with_dx, with_dvalues, Z, Q - 1>(dx, x, c, v);
 }
 
-// `rows` rows of `count` entries; count == C unless C is max_unroll, which takes every longer row.
+// Rows of up to this many entries run unrolled code. Few of them without dvalues, as of a weight that is frozen, and in
+// tiles of two vectors, for a handful of samples: half of the library's code, for what takes little time.
+template <bool with_dvalues, int Z, typename A>
+constexpr int unrolled = with_dvalues&& Z > 2 ? max_unroll<A> : 2;
+
+// `rows` rows of `count` entries; count == C unless C is the last unrolled, which takes every longer row.
 template <bool with_dx, bool with_dvalues, int Z, int C, typename A>
 SG_NOINLINE void run_rows(int rows, int count, Cursor<A>& cursor, Waiting<A>& waiting, Prefetch& prefetch_dy,
                           Prefetch& prefetch_x) {
-  constexpr int L = lanes<A>, known = C < max_unroll<A> ? C : -1;
+  constexpr int L = lanes<A>, known = C < unrolled<with_dvalues, Z, A> ? C : -1;
   Cursor<A> c = cursor;
   Waiting<A> v = waiting;
   Prefetch py = prefetch_dy, px = prefetch_x;
@@ -139,7 +144,7 @@ SG_NOINLINE void run_rows(int rows, int count, Cursor<A>& cursor, Waiting<A>& wa
 
 template <bool with_dx, bool with_dvalues, int Z, int C, typename A>
 SG_INLINE void run_any(int rows, int count, Cursor<A>& c, Waiting<A>& v, Prefetch& py, Prefetch& px) {
-  if constexpr (C < max_unroll<A>) {
+  if constexpr (C < unrolled<with_dvalues, Z, A>) {
     if (count != C) return run_any<with_dx, with_dvalues, Z, C + 1>(rows, count, c, v, py, px);
   }
   run_rows<with_dx, with_dvalues, Z, C>(rows, count, c, v, py, px);

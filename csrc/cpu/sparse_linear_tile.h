@@ -11,9 +11,6 @@ namespace sparsegnn {
 namespace SG_ISA {
 namespace {
 
-// For code that many unrolled variants share.
-#define SG_NOINLINE __attribute__((noinline))
-
 // Rows of up to this many entries run unrolled code of their own: 24 covers nearly all rows of a block at 90 %. Few
 // where no time is measured, to keep the library small.
 #if defined(__AVX512F__)

@@ -20,6 +20,7 @@ namespace {
 template <typename T, bool weighted>
 struct Sum {
   using A = acc<T>;
+  static constexpr bool any_width = sizeof(T) == 4;
   using Args = SpmmArgs<T, A>;
 
   static const T* table(const Args& a) { return a.x; }

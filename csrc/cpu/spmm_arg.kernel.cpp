@@ -68,6 +68,7 @@ SG_INLINE void take_better(vec<A>& best, ivec<A>& arg, vec<A> value, ivec<A> edg
 template <typename T, bool plain, bool with_arg>
 struct Extremum {
   using A = acc<T>;
+  static constexpr bool any_width = false;
   using Args = SpmmArgs<T, A>;
 
   static const T* table(const Args& a) { return a.x; }
@@ -120,6 +121,7 @@ struct Extremum {
 template <typename T>
 struct ArgGradient {
   using A = acc<T>;
+  static constexpr bool any_width = false;
   using Args = SpmmArgGradient<T, A>;
 
   static const T* table(const Args& a) { return a.dy; }

@@ -76,35 +76,31 @@ SG_INLINE void block(const Args& a, int64_t begin, int64_t end, int64_t k, int n
 
 template <typename Reducer, bool ragged, typename Args>
 void block_of(int vectors, const Args& a, int64_t begin, int64_t end, int64_t k, int n, bool unaligned) {
-  switch (vectors) {
-    case 1:
-      return block<Reducer, 1, ragged>(a, begin, end, k, n, unaligned);
-    case 2:
-      return block<Reducer, 2, ragged>(a, begin, end, k, n, unaligned);
-    case 3:
-      return block<Reducer, 3, ragged>(a, begin, end, k, n, unaligned);
-    case 4:
-      return block<Reducer, 4, ragged>(a, begin, end, k, n, unaligned);
-    case 5:
-      return block<Reducer, 5, ragged>(a, begin, end, k, n, unaligned);
-    case 6:
-      return block<Reducer, 6, ragged>(a, begin, end, k, n, unaligned);
-    case 7:
-      return block<Reducer, 7, ragged>(a, begin, end, k, n, unaligned);
-    default:
-      return block<Reducer, 8, ragged>(a, begin, end, k, n, unaligned);
+  const auto run = [&]<int V>() { block<Reducer, V, ragged>(a, begin, end, k, n, unaligned); };
+  if constexpr (Reducer::any_width) {
+    if (vectors == 3) return run.template operator()<3>();
+    if (vectors == 5) return run.template operator()<5>();
+    if (vectors == 6) return run.template operator()<6>();
+    if (vectors == 7) return run.template operator()<7>();
   }
+  if (vectors == 1) return run.template operator()<1>();
+  if (vectors == 2) return run.template operator()<2>();
+  if (vectors == 4) return run.template operator()<4>();
+  run.template operator()<8>();
 }
 
-// Rows [begin, end) in blocks of up to 8 vectors of columns.
+// Rows [begin, end) in blocks of up to 8 vectors of columns. Reducers without any_width have blocks of 1, 2, 4 and 8
+// alone, less than half of the code: columns of another number of vectors take several passes over the edges.
 template <typename Reducer, typename T, typename Args>
 SG_INLINE void reduce_rows(const Args& a, int64_t stride, int64_t begin, int64_t end) {
   constexpr int64_t L = lanes<acc<T>>;
   if (begin == end) return;
   const bool unaligned =
       stride * int64_t(sizeof(T)) % 64 != 0 || reinterpret_cast<uintptr_t>(Reducer::table(a)) % 64 != 0;
-  for (int64_t k = 0; k < a.width; k += 8 * L) {
-    const int64_t left = a.width - k, vectors = left < 8 * L ? (left + L - 1) / L : 8;
+  for (int64_t k = 0, vectors; k < a.width; k += vectors * L) {
+    const int64_t left = a.width - k;
+    vectors = left < 8 * L ? (left + L - 1) / L : 8;
+    if (!Reducer::any_width) vectors = vectors == 3 ? 2 : vectors > 4 && vectors < 8 ? 4 : vectors;
     const int n = int(left < vectors * L ? left - (vectors - 1) * L : L);
     if (n == L) {
       block_of<Reducer, false>(int(vectors), a, begin, end, k, n, unaligned);
