@@ -36,7 +36,9 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     """Cases marked `full` and `deep` run when they are asked for."""
     left_out = [name for name in ("full", "deep") if not config.getoption(f"--{name}")]
-    dropped = [item for item in items if any(item.get_closest_marker(name) for name in left_out)]
+    kept, dropped = [], []
+    for item in items:
+        (dropped if any(item.get_closest_marker(name) for name in left_out) else kept).append(item)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
-        items[:] = [item for item in items if item not in set(dropped)]
+        items[:] = kept

@@ -17,10 +17,12 @@ using cuda::fp16;
 // Every file registers its functions: SG_BINDINGS(m) { m.def(...); }
 using Binder = void (*)(py::module_&);
 std::vector<Binder>& binders();
-#define SG_BINDINGS(m)                                                               \
-  static void bind(py::module_& m);                                                  \
-  static const bool bound = (sparsegnn::emulated::binders().push_back(&bind), true); \
-  static void bind([[maybe_unused]] py::module_& m)
+#define SG_BINDINGS(m) SG_BINDINGS_AS(m, __COUNTER__)
+#define SG_BINDINGS_AS(m, number) SG_BINDINGS_NAMED(m, number)
+#define SG_BINDINGS_NAMED(m, number)                                                                 \
+  static void bind##number(py::module_& m);                                                          \
+  static const bool bound##number = (sparsegnn::emulated::binders().push_back(&bind##number), true); \
+  static void bind##number([[maybe_unused]] py::module_& m)
 
 // Elements that arrays are moved off their alignment; set by a test.
 int64_t& misalignment();
@@ -81,12 +83,14 @@ class Optional {
   std::unique_ptr<Array<T>> array_;
 };
 
-// Calls f(T{}) with the element type of the array.
+// Calls f(T{}) with the element type of the array; of few types in the build of the fast tests.
 template <typename F>
 auto by_dtype(const py::array& a, F f) {
   if (a.dtype().is(dtype_of<float>())) return f(float{});
+#if !defined(SG_FEW_TYPES)
   if (a.dtype().is(dtype_of<double>())) return f(double{});
   if (a.dtype().is(dtype_of<fp16>())) return f(fp16{});
+#endif
   if (a.dtype().is(dtype_of<bf16>())) return f(bf16{});
   throw py::type_error("expected float32, float64, float16 or uint16 (bfloat16 bits)");
 }

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from .conftest import Dtype
+from .conftest import TYPES, Dtype
 
 BLOCKS = [(4, 1), (8, 1), (16, 1), (16, 16), (32, 32)]
 SHAPES = [  # batch, blocks across, blocks down
@@ -97,6 +97,8 @@ def test_tf32(emulated, shape, block):
     if batch > 1 and len(w.col):
         assert all((a != b).any() for a, b in zip(results, exact, strict=True))
     for name, other in (("float64", block), ("float32", (4, 1))):
+        if name not in TYPES:
+            continue
         wide = [check(emulated, Dtype(name), Weight(2, 3, *other), 9, tf32=False) for _ in range(2)]
         again = check(emulated, Dtype(name), Weight(2, 3, *other), 9, tf32=True)
         assert all((a == b).all() for a, b in zip(wide[0], again, strict=True))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from .conftest import Dtype
+from .conftest import Dtype, widest
 
 MASK = np.uint64(0xFFFFFFFF)
 
@@ -150,7 +150,7 @@ def test_scores_of_features_and_bias(emulated, csr, dtype, heads, width):
 
 def test_large_scores(emulated, csr):
     """Scores of hundreds overflow exp unless the maximum is taken away first."""
-    run(emulated, Dtype("float64"), csr([3, 0, 600, 1, 9], 9), 2, 4, spread=300.0)
+    run(emulated, widest(), csr([3, 0, 600, 1, 9], 9), 2, 4, spread=300.0)
 
 
 def test_masked_edges(emulated, csr):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from .conftest import Dtype
+from .conftest import Dtype, widest
 from .test_gat import close_to, dropout_factor
 
 
@@ -120,7 +120,7 @@ def test_slopes(emulated, csr, slope):
 
 def test_large_scores(emulated, csr):
     """Scores of hundreds overflow exp unless the maximum is taken away first."""
-    run(emulated, Dtype("float64"), csr([3, 0, 60, 1, 9], 9), 2, 4, spread=300.0)
+    run(emulated, widest(), csr([3, 0, 60, 1, 9], 9), 2, 4, spread=300.0)
 
 
 def test_same_bits_in_every_order(emulated_module, csr):
