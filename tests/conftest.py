@@ -33,6 +33,11 @@ def pytest_addoption(parser):
     parser.addoption("--deep", action="store_true", help="what takes minutes too: sanitizers, fuzz, soak, wheels")
 
 
+def pytest_configure(config):
+    if config.getoption("--full"):
+        os.environ["SPARSEGNN_TEST_FULL"] = "1"  # for ops/harness.py, in workers too
+
+
 def pytest_collection_modifyitems(config, items):
     """Cases marked `full` and `deep` run when they are asked for."""
     left_out = [name for name in ("full", "deep") if not config.getoption(f"--{name}")]

@@ -71,11 +71,11 @@ void dispatch(const char* op, ScalarType dtype, F&& f) {
   switch (dtype) {
     case ScalarType::Float:
       return f(float{});
+    case ScalarType::Double:
+      return f(double{});
     case ScalarType::BFloat16:
       return f(bf16{});
 #if !defined(SG_FEW_TYPES)
-    case ScalarType::Double:
-      return f(double{});
     case ScalarType::Half:
       return f(fp16{});
 #endif

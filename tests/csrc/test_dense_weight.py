@@ -31,7 +31,7 @@ def test_values(emulated, csr, dtype, degrees, block):
 
 def test_entries_outside_the_matrix_are_left_out(emulated):
     crow, col = np.array([0, 3], np.int32), np.array([-1, 1, 4], np.int32)
-    dense = emulated.dense_weight(np.array([1.0, 2.0, 3.0]), crow, col, 4, 1, 1)
+    dense = emulated.dense_weight(np.array([1, 2, 3], np.float32), crow, col, 4, 1, 1)
     np.testing.assert_array_equal(dense, [[0, 2, 0, 0]])
-    back = emulated.dense_weight_values(np.array([[5.0, 6.0, 7.0, 8.0]]), crow, col, 1, 1)
+    back = emulated.dense_weight_values(np.array([[5, 6, 7, 8]], np.float32), crow, col, 1, 1)
     np.testing.assert_array_equal(back, [0, 6, 0])

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from .conftest import Dtype
+
 
 def highest(score, count):
     """Positions of the `count` highest, ties to the lower, NaN last."""
@@ -67,9 +69,10 @@ def test_full_and_empty_patterns(emulated, dtype, n):
 def test_scores_may_differ_in_type(emulated):
     rng = np.random.default_rng(3)
     mask = rng.random((20, 30)) < 0.3
-    drop, grow = rng.standard_normal(mask.sum()).astype(np.float32), rng.standard_normal(mask.shape)
+    drop, bf16 = rng.standard_normal(mask.sum()).astype(np.float32), Dtype("bfloat16")
+    grow = bf16.pack(rng.standard_normal(mask.shape))
     got = emulated.topology(*csr_of(np.flatnonzero(mask), mask.shape), drop, grow, 40)
-    for actual, wanted in zip(got, expected(mask, drop.astype(np.float64), grow, 40), strict=True):
+    for actual, wanted in zip(got, expected(mask, drop.astype(np.float64), bf16.unpack(grow), 40), strict=True):
         np.testing.assert_array_equal(actual, wanted)
 
 
@@ -78,7 +81,7 @@ def test_counts_out_of_range_are_held_in_it(emulated, n, held):
     """The count is read on the device, which cannot refuse it."""
     rng = np.random.default_rng(4)
     pattern = csr_of(np.sort(rng.permutation(70)[:12]), (7, 10))
-    scores = rng.standard_normal(12), rng.standard_normal((7, 10))
+    scores = rng.standard_normal(12, np.float32), rng.standard_normal((7, 10), np.float32)
     for actual, wanted in zip(*(emulated.topology(*pattern, *scores, k) for k in (n, held)), strict=True):
         np.testing.assert_array_equal(actual, wanted)
 
