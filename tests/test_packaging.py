@@ -4,6 +4,7 @@ import email
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -63,6 +64,24 @@ def test_sdist_has_every_source_and_nothing_else(source, sdist):
     made = {n for n in names - files if n in ("", "PKG-INFO", "setup.cfg") or n.startswith("sparsegnn.egg-info")}
     parents = {str(folder) for name in files for folder in Path(name).parents}
     assert not names - files - made - parents
+
+
+def test_nothing_of_earlier_builds_is_packed(source, without_torch, tmp_path):
+    """Builds leave libraries in the checkout and copies of modules in build/lib."""
+    left = ("build/lib/sparsegnn/deleted.py", "sparsegnn/libsparsegnn_cuda.so", "sparsegnn/_build.json")
+    checkout = tmp_path / "checkout"
+    shutil.copytree(source, checkout)
+    for name in left:
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text("left over")
+    call(sys.executable, "setup.py", "-q", "build_py", "--build-lib", "build/lib", cwd=checkout, env=without_torch)
+    call(sys.executable, "setup.py", "-q", "sdist", cwd=checkout, env=without_torch)
+    packed = {str(p.relative_to(checkout / "build/lib")) for p in (checkout / "build/lib").rglob("*") if p.is_file()}
+    tracked = {str(p.relative_to(source)) for p in (source / "sparsegnn").rglob("*") if p.is_file()}
+    assert packed == {name for name in tracked if "egg-info" not in name}
+    (archive,) = (checkout / "dist").glob("*.tar.gz")
+    names = {n.partition("/")[2] for n in tarfile.open(archive).getnames()}
+    assert not names & set(left) and packed <= names
 
 
 def test_metadata_needs_no_torch(source, without_torch, tmp_path):
@@ -153,3 +172,39 @@ def test_import_without_libraries_falls_back(tmp_path):
     assert "pip install --no-build-isolation ." in result.stderr
     strict = subprocess.run([sys.executable, "-c", code], env=environment | {"SPARSEGNN_STRICT": "1"}, **where)
     assert strict.returncode != 0 and "SPARSEGNN_STRICT=1" in strict.stderr
+
+
+# --- scripts/test_wheel.py: what it refuses ---------------------------------------------------------------------------
+
+GOOD = "sparsegnn-1.0-py3-none-manylinux_2_34_x86_64.whl"
+BUILD = dict(isas=["portable", "avx2", "avx512"], cuda="80-real;90")
+LIBRARIES = ("sparsegnn/libsparsegnn_cpu.so", "sparsegnn/libsparsegnn_cuda.so")
+
+
+@pytest.mark.parametrize(
+    "name, build, files, wrong",
+    [
+        (GOOD, BUILD, LIBRARIES, None),
+        (GOOD, BUILD | {"cuda": None}, LIBRARIES[:1], None),
+        ("sparsegnn-1.0-py3-none-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl", BUILD, LIBRARIES, None),
+        ("sparsegnn-1.0-py3-none-manylinux_2_34_aarch64.whl", BUILD | {"isas": ["portable"]}, LIBRARIES, None),
+        ("sparsegnn-1.0-py3-none-linux_x86_64.whl", BUILD, LIBRARIES, "no manylinux tag"),
+        ("sparsegnn-1.0-cp311-cp311-manylinux_2_34_x86_64.whl", BUILD, LIBRARIES, "py3-none"),
+        (GOOD, BUILD | {"isas": ["avx2"]}, LIBRARIES, "instruction sets: ['avx2']"),
+        (GOOD, BUILD, LIBRARIES[:1], "libraries"),
+        (GOOD, BUILD | {"cuda": None}, LIBRARIES, "libraries"),
+        (GOOD, BUILD, (*LIBRARIES, "sparsegnn.libs/libgomp-24e2ab19.so.1.0.0"), "libraries"),
+        (GOOD, BUILD, (*LIBRARIES, "tests/test_cli.py"), "top-level folders besides the package: ['tests']"),
+    ],
+)
+def test_wheels_that_are_refused(name, build, files, wrong, tmp_path):
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
+        for file in (*files, "sparsegnn/__init__.py", "sparsegnn-1.0.dist-info/METADATA"):
+            archive.writestr(file, "")
+        archive.writestr("sparsegnn/_build.json", json.dumps(build))
+    check_wheel = runpy.run_path(str(ROOT / "scripts" / "test_wheel.py"))["check_wheel"]
+    if wrong is None:
+        assert check_wheel(tmp_path / name) == build
+    else:
+        with pytest.raises(SystemExit, match=re.escape(wrong)):
+            check_wheel(tmp_path / name)
