@@ -102,10 +102,11 @@ class BuildLibraries(build_ext):
 
     def folder(self):
         """Where CMake works: a folder that is kept for libraries in the source tree, so that only what has changed is
-        compiled again, else a temporary one."""
+        compiled again, else a temporary one beside it: the same relative paths, so that both share a compiler cache."""
         if self.editable_mode or self.inplace:
             return contextlib.nullcontext(str(ROOT / "build" / "dev"))
-        return tempfile.TemporaryDirectory(prefix="sparsegnn-")
+        (ROOT / "build").mkdir(exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix="wheel-", dir=ROOT / "build")
 
     def get_outputs(self) -> list[str]:
         return sorted(str(p) for p in (Path(self.build_lib) / "sparsegnn").glob("*.so"))
