@@ -116,7 +116,10 @@ def main() -> None:
     parser.add_argument("rows", nargs="*", default=["3.10:2.10.0", "newest:newest"], metavar="PYTHON:TORCH")
     parser.add_argument("--keep", type=Path)
     given = parser.parse_args()
-    (wheel,), (sdist,) = given.folder.glob("*.whl"), given.folder.glob("*.tar.gz")
+    wheels, sdists = list(given.folder.glob("*.whl")), list(given.folder.glob("*.tar.gz"))
+    if (len(wheels), len(sdists)) != (1, 1) or not all(":" in wish for wish in given.rows):
+        parser.error(f"folder must hold one wheel and one sdist, rows be PYTHON:TORCH, got {' '.join(sys.argv[1:])}")
+    (wheel,), (sdist,) = wheels, sdists
     build = check_wheel(wheel)
     print("| what | Python | torch | instruction sets run | compiled ops | CUDA library |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="sparsegnn-wheel-") as temporary:
