@@ -40,7 +40,7 @@ def interpreter(wish: str) -> str:
     names = [f"python3.{minor}" for minor in range(30, 9, -1)] if wish == "newest" else [wish, f"python{wish}"]
     for name in names:
         path = shutil.which(name)
-        if path and subprocess.run([path, "-c", "import venv"], capture_output=True).returncode == 0:
+        if path and subprocess.run([path, "-c", "import ensurepip, venv"], capture_output=True).returncode == 0:
             return path
     sys.exit(f"test_wheel: no Python {wish} on the PATH")
 
