@@ -1,6 +1,5 @@
 """scripts/gpu_check.sh: every stage runs on the CPU with tiny sizes; stages go on where they stopped."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -16,10 +15,10 @@ pytestmark = pytest.mark.skipif(not SCRIPT.is_file(), reason="not run from a che
 
 @pytest.fixture(scope="module")
 def module():
-    spec = importlib.util.spec_from_file_location("gpu_check", ROOT / "benchmarks" / "gpu_check.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    sys.path[:0] = [str(ROOT / "benchmarks")]
+    from gpu import stages
+
+    return stages
 
 
 def run(*arguments) -> subprocess.CompletedProcess:

@@ -12,14 +12,11 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-if not (ROOT / "benchmarks" / "suite.py").is_file():
+if not (ROOT / "benchmarks" / "harness" / "suite.py").is_file():
     pytest.skip("not run from a checkout", allow_module_level=True)
 sys.path[:0] = [str(ROOT / "benchmarks")]
 
-import machine  # noqa: E402
-import runner  # noqa: E402
-import suite  # noqa: E402
-import suite_processes  # noqa: E402
+from harness import machine, processes, runner, suite  # noqa: E402
 from suites import cpu, dispatch  # noqa: E402
 
 LIMIT = {"flops": 1e9, "bandwidth": 1e9, "by": "test"}
@@ -131,11 +128,11 @@ def test_a_process_that_dies_or_hangs_costs_its_group(monkeypatch):
     groups = {name: suite.Group(name, {}, (suite.Row(name, "a"),)) for name in ("a", "dies", "b", "hangs", "c")}
 
     def follow(names):
-        return suite_processes.run(
+        return processes.run(
             [sys.executable, "-c", CHILD], names, steps.append, lambda rows: kept.append(len(rows)),
             lambda at, why: suite.failed(groups[at], "gpu", why))  # fmt: skip
 
-    monkeypatch.setattr(suite_processes, "SILENCE", 4)
+    monkeypatch.setattr(processes, "SILENCE", 4)
     rows = follow(list(groups))
     assert steps == [row["group"] for row in rows] == list(groups)
     assert [row["value"] for row in rows] == [2, None, 2, None, 2] and kept == [1, 2, 3, 4, 5]
@@ -143,11 +140,11 @@ def test_a_process_that_dies_or_hangs_costs_its_group(monkeypatch):
     assert "ended with code 3" in rows[1]["note"] and "said nothing for 4 s" in rows[3]["note"]
     assert rows[1]["suite"] == "s"  # what is known of the run
     with pytest.raises(RuntimeError, match="ended with code 1"):  # before any group
-        suite_processes.run([sys.executable, "-c", "raise SystemExit(1)"], ["a"], print, print, None)
+        processes.run([sys.executable, "-c", "raise SystemExit(1)"], ["a"], print, print, None)
 
 
 def test_quick_runs_every_kind_of_group_in_its_regime():
-    command = [sys.executable, str(ROOT / "benchmarks" / "suite.py"), "cpu", "--child", "kept", "--quick"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "harness" / "suite.py"), "cpu", "--child", "kept", "--quick"]
     command += ["--threads", "1"]  # tiny work for two threads is all waiting where others use the cores
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT / "tests")
     assert done.returncode == 0, done.stderr

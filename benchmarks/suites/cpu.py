@@ -9,9 +9,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-import runner
 import torch
-from suite import FOLDER, Group, Row
+from harness import FOLDER, runner
+from harness.suite import Group, Row
 from suites import oracles, peers
 
 #: (rows, in, out): (bar, stretch) of forward + dx + dW at the nonzeros, by sparsity

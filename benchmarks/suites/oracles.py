@@ -9,19 +9,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
-import graphs
 import scipy.sparse
 import torch
+from harness import graphs
+from harness.errors import relative, worst
 
 SMALL = dict(nodes=20_000, edges=200_000)
-
-
-def error(got: torch.Tensor, want: torch.Tensor) -> float:
-    return float((got.double() - want).norm() / want.norm())
-
-
-def worst(got: list, want: list) -> float:
-    return max(error(a, b) for a, b in zip(got, want, strict=True))
 
 
 def linear(bench, cases: dict, name: Callable) -> dict[str, float]:
@@ -59,7 +52,7 @@ def spmm(bench, case: dict) -> dict[str, float]:
         want /= graph.crow.diff().clamp(min=1)[:, None]
     contenders = {"sparsegnn": bench.ours(case), **bench.baselines(case)}
     contenders.pop("gather+scatter")  # never the best, and seconds
-    return {name: error(first(function()), want) for name, function in contenders.items()}
+    return {name: relative(first(function()), want) for name, function in contenders.items()}
 
 
 def first(result) -> torch.Tensor:

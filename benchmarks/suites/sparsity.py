@@ -1,4 +1,4 @@
-"""Speed against sparsity, 0 to 99 %, of every way to multiply by a sparse weight: what `benchmarks/figure.py` draws.
+"""Speed against sparsity, 0 to 99 %, of every way to multiply by a sparse weight: what `publish/figure.py` draws.
 
 Forward of every peer, and forward + dx + dW at the nonzeros of ours and of SparseProp, against dense ``torch.mm(out=)``
 of the same products. Peers as strong as they come: int32 indices where they take them, patterns converted before.
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import runner
 import scipy.sparse
 import torch
-from suite import Group, Row
+from harness import runner
+from harness.suite import Group, Row
 from suites import peers
 
 SHAPES = ((4096, 256, 256), (16384, 512, 512), (65536, 256, 256), (8192, 1024, 1024))

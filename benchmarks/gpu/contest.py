@@ -300,7 +300,7 @@ def _text(e: Exception) -> str:
 
 def name() -> str:
     """A folder name: the GPU's, or ``dry-run``."""
-    import runner
+    from harness import runner
 
     return runner.device_name("cuda") if on_gpu() else "dry-run"
 

@@ -1,4 +1,4 @@
-"""Draws speed against sparsity from committed results: ``python benchmarks/figure.py [results folder]``.
+"""Draws speed against sparsity from committed results: ``python benchmarks/publish/figure.py [results folder]``.
 
 One panel per shape: how many times faster than dense ``torch.mm`` every contender is, and where it breaks even.
 Reads ``suite_sparsity.jsonl`` (``sparsegnn bench --suite sparsity``); writes ``figures/speedup.svg`` and ``.png``.
@@ -9,10 +9,12 @@ import math
 import sys
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent
-sys.path[:0] = [str(FOLDER)] if str(FOLDER) not in sys.path else []
+if not __package__:  # run by its path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from readme import processor  # noqa: E402
+from harness import FOLDER  # noqa: E402
+
+from publish.readme import processor  # noqa: E402
 
 #: label, contender, colour, line, marker
 LINES = (

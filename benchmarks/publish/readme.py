@@ -1,4 +1,4 @@
-"""Makes README's tables, and docs/cpu-benchmarks.md, from committed results: ``python benchmarks/readme.py``.
+"""Makes README's tables, and docs/cpu-benchmarks.md, from committed results: ``python benchmarks/publish/readme.py``.
 
 Reads every ``suite_cpu.jsonl``, which ``sparsegnn bench --suite cpu`` writes: README has the headlines of all machines,
 the page all their rows; and every ``suite_h200.jsonl``, which ``scripts/gpu_check.sh`` writes on a GPU.
@@ -8,7 +8,11 @@ import json
 import sys
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent
+if not __package__:  # run by its path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from harness import FOLDER  # noqa: E402
+
 README = FOLDER.parent / "README.md"
 FIGURE = FOLDER / "figures" / "speedup.svg"
 PAGE = FOLDER.parent / "docs" / "cpu-benchmarks.md"
@@ -128,9 +132,8 @@ def cell(row: dict | None) -> str:
 
 def page(machines: list[list[dict]]) -> str:
     """All rows of all machines."""
-    text = (
-        "# CPU benchmarks\n\nMade by `python benchmarks/readme.py` from `benchmarks/results/`; do not edit by hand.\n"
-    )
+    command = "python benchmarks/publish/readme.py"
+    text = f"# CPU benchmarks\n\nMade by `{command}` from `benchmarks/results/`; do not edit by hand.\n"
     return text + "".join(f"\n## {rows[0]['device']}\n\n{table(rows)}\n" for rows in machines)
 
 
