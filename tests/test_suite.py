@@ -17,7 +17,7 @@ if not (ROOT / "benchmarks" / "harness" / "suite.py").is_file():
 sys.path[:0] = [str(ROOT / "benchmarks")]
 
 from harness import machine, processes, runner, suite  # noqa: E402
-from suites import cpu, dispatch  # noqa: E402
+from suites import cpu, dispatch, oracles, peers  # noqa: E402
 
 LIMIT = {"flops": 1e9, "bandwidth": 1e9, "by": "test"}
 KEYS = set(
@@ -206,9 +206,38 @@ def test_limits_of_the_machine():
     assert found["by"] in ("C", "torch") and found["flops"] > 1e8 and found["bandwidth"] > 1e7
 
 
-def test_rows_name_a_forced_kernel():
-    from suites import peers
+@pytest.mark.parametrize("name", peers.LAYERS)
+def test_layers_of_all_projects_are_judged_by_one_oracle(name, monkeypatch):
+    shape = (32, 50, 41)
+    if not peers.layers((name,), *shape[1:], 0.8):
+        pytest.skip(f"{name} is not installed")
+    assert oracles.layer(shape, 0.8, (name,))[name] < 1e-6
+    linear_step = peers.linear_step
 
+    def broken(*arguments):
+        step, layer = linear_step(*arguments), arguments[-1]
+
+        def run():
+            results = step()
+            getattr(layer, peers.LAYERS[name].values).grad.neg_()
+            return results
+
+        return run
+
+    monkeypatch.setattr(peers, "linear_step", broken)
+    assert oracles.layer(shape, 0.8, (name,))[name] == pytest.approx(2)
+
+
+def test_a_project_that_is_not_installed_is_left_out(monkeypatch):
+    for name in ("sparselab", "sparseprop.modules.linear"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert list(peers.steps(tuple(peers.LAYERS), (8, 5, 4), 0.5)) == ["SparseLinear", "nn.Linear"]
+    rows = list(suite.measure_group(cpu.layer((8, 5, 4), *cpu.LAYERS[8192, 1024, 1024]), "default", quick=True))
+    assert [row["missing"] for row in rows] == [[], ["SparseProp"], ["sparselab"]]
+    assert all(row["error"] < 1e-6 for row in rows) and rows[0]["value"] > 0 and rows[2]["value"] is None
+
+
+def test_rows_name_a_forced_kernel():
     from sparsegnn import use_kernel
     from sparsegnn.nn import SparseLinear
 

@@ -21,6 +21,7 @@ LINES = (
     ("sparsegnn, forward + backward", "sparsegnn, forward + backward", "#c1272d", "-", "o"),
     ("sparsegnn, forward", "sparsegnn, forward", "#c1272d", "--", None),
     ("SparseProp, forward + backward", "SparseProp, forward + backward", "#0000a7", "-", "s"),
+    ("sparselab, forward + backward", "sparselab, forward + backward", "#b8489c", "-", "x"),
     ("torch CSR, forward", "torch CSR, forward", "#008176", "--", "^"),
     ("torch_sparse, forward", "torch_sparse, forward", "#8a6d00", "--", "v"),
     ("scipy, forward", "scipy, forward", "#7a7a7a", "--", "d"),
