@@ -24,10 +24,10 @@ while [ $# -gt 0 ]; do
   shift
 done
 cd "$root" || exit 1
-[ ${#stages[@]} -gt 0 ] || mapfile -t stages < <("$python" benchmarks/gpu/stages.py --list)
 case " ${options[*]-} " in
-  *" --dry-run "*) exec "$python" benchmarks/gpu/stages.py --table "${options[@]}" "${stages[@]}" ;;
+  *" --dry-run "*) exec "$python" benchmarks/gpu/stages.py --table "${options[@]}" ${stages[@]+"${stages[@]}"} ;;
 esac
+[ ${#stages[@]} -gt 0 ] || mapfile -t stages < <("$python" benchmarks/gpu/stages.py --list)
 failed=()
 for stage in "${stages[@]}"; do
   left=$((seconds - SECONDS))

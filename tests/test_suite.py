@@ -17,6 +17,7 @@ if not (ROOT / "benchmarks" / "harness" / "suite.py").is_file():
 sys.path[:0] = [str(ROOT / "benchmarks")]
 
 from harness import machine, processes, runner, suite  # noqa: E402
+from suite_in_process import in_process  # noqa: E402, F401
 from suites import cpu, dispatch, oracles, peers  # noqa: E402
 
 LIMIT = {"flops": 1e9, "bandwidth": 1e9, "by": "test"}
@@ -98,6 +99,7 @@ def test_a_failing_group_fails_its_rows_and_no_other(monkeypatch, capsys):
     bad = suite.Group("bad", {}, (suite.Row("one", "a"), suite.Row("two", "a")), broken)
     found = [bad, suite.Group("good", {}, (share,), lambda: {"a": int})]
     monkeypatch.setattr(suite, "load", lambda name, quick: found)
+    monkeypatch.setattr(suite, "limits_of", lambda regime: LIMIT)
     threads = torch.get_num_threads()
     suite.child("any", "default", True, threads, "")
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -143,12 +145,17 @@ def test_a_process_that_dies_or_hangs_costs_its_group(monkeypatch):
         processes.run([sys.executable, "-c", "raise SystemExit(1)"], ["a"], print, print, None)
 
 
-def test_quick_runs_every_kind_of_group_in_its_regime():
-    command = [sys.executable, str(ROOT / "benchmarks" / "harness" / "suite.py"), "cpu", "--child", "kept", "--quick"]
-    command += ["--threads", "1"]  # tiny work for two threads is all waiting where others use the cores
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT / "tests")
-    assert done.returncode == 0, done.stderr
-    rows = [event["row"] for event in map(json.loads, done.stdout.splitlines()) if "row" in event]
+def test_memory_is_kept_where_malloc_can():
+    code = "from harness import suite; suite.keep_memory(); print('kept')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "benchmarks")
+    assert done.stdout == "kept\n", done.stderr
+
+
+def test_quick_runs_every_kind_of_group_in_its_regime(in_process, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(suite, "limits_of", lambda regime: LIMIT)
+    # one thread: tiny work for two is all waiting where others use the cores
+    rows = suite.run("cpu", quick=True, regimes=("kept",), threads=1, table=False)
+    assert in_process == list(dict.fromkeys(row["group"] for row in rows))
     assert {row["group"].split()[0] for row in rows} >= {"spmm", "GATConv", "GCN"}
     for row in rows:
         assert set(row) >= KEYS and row["malloc"] == row["regime"] == "kept" and row["limits"]["flops"] > 0

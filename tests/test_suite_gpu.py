@@ -26,6 +26,7 @@ import gpu  # noqa: E402
 from gpu import cusparse, machine  # noqa: E402
 from harness import graphs, suite  # noqa: E402
 from publish import readme  # noqa: E402
+from suite_in_process import in_process  # noqa: E402, F401
 from suites import h200  # noqa: E402
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="is about the dry run on the CPU")
@@ -282,21 +283,13 @@ def test_community_order_keeps_edges_near():
 # --- a run that is stopped goes on -----------------------------------------------------------------------------------
 
 
-def test_a_run_goes_on_where_it_was(monkeypatch, tmp_path):
+def test_a_run_goes_on_where_it_was(monkeypatch, in_process, tmp_path):  # noqa: F811
     path = tmp_path / "suite_h200.jsonl"
 
     def run(**options):
-        started = []
-        follow = suite.processes.run
-
-        def spy(command, todo, *rest):
-            started.extend(todo)
-            return follow(command, todo, *rest)
-
-        with monkeypatch.context() as m:
-            m.setattr(suite.processes, "run", spy)
-            rows = suite.run("h200", quick=True, threads=1, folder=tmp_path, table=False, **options)
-        return started, rows
+        in_process.clear()
+        rows = suite.run("h200", quick=True, threads=1, folder=tmp_path, table=False, **options)
+        return list(in_process), rows
 
     started, rows = run(stages=("constants",))
     assert len(started) == 10 and all(row["value"] is not None for row in rows)
@@ -309,9 +302,15 @@ def test_a_run_goes_on_where_it_was(monkeypatch, tmp_path):
     started, rows = run(stages=("constants",))
     assert started == [] and len(rows) == len(lines)
     started, rows = run(stages=("constants", "layer"), seconds=0)
-    assert len(started) == 2 and len(rows) == len(lines)  # no time for any
+    assert started == [] and len(rows) == len(lines)  # no time for any
     monkeypatch.setattr(suite, "code", lambda: "other sources")
     assert suite.earlier(path) == []
+
+
+def test_a_process_of_its_own_measures_a_group(tmp_path):
+    rows = suite.run("h200", quick=True, threads=1, folder=tmp_path, table=False, only="memory", stages=("constants",))
+    assert {row["group"] for row in rows} == {"memory"} and all(row["value"] > 0 for row in rows)
+    assert {row["code"] for row in rows} == {suite.code()} and {row["device"] for row in rows} == {"dry-run"}
 
 
 def test_needs_a_gpu():

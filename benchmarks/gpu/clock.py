@@ -23,7 +23,7 @@ class Timed:
 
 
 class DeviceClock:
-    """Device time between two events; short contenders from a CUDA graph of several calls. See runner.HostClock."""
+    """Device time between two events; short contenders from a CUDA graph of several calls; of the host in `runner`."""
 
     def timer(self, function: Callable) -> Timed:
         function()

@@ -32,14 +32,16 @@ class Setting:
     """How this run goes: where, how large, how long."""
 
     def __init__(self, dry_run: bool, output: Path | None, seconds: float = SECONDS):
-        os.environ["SPARSEGNN_STRICT"] = "1"  # a fallback to plain PyTorch must not pass for a kernel
-        self.dry_run, self.device, self.seconds = dry_run, "cpu" if dry_run else "cuda", min(seconds, SECONDS)
-        self.given = os.environ.get("SPARSEGNN_LIBRARIES")
-        self.built = ROOT / "build" / "gpu" / "lib"
         import torch
 
         import gpu
 
+        if not dry_run and not gpu.on_gpu():
+            sys.exit(NO_GPU)
+        os.environ["SPARSEGNN_STRICT"] = "1"  # a fallback to plain PyTorch must not pass for a kernel
+        self.dry_run, self.device, self.seconds = dry_run, "cpu" if dry_run else "cuda", min(seconds, SECONDS)
+        self.given = os.environ.get("SPARSEGNN_LIBRARIES")
+        self.built = ROOT / "build" / "gpu" / "lib"
         if dry_run:  # with the package that is installed
             gpu.hide()
             torch.set_num_threads(1)
@@ -47,8 +49,6 @@ class Setting:
             os.environ.setdefault("SPARSEGNN_LIBRARIES", str(self.built))
             os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
             sys.path.insert(0, str(ROOT))
-        if not dry_run and not gpu.on_gpu():
-            sys.exit(NO_GPU)
         usual = ROOT / "benchmarks" / "results" / gpu.name()
         self.output = output or usual
         self.output.mkdir(parents=True, exist_ok=True)
@@ -256,25 +256,26 @@ def names() -> list[str]:
     return [*CHECKS, *h200.STAGES]
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="*", help="see --list")
+    parser.add_argument("stages", nargs="*", help="see --list; all of them in a dry run that names none")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, with tiny sizes")
     parser.add_argument("--output", type=Path, help="folder of the results")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of a stage, at most")
     parser.add_argument("--list", action="store_true", help="print the names of the stages")
     parser.add_argument("--table", action="store_true", help="print the table of the rows that are there, at the end")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.list:
         print("\n".join(names()))
         return 0
+    wanted = args.stages or (names() if args.dry_run else [])
     if unknown := set(args.stages) - set(names()):
         parser.error(f"unknown stage {', '.join(sorted(unknown))}; there are {', '.join(names())}")
     setting = Setting(args.dry_run, args.output, args.seconds)
     from harness import suite
 
     complete = True
-    for name in (n for n in args.stages if n in CHECKS):
+    for name in (n for n in wanted if n in CHECKS):
         record = Record(setting.output / f"{name}.json", setting.seconds, suite.code())
         if record.content["complete"] and (name != "build" or setting.dry_run or setting.libraries()):
             print(f"{name}: complete")
@@ -282,7 +283,7 @@ def main() -> int:
         record.content |= {} if name != "build" else {"rows": []}  # libraries that are gone are built again
         print(f"{name}: {CHECKS[name].__doc__.splitlines()[0]}", flush=True)
         complete &= record.run(CHECKS[name](setting))
-    if stages := [n for n in args.stages if n not in CHECKS]:
+    if stages := [n for n in wanted if n not in CHECKS]:
         complete &= measured(setting, stages)
     if args.table:
         show(setting.output)
