@@ -1,10 +1,10 @@
 """Every op and its baselines under pytest-benchmark: ``pytest benchmarks --benchmark-only``.
 
-The quick cases of each op; ``python benchmarks/runner.py OP`` measures all of them, interleaved.
+The quick cases of each op; ``sparsegnn bench OP`` measures all of them, interleaved.
 """
 
 import pytest
-import runner
+from harness import runner
 
 
 def contenders():

@@ -17,17 +17,17 @@ while [ $# -gt 0 ]; do
     --dry-run) options+=("$1") ;;
     --output) options+=("$1" "$(realpath -m "$2")"); shift ;;
     --seconds) seconds=$2; shift ;;
-    --list) exec "$python" "$root/benchmarks/gpu_check.py" --list ;;
+    --list) exec "$python" "$root/benchmarks/gpu/stages.py" --list ;;
     -*) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2 ;;
     *) stages+=("$1") ;;
   esac
   shift
 done
 cd "$root" || exit 1
-[ ${#stages[@]} -gt 0 ] || mapfile -t stages < <("$python" benchmarks/gpu_check.py --list)
 case " ${options[*]-} " in
-  *" --dry-run "*) exec "$python" benchmarks/gpu_check.py --table "${options[@]}" "${stages[@]}" ;;
+  *" --dry-run "*) exec "$python" benchmarks/gpu/stages.py --table "${options[@]}" ${stages[@]+"${stages[@]}"} ;;
 esac
+[ ${#stages[@]} -gt 0 ] || mapfile -t stages < <("$python" benchmarks/gpu/stages.py --list)
 failed=()
 for stage in "${stages[@]}"; do
   left=$((seconds - SECONDS))
@@ -37,8 +37,8 @@ for stage in "${stages[@]}"; do
   fi
   # The stage stops by itself after seven minutes or in time; the limit is for one that hangs.
   limit=$((left < 480 ? left : 480))
-  timeout -k 10 $limit "$python" -u benchmarks/gpu_check.py --seconds $((limit > 60 ? limit - 15 : limit)) \
+  timeout -k 10 $limit "$python" -u benchmarks/gpu/stages.py --seconds $((limit > 60 ? limit - 15 : limit)) \
     ${options[@]+"${options[@]}"} "$stage" || failed+=("$stage")
 done
-"$python" benchmarks/gpu_check.py --table ${options[@]+"${options[@]}"}
+"$python" benchmarks/gpu/stages.py --table ${options[@]+"${options[@]}"}
 [ ${#failed[@]} -eq 0 ] || { echo "not complete: ${failed[*]} (run again to go on)"; exit 1; }

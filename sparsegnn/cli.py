@@ -175,7 +175,7 @@ def bench(
         raise ValueError("bench needs the name of an op or --suite, one of them, got " + ("both" if op else "none"))
     if op and (check or only):
         raise ValueError("check and only must be used with --suite, got op " + repr(op))
-    script = "suite.py" if suite else "runner.py"
+    script = "harness/suite.py" if suite else "harness/runner.py"
     folder = next((f for f in _checkouts() if (f / script).is_file()), None)
     if folder is None:
         raise ValueError(f"bench needs a checkout: no benchmarks/{script} here or beside the package")
@@ -188,7 +188,7 @@ def bench(
     )
     if op not in known:
         raise ValueError(f"op must be one of {', '.join(known)}, got {op!r}")
-    import runner
+    from harness import runner
 
     rows = runner.run(op, quick=quick, table=not as_json)
     if as_json:
@@ -196,7 +196,7 @@ def bench(
 
 
 def _bench_suite(name: str, quick: bool, check: bool, only: str, as_json: bool) -> None:
-    import suite
+    from harness import suite
 
     from sparsegnn.train import CheckFailed
 

@@ -155,6 +155,18 @@ def test_debug_shows_the_traceback(tmp_path):
 # --- bench -----------------------------------------------------------------------------------------------------------
 
 
+def write_harness(folder, name, source):
+    (folder / "harness").mkdir()
+    (folder / "harness" / "__init__.py").touch()
+    (folder / "harness" / name).write_text(source)
+
+
+def without_harness(monkeypatch):
+    """That of another folder is imported next."""
+    for name in [n for n in sys.modules if n.partition(".")[0] == "harness"]:
+        monkeypatch.delitem(sys.modules, name)
+
+
 def test_bench_names_what_is_missing(run, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "path", sys.path[:])  # `bench` puts its folder there, for good
     monkeypatch.setattr(cli, "_checkouts", lambda: [tmp_path])
@@ -163,14 +175,15 @@ def test_bench_names_what_is_missing(run, monkeypatch, tmp_path):
         assert code == 2 and "bench needs a checkout" in err
     (tmp_path / "ops").mkdir()
     (tmp_path / "ops" / "bench_spmm.py").touch()
-    (tmp_path / "runner.py").write_text("def run(op, quick, table):\n    return [{'op': op, 'quick': quick}]\n")
+    source = "def run(op, quick, table):\n    return [{'op': op, 'quick': quick}]\n"
+    write_harness(tmp_path, "runner.py", source)
     code, _, err = run("bench", "nothing")
     assert code == 2 and "op must be one of spmm, got 'nothing'" in err
     sys.path.insert(0, str(tmp_path))
-    monkeypatch.delitem(sys.modules, "runner", raising=False)
+    without_harness(monkeypatch)
     code, out, _ = run("bench", "spmm", "--quick", "--json")
     assert code == 0 and json.loads(out) == [{"op": "spmm", "quick": True}]
-    monkeypatch.delitem(sys.modules, "runner")
+    without_harness(monkeypatch)
 
 
 @pytest.mark.parametrize("args", [[], ["spmm", "--suite", "cpu"], ["spmm", "--check"], ["spmm", "--only", "x"]])
@@ -184,12 +197,11 @@ def test_bench_suite_fails_only_when_asked_to_check(run, monkeypatch, tmp_path, 
     monkeypatch.setattr(cli, "_checkouts", lambda: [tmp_path])
     row = {"suite_row": "spmm", "regime": "kept", "passed": passed}
     source = f"def run(name, quick, only, table):\n    return [{row!r}]\n"
-    (tmp_path / "suite.py").write_text(
-        source + "def missed(rows):\n    return [r for r in rows if r['passed'] is False]\n"
-    )
+    source += "def missed(rows):\n    return [r for r in rows if r['passed'] is False]\n"
+    write_harness(tmp_path, "suite.py", source)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "suite", raising=False)
+    without_harness(monkeypatch)
     code, out, err = run("bench", "--suite", "any", "--json", *["--check"] * check)
-    monkeypatch.delitem(sys.modules, "suite")
+    without_harness(monkeypatch)
     assert code == want and json.loads(out) == [row]
     assert err == ("sparsegnn: 1 bars missed: spmm (kept)\n" if want else "")

@@ -6,14 +6,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-if not (ROOT / "benchmarks" / "figure.py").is_file():
+if not (ROOT / "benchmarks" / "publish" / "figure.py").is_file():
     pytest.skip("not run from a checkout", allow_module_level=True)
 pytest.importorskip("matplotlib")
 sys.path[:0] = [str(ROOT / "benchmarks")]
 
-import figure  # noqa: E402
-import readme  # noqa: E402
-import suite  # noqa: E402
+from harness import suite  # noqa: E402
+from publish import figure, readme  # noqa: E402
 from suites import sparsity  # noqa: E402
 
 ABOUT = dict(threads=2, isa="portable", torch="0", device="cpu-none-2t",

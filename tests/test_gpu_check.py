@@ -1,7 +1,8 @@
 """scripts/gpu_check.sh: every stage runs on the CPU with tiny sizes; stages go on where they stopped."""
 
-import importlib.util
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,34 +12,29 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "gpu_check.sh"
-pytestmark = pytest.mark.skipif(not SCRIPT.is_file(), reason="not run from a checkout")
+if not SCRIPT.is_file():
+    pytest.skip("not run from a checkout", allow_module_level=True)
+sys.path[:0] = [str(ROOT / "benchmarks")]
+
+from gpu import smoke, stages  # noqa: E402
+from suite_in_process import in_process  # noqa: E402, F401
+from suites import h200  # noqa: E402
+
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="is about the dry run on the CPU")
 
 
-@pytest.fixture(scope="module")
-def module():
-    spec = importlib.util.spec_from_file_location("gpu_check", ROOT / "benchmarks" / "gpu_check.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def run(*arguments, python: Path | str = sys.executable) -> subprocess.CompletedProcess:
+    env = os.environ | {"PYTHON": str(python)}
+    return subprocess.run([str(SCRIPT), *map(str, arguments)], env=env, capture_output=True, text=True, timeout=500)
 
 
-def run(*arguments) -> subprocess.CompletedProcess:
-    import os
-
-    env = os.environ | {"PYTHON": sys.executable}
-    return subprocess.run([str(SCRIPT), *map(str, arguments)], env=env, capture_output=True, text=True, timeout=300)
-
-
-def test_dry_run_of_every_stage(module, tmp_path):
-    done = run("--dry-run", "--output", tmp_path)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    for stage in module.CHECKS:
-        content = json.loads((tmp_path / f"{stage}.json").read_text())
+def check_rows(folder: Path) -> None:
+    """Of a dry run: all of them, right ones, with everything that a table needs."""
+    for stage in stages.CHECKS:
+        content = json.loads((folder / f"{stage}.json").read_text())
         assert content["complete"] and content["rows"], stage
         assert not any(row.get("error") for row in content["rows"]), stage
-    rows = [json.loads(line) for line in (tmp_path / "suite_h200.jsonl").read_text().splitlines()]
-    from suites import h200
-
+    rows = [json.loads(line) for line in (folder / "suite_h200.jsonl").read_text().splitlines()]
     expected = {(g.name, row.text) for g in h200.groups(quick=True) for row in g.rows}
     assert {(row["group"], row["suite_row"]) for row in rows if row["group"] != "mean"} == expected
     assert not [row["note"] for row in rows if row["note"].startswith("failed")]
@@ -51,21 +47,100 @@ def test_dry_run_of_every_stage(module, tmp_path):
         if timed and "yelp" not in row["suite_row"]:  # too large for fp64
             assert row["error"] is not None and (row["baseline"] is None or row["error_baseline"] is not None), row
             assert set(row["precisions"]) == {row["contender"], *row["baselines"]}
-    assert "spmm sum, arxiv" in done.stdout  # the table
+
+
+@without_gpu
+def test_every_stage(in_process, monkeypatch, tmp_path, capsys):  # noqa: F811
+    """All of a dry run but that its programs run in this process, and its tests do not."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    programs = []
+
+    def command(*arguments, **options):
+        programs.append([str(a) for a in arguments])
+        if programs[-1][1:2] == [str(Path(smoke.__file__))]:
+            smoke.main(programs[-1][2])
+            return capsys.readouterr().out
+        assert all(Path(a).is_file() for a in programs[-1] if a.endswith(".py"))
+        return "12 passed, 3 skipped"
+
+    monkeypatch.setattr(stages, "command", command)
+    arguments = ["--dry-run", "--table", "--output", str(tmp_path)]
+    assert stages.main(arguments) == 0
+    check_rows(tmp_path)
+    assert "spmm sum, arxiv" in capsys.readouterr().out  # the table
+    assert "checks of all ops on cpu agree" in (tmp_path / "sanitizer.json").read_text()
+    assert json.loads((tmp_path / "tests.json").read_text())["rows"][0]["passed"] == 12
+    assert {program[0] for program in programs} <= {sys.executable, "cmake"} and len(programs) >= 2
+    in_process.clear()
+    assert stages.main(arguments) == 0 and in_process == []
+    said = capsys.readouterr().out.splitlines()
+    assert said[: len(stages.names())] == [f"{s}: complete" for s in stages.names()]
+
+
+@pytest.mark.deep
+def test_dry_run_of_every_stage_in_processes_of_its_own(tmp_path):
+    done = run("--dry-run", "--output", tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    check_rows(tmp_path)
+    assert "spmm sum, arxiv" in done.stdout
     again = run("--dry-run", "--output", tmp_path)
     assert again.returncode == 0
-    assert again.stdout.splitlines()[: len(module.names())] == [f"{s}: complete" for s in module.names()]
+    assert again.stdout.splitlines()[: len(stages.names())] == [f"{s}: complete" for s in stages.names()]
 
 
-def test_wrong_arguments_are_refused():
-    assert run("--wrong").returncode == 2
-    assert run("--dry-run", "no_such_stage").returncode == 2
-    if not torch.cuda.is_available():
-        done = run("build")
-        assert done.returncode == 1 and "no GPU is visible" in done.stderr
+def test_the_script_runs_stage_after_stage(tmp_path):
+    python, log = tmp_path / "python", tmp_path / "log"
+    python.write_text(f"""#!/usr/bin/env bash
+echo "$*" >> {log}
+case "$*" in *--list*) printf "build\\nconstants\\n" ;; *broken*) exit 1 ;; esac
+""")
+    python.chmod(0o755)
+    program = "benchmarks/gpu/stages.py"
+    assert (ROOT / program).is_file()
+
+    def calls(*arguments, code=0) -> list[str]:
+        log.unlink(missing_ok=True)
+        done = run(*arguments, python=python)
+        assert done.returncode == code, done.stderr
+        said.append(done.stdout)
+        return [re.sub(r"--seconds \d+", "--seconds N", line) for line in log.read_text().splitlines()]
+
+    said = []
+    assert calls("--dry-run", "--output", tmp_path / "x", "build") == [
+        f"{program} --table --dry-run --output {tmp_path}/x build"
+    ]
+    assert calls("--dry-run") == [f"{program} --table --dry-run"]
+    assert calls("build", "constants") == [
+        f"-u {program} --seconds N build", f"-u {program} --seconds N constants", f"{program} --table"
+    ]  # fmt: skip
+    assert calls()[1:] == calls("build", "constants") and "--list" in calls("--list")[0]
+    assert len(calls("broken", "constants", code=1)) == 3 and "not complete: broken" in said[-1]
+    assert calls("--seconds", "10", "build", code=1) == [f"{program} --table"]  # no time for any
+    assert run("--wrong", python=python).returncode == 2
 
 
-def test_a_stage_goes_on_where_it_stopped(module, tmp_path):
+@without_gpu
+def test_wrong_arguments_are_refused(monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        stages.main(["--dry-run", "no_such_stage"])
+    assert "unknown stage no_such_stage; there are build, environment" in capsys.readouterr().err
+    before = dict(os.environ)
+    with pytest.raises(SystemExit, match="no GPU is visible"):
+        stages.main(["build"])
+    assert dict(os.environ) == before
+    assert stages.main(["--list"]) == 0 and capsys.readouterr().out.split() == stages.names()
+
+
+def test_programs_of_a_stage():
+    code = "import os; print(os.environ['X']); exit(3)"
+    assert stages.command(sys.executable, "-c", code, expected=(0, 3), X="y") == "y\n"
+    with pytest.raises(RuntimeError, match="exit 4: spoken"):
+        stages.command(sys.executable, "-c", "print('spoken'); exit(4)")
+    with pytest.raises(RuntimeError, match="took over 0 s"):
+        stages.command("sleep", 5, seconds=0.2)
+
+
+def test_a_stage_goes_on_where_it_stopped(tmp_path):
     calls = []
 
     def cases(fail: bool):
@@ -80,11 +155,11 @@ def test_a_stage_goes_on_where_it_stopped(module, tmp_path):
             yield {"i": i}, measure
 
     path = tmp_path / "stage.json"
-    assert not module.Record(path, seconds=100).run(cases(fail=True))  # the failure does not cost the third case
+    assert not stages.Record(path, seconds=100).run(cases(fail=True))  # the failure does not cost the third case
     assert calls == [0, 1, 2] and "out of memory" in path.read_text()
-    assert not module.Record(path, seconds=-1).run(cases(fail=False))  # no time left
-    assert module.Record(path, seconds=100).run(cases(fail=False))
+    assert not stages.Record(path, seconds=-1).run(cases(fail=False))  # no time left
+    assert stages.Record(path, seconds=100).run(cases(fail=False))
     assert calls == [0, 1, 2, 1]
     content = json.loads(path.read_text())
     assert content["complete"] and sorted(row["ms"] for row in content["rows"]) == [0, 1, 2]
-    assert not module.Record(path, seconds=100, code="other sources").content["complete"]
+    assert not stages.Record(path, seconds=100, code="other sources").content["complete"]

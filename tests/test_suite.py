@@ -12,15 +12,13 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-if not (ROOT / "benchmarks" / "suite.py").is_file():
+if not (ROOT / "benchmarks" / "harness" / "suite.py").is_file():
     pytest.skip("not run from a checkout", allow_module_level=True)
 sys.path[:0] = [str(ROOT / "benchmarks")]
 
-import machine  # noqa: E402
-import runner  # noqa: E402
-import suite  # noqa: E402
-import suite_processes  # noqa: E402
-from suites import cpu, dispatch  # noqa: E402
+from harness import machine, processes, runner, suite  # noqa: E402
+from suite_in_process import in_process  # noqa: E402, F401
+from suites import cpu, dispatch, oracles, peers  # noqa: E402
 
 LIMIT = {"flops": 1e9, "bandwidth": 1e9, "by": "test"}
 KEYS = set(
@@ -101,6 +99,7 @@ def test_a_failing_group_fails_its_rows_and_no_other(monkeypatch, capsys):
     bad = suite.Group("bad", {}, (suite.Row("one", "a"), suite.Row("two", "a")), broken)
     found = [bad, suite.Group("good", {}, (share,), lambda: {"a": int})]
     monkeypatch.setattr(suite, "load", lambda name, quick: found)
+    monkeypatch.setattr(suite, "limits_of", lambda regime: LIMIT)
     threads = torch.get_num_threads()
     suite.child("any", "default", True, threads, "")
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -131,11 +130,11 @@ def test_a_process_that_dies_or_hangs_costs_its_group(monkeypatch):
     groups = {name: suite.Group(name, {}, (suite.Row(name, "a"),)) for name in ("a", "dies", "b", "hangs", "c")}
 
     def follow(names):
-        return suite_processes.run(
+        return processes.run(
             [sys.executable, "-c", CHILD], names, steps.append, lambda rows: kept.append(len(rows)),
             lambda at, why: suite.failed(groups[at], "gpu", why))  # fmt: skip
 
-    monkeypatch.setattr(suite_processes, "SILENCE", 4)
+    monkeypatch.setattr(processes, "SILENCE", 4)
     rows = follow(list(groups))
     assert steps == [row["group"] for row in rows] == list(groups)
     assert [row["value"] for row in rows] == [2, None, 2, None, 2] and kept == [1, 2, 3, 4, 5]
@@ -143,15 +142,20 @@ def test_a_process_that_dies_or_hangs_costs_its_group(monkeypatch):
     assert "ended with code 3" in rows[1]["note"] and "said nothing for 4 s" in rows[3]["note"]
     assert rows[1]["suite"] == "s"  # what is known of the run
     with pytest.raises(RuntimeError, match="ended with code 1"):  # before any group
-        suite_processes.run([sys.executable, "-c", "raise SystemExit(1)"], ["a"], print, print, None)
+        processes.run([sys.executable, "-c", "raise SystemExit(1)"], ["a"], print, print, None)
 
 
-def test_quick_runs_every_kind_of_group_in_its_regime():
-    command = [sys.executable, str(ROOT / "benchmarks" / "suite.py"), "cpu", "--child", "kept", "--quick"]
-    command += ["--threads", "1"]  # tiny work for two threads is all waiting where others use the cores
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT / "tests")
-    assert done.returncode == 0, done.stderr
-    rows = [event["row"] for event in map(json.loads, done.stdout.splitlines()) if "row" in event]
+def test_memory_is_kept_where_malloc_can():
+    code = "from harness import suite; suite.keep_memory(); print('kept')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "benchmarks")
+    assert done.stdout == "kept\n", done.stderr
+
+
+def test_quick_runs_every_kind_of_group_in_its_regime(in_process, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(suite, "limits_of", lambda regime: LIMIT)
+    # one thread: tiny work for two is all waiting where others use the cores
+    rows = suite.run("cpu", quick=True, regimes=("kept",), threads=1, table=False)
+    assert in_process == list(dict.fromkeys(row["group"] for row in rows))
     assert {row["group"].split()[0] for row in rows} >= {"spmm", "GATConv", "GCN"}
     for row in rows:
         assert set(row) >= KEYS and row["malloc"] == row["regime"] == "kept" and row["limits"]["flops"] > 0
@@ -209,9 +213,38 @@ def test_limits_of_the_machine():
     assert found["by"] in ("C", "torch") and found["flops"] > 1e8 and found["bandwidth"] > 1e7
 
 
-def test_rows_name_a_forced_kernel():
-    from suites import peers
+@pytest.mark.parametrize("name", peers.LAYERS)
+def test_layers_of_all_projects_are_judged_by_one_oracle(name, monkeypatch):
+    shape = (32, 50, 41)
+    if not peers.layers((name,), *shape[1:], 0.8):
+        pytest.skip(f"{name} is not installed")
+    assert oracles.layer(shape, 0.8, (name,))[name] < 1e-6
+    linear_step = peers.linear_step
 
+    def broken(*arguments):
+        step, layer = linear_step(*arguments), arguments[-1]
+
+        def run():
+            results = step()
+            getattr(layer, peers.LAYERS[name].values).grad.neg_()
+            return results
+
+        return run
+
+    monkeypatch.setattr(peers, "linear_step", broken)
+    assert oracles.layer(shape, 0.8, (name,))[name] == pytest.approx(2)
+
+
+def test_a_project_that_is_not_installed_is_left_out(monkeypatch):
+    for name in ("sparselab", "sparseprop.modules.linear"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert list(peers.steps(tuple(peers.LAYERS), (8, 5, 4), 0.5)) == ["SparseLinear", "nn.Linear"]
+    rows = list(suite.measure_group(cpu.layer((8, 5, 4), *cpu.LAYERS[8192, 1024, 1024]), "default", quick=True))
+    assert [row["missing"] for row in rows] == [[], ["SparseProp"], ["sparselab"]]
+    assert all(row["error"] < 1e-6 for row in rows) and rows[0]["value"] > 0 and rows[2]["value"] is None
+
+
+def test_rows_name_a_forced_kernel():
     from sparsegnn import use_kernel
     from sparsegnn.nn import SparseLinear
 

@@ -18,21 +18,20 @@ import scipy.sparse
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-if not (ROOT / "benchmarks" / "suite.py").is_file():
+if not (ROOT / "benchmarks" / "harness" / "suite.py").is_file():
     pytest.skip("not run from a checkout", allow_module_level=True)
 sys.path[:0] = [str(ROOT / "benchmarks")]
 
-import cusparse  # noqa: E402
 import gpu  # noqa: E402
-import gpu_machine  # noqa: E402
-import graphs  # noqa: E402
-import readme  # noqa: E402
-import suite  # noqa: E402
+from gpu import cusparse, machine  # noqa: E402
+from harness import graphs, suite  # noqa: E402
+from publish import readme  # noqa: E402
+from suite_in_process import in_process  # noqa: E402, F401
 from suites import h200  # noqa: E402
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="is about the dry run on the CPU")
 
-#: what issue 4 asks for: part of the row's text -> its target
+#: what the kernels are to reach: part of the row's text -> its target
 TARGETS = {
     "spmm sum, arxiv, 256 features, fp32: cuSPARSE": 1.5,
     "spmm sum, reddit, 256 features, fp32: cuSPARSE": 1.5,
@@ -99,7 +98,7 @@ def test_the_kernels_of_the_constants(tmp_path):
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("nvcc is not installed")
-    command = [nvcc, "-std=c++17", "-arch=sm_90", "-cubin", "-Xptxas", "-v", "-o", tmp_path / "out", gpu_machine.SOURCE]
+    command = [nvcc, "-std=c++17", "-arch=sm_90", "-cubin", "-Xptxas", "-v", "-o", tmp_path / "out", machine.SOURCE]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     assert set(re.findall(r"entry function '(\w+)'", text)) == {"gather", "operand", "scatter", "bulk"}
     assert text.count("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == 4
@@ -109,15 +108,15 @@ def test_kernels_are_compiled_and_launched_as_torch_wants(monkeypatch):
     inspect.signature(torch.cuda._compile_kernel).bind("source", "name")
     launched = []
     monkeypatch.setattr(torch.cuda, "_compile_kernel", lambda source, name: lambda **given: launched.append(given))
-    gpu_machine.launcher(gpu_machine.through_torch("gather"), 3, 64, 128, "x", 5)()
+    machine.launcher(machine.through_torch("gather"), 3, 64, 128, "x", 5)()
     assert launched == [dict(grid=(3, 1, 1), block=(64, 1, 1), args=["x", 5], shared_mem=128)]
-    monkeypatch.setattr(gpu_machine, "through_torch", lambda name: 1 / 0)
-    monkeypatch.setattr(gpu_machine, "through_cupy", lambda name: launcher)
-    monkeypatch.setattr(gpu_machine, "failures", [])
+    monkeypatch.setattr(machine, "through_torch", lambda name: 1 / 0)
+    monkeypatch.setattr(machine, "through_cupy", lambda name: launcher)
+    monkeypatch.setattr(machine, "failures", [])
     launcher = object()
-    assert list(gpu_machine.compiled("gather")) == [launcher]
+    assert list(machine.compiled("gather")) == [launcher]
     with pytest.raises(RuntimeError, match="bulk: .*ZeroDivisionError"):
-        gpu_machine.needed("bulk")  # None on the CPU
+        machine.needed("bulk")  # None on the CPU
 
 
 def test_stages_fit_their_time():
@@ -284,21 +283,13 @@ def test_community_order_keeps_edges_near():
 # --- a run that is stopped goes on -----------------------------------------------------------------------------------
 
 
-def test_a_run_goes_on_where_it_was(monkeypatch, tmp_path):
+def test_a_run_goes_on_where_it_was(monkeypatch, in_process, tmp_path):  # noqa: F811
     path = tmp_path / "suite_h200.jsonl"
 
     def run(**options):
-        started = []
-        follow = suite.suite_processes.run
-
-        def spy(command, todo, *rest):
-            started.extend(todo)
-            return follow(command, todo, *rest)
-
-        with monkeypatch.context() as m:
-            m.setattr(suite.suite_processes, "run", spy)
-            rows = suite.run("h200", quick=True, threads=1, folder=tmp_path, table=False, **options)
-        return started, rows
+        in_process.clear()
+        rows = suite.run("h200", quick=True, threads=1, folder=tmp_path, table=False, **options)
+        return list(in_process), rows
 
     started, rows = run(stages=("constants",))
     assert len(started) == 10 and all(row["value"] is not None for row in rows)
@@ -311,9 +302,15 @@ def test_a_run_goes_on_where_it_was(monkeypatch, tmp_path):
     started, rows = run(stages=("constants",))
     assert started == [] and len(rows) == len(lines)
     started, rows = run(stages=("constants", "layer"), seconds=0)
-    assert len(started) == 2 and len(rows) == len(lines)  # no time for any
+    assert started == [] and len(rows) == len(lines)  # no time for any
     monkeypatch.setattr(suite, "code", lambda: "other sources")
     assert suite.earlier(path) == []
+
+
+def test_a_process_of_its_own_measures_a_group(tmp_path):
+    rows = suite.run("h200", quick=True, threads=1, folder=tmp_path, table=False, only="memory", stages=("constants",))
+    assert {row["group"] for row in rows} == {"memory"} and all(row["value"] > 0 for row in rows)
+    assert {row["code"] for row in rows} == {suite.code()} and {row["device"] for row in rows} == {"dry-run"}
 
 
 def test_needs_a_gpu():

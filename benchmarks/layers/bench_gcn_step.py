@@ -10,7 +10,7 @@ import copy
 
 import torch
 import torch.nn.functional as F
-from graphs import lognormal
+from harness.graphs import lognormal
 
 from sparsegnn.nn import GCNConv
 

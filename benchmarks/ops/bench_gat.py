@@ -1,7 +1,7 @@
 """A layer of graph attention, its linear map included, forward or forward and backward, against both forms of PyG's."""
 
 import torch
-from graphs import lognormal
+from harness.graphs import lognormal
 
 from sparsegnn.nn import GATConv
 

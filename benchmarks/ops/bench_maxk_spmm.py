@@ -1,7 +1,7 @@
 """Aggregation of k of F features per node, against aggregation of all F: ours and torch's."""
 
 import torch
-from graphs import lognormal
+from harness.graphs import lognormal
 
 from sparsegnn.ops import maxk, maxk_spmm, spmm
 

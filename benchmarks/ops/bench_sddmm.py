@@ -1,7 +1,7 @@
 """Dot products over edges, against gather + multiply + sum and torch's sampled product."""
 
 import torch
-from graphs import lognormal
+from harness.graphs import lognormal
 
 from sparsegnn.ops import sddmm
 

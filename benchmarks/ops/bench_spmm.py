@@ -1,7 +1,7 @@
 """Aggregation over a log-normal graph, against MKL, torch's reductions, torch_sparse, and gather + scatter."""
 
 import torch
-from graphs import lognormal, rmat
+from harness.graphs import lognormal, rmat
 
 from sparsegnn.ops import spmm
 

@@ -9,9 +9,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-import runner
 import torch
-from suite import FOLDER, Group, Row
+from harness import FOLDER, runner
+from harness.suite import Group, Row
 from suites import oracles, peers
 
 #: (rows, in, out): (bar, stretch) of forward + dx + dW at the nonzeros, by sparsity
@@ -21,12 +21,12 @@ WEIGHTS = {
     (65536, 256, 256): {0.5: (1.6, 1.85), 0.7: (2.5, 3.0), 0.9: (5.5, 6.8), 0.95: (7.5, 9.5), 0.98: (11, 14)},
     (8192, 1024, 1024): {0.5: (1.7, 1.85), 0.7: (2.6, 3.0), 0.9: (6.5, 7.8), 0.95: (10, 13), 0.98: (17, 21)},
 }
-#: SparseLinear with autograd at 90 %: bars against nn.Linear and against SparseProp
+#: SparseLinear with autograd at 90 %: bars against nn.Linear, SparseProp and sparselab
 LAYERS = {
-    (4096, 256, 256): (None, 4.0),
-    (16384, 512, 512): (5.0, 7.0),
-    (65536, 256, 256): (5.0, 7.0),
-    (8192, 1024, 1024): (5.0, 7.0),
+    (4096, 256, 256): (None, 4.0, 3.0),
+    (16384, 512, 512): (5.0, 7.0, 3.0),
+    (65536, 256, 256): (5.0, 7.0, 3.0),
+    (8192, 1024, 1024): (5.0, 7.0, 3.0),
 }
 BLOCKS = {"grouped:8": "8x1", "block:16x16": "16x16"}
 #: (reduce, width): bars with default malloc, with kept memory
@@ -48,7 +48,7 @@ def groups(quick: bool) -> list[Group]:
     """Every group of the suite; tiny ones when ``quick``."""
     shapes = {(256, 64, 64): {0.5: (1, 2), 0.9: (1, 2)}} if quick else WEIGHTS
     found = [weights(shape, bars) for shape, bars in shapes.items()]
-    found += [layer(shape, *bars) for shape, bars in ({(256, 64, 64): (1.0, 1.0)} if quick else LAYERS).items()]
+    found += [layer(shape, *bars) for shape, bars in ({(256, 64, 64): (1.0, 1.0, 1.0)} if quick else LAYERS).items()]
     wide = [(256, 64, 64)] if quick else [(16384, 512, 512), (8192, 1024, 1024)]
     found += [structured(shape, sparsity) for shape in wide for sparsity in (0.5, 0.9)]
     found += [scaling(shape) for shape in wide]
@@ -96,24 +96,18 @@ def weights(shape: tuple[int, int, int], bars: dict) -> Group:
     return Group(f"weights {named(shape)}", dict(shape=shape), tuple(rows), make, errors, regimes=USER, seconds=5)
 
 
-def layer(shape: tuple[int, int, int], bar: float | None, bar_sparseprop: float) -> Group:
+def layer(shape: tuple[int, int, int], bar: float | None, bar_sparseprop: float, bar_sparselab: float) -> Group:
     """SparseLinear as users call it, through autograd, all outputs fresh."""
-    from sparsegnn.nn import SparseLinear
-
-    n, k, m = shape
-    step = functools.partial(peers.linear_step, n, k, m)
-
-    def make() -> dict[str, Callable]:
-        found = {"SparseLinear": step(SparseLinear(k, m, sparsity=0.9)), "nn.Linear": step(torch.nn.Linear(k, m))}
-        return found | peers.sparseprop(step, k, m, 0.9)
-
+    names = ("SparseLinear", "nn.Linear", *peers.SPARSE)
     text, work = f"SparseLinear, autograd {named(shape)}, 90 %", layer_work(shape, 0.9)
     rows = (
         Row(text, "SparseLinear", ("nn.Linear",), {} if bar is None else {"default": (bar, None)}, work=work),
-        Row(f"{text}: SparseProp", "SparseLinear", ("SparseProp",), {"default": (bar_sparseprop, None)},
-            work=work),
+        *(Row(f"{text}: {name}", "SparseLinear", (name,), {"default": (bar, None)}, work=work)
+          for name, bar in zip(peers.SPARSE, (bar_sparseprop, bar_sparselab), strict=True)),
     )  # fmt: skip
-    return Group(f"layer {named(shape)}", dict(shape=shape, sparsity=0.9), rows, make, regimes=USER, seconds=4)
+    make = functools.partial(peers.steps, names, shape, 0.9)
+    errors = functools.partial(oracles.layer, shape, 0.9, names)
+    return Group(f"layer {named(shape)}", dict(shape=shape, sparsity=0.9), rows, make, errors, regimes=USER, seconds=4)
 
 
 def layer_work(shape: tuple[int, int, int], sparsity: float) -> dict:

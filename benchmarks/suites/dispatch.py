@@ -6,11 +6,11 @@ static policy, and by what ``only_if_faster`` measured.
 
 from __future__ import annotations
 
-import math
+import statistics
 from collections.abc import Callable
 
 import torch
-from suite import Group, Row
+from harness.suite import Group, Row
 from suites import peers
 
 SHAPES = ((4096, 256, 256), (16384, 512, 512), (65536, 256, 256), (8192, 1024, 1024), (2708, 1433, 16))
@@ -52,7 +52,7 @@ def summary(rows: list[dict]) -> list[dict]:
         cells = [r for r in rows if r["suite_row"].endswith(text) and r["value"] is not None]
         if not cells:
             continue
-        mean = math.exp(sum(math.log(r["value"]) for r in cells) / len(cells))
+        mean = statistics.geometric_mean(r["value"] for r in cells)
         about = dict(suite_row=f"geometric mean of {len(cells)} cells, {text}", group="mean", case={}, value=mean)
         judged = dict(bar=MEAN, passed=mean <= MEAN) if cells[0]["bar"] is not None else dict(bar=None, passed=None)
         empty = dict.fromkeys(("ours", "theirs", "baseline", "roofline", "error", "error_baseline"))

@@ -6,9 +6,9 @@ what their numbers are worth; a run that is stopped goes on where it was.
 
 from __future__ import annotations
 
-import math
+import statistics
 
-from suite import Group
+from harness.suite import Group
 from suites.gpu import aggregation, attention, constants, grid, layer, maxk, training, weights
 
 REGIMES = ("gpu",)
@@ -31,7 +31,7 @@ def summary(rows: list[dict]) -> list[dict]:
                      and r["case"].get("precision") == rate and r["value"] is not None]  # fmt: skip
             if not cells:
                 continue
-            mean = math.exp(sum(math.log(r["value"]) for r in cells) / len(cells))
+            mean = statistics.geometric_mean(r["value"] for r in cells)
             worst = max(cells, key=lambda r: r["value"])
             judged = dict(bar=grid.MEAN, passed=mean <= grid.MEAN) if worst["bar"] else dict(bar=None, passed=None)
             empty = dict.fromkeys(("ours", "theirs", "baseline", "roofline", "error", "error_baseline", "stretch",

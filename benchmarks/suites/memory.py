@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+if not __package__:  # run by its path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import runner  # noqa: E402
+from harness import runner  # noqa: E402
 
 from sparsegnn.measure import PeakMemory  # noqa: E402
 

@@ -9,19 +9,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
-import graphs
 import scipy.sparse
 import torch
+from harness import graphs
+from harness.errors import relative, worst
+from suites import peers
 
 SMALL = dict(nodes=20_000, edges=200_000)
-
-
-def error(got: torch.Tensor, want: torch.Tensor) -> float:
-    return float((got.double() - want).norm() / want.norm())
-
-
-def worst(got: list, want: list) -> float:
-    return max(error(a, b) for a, b in zip(got, want, strict=True))
 
 
 def linear(bench, cases: dict, name: Callable) -> dict[str, float]:
@@ -38,6 +32,20 @@ def linear(bench, cases: dict, name: Callable) -> dict[str, float]:
         dx, dw, _ = torch.ops.sparsegnn.sparse_linear_backward(dy, x, values, *pattern, True, True, False)
         found[name(sparsity)] = worst([y, dx, dw], want)
         found.setdefault("torch.mm(out=)", worst(products(x, dy, dense, row, col), want))
+    return found
+
+
+def layer(shape: tuple[int, int, int], sparsity: float, names: tuple[str, ...]) -> dict[str, float]:
+    """y, dx and the gradient of the weights that exist, of each layer with its own weights."""
+    found, shape = {}, (min(shape[0], 4096), *shape[1:])  # rows are independent but for dW
+    x, dy = (t.detach().double() for t in peers.inputs(*shape))
+    for name, module in peers.layers(names, *shape[1:], sparsity).items():
+        weight = peers.LAYERS[name].weight(module).detach().double()
+        row, col = weight.nonzero(as_tuple=True)
+        y, dx, dw = products(x, dy, weight, row, col)
+        got = peers.linear_step(*shape, module)()
+        want = [y if module.bias is None else y + module.bias.detach().double(), dx, dw]
+        found[name] = worst([*got, peers.LAYERS[name].gradient(module)], want)
     return found
 
 
@@ -59,7 +67,7 @@ def spmm(bench, case: dict) -> dict[str, float]:
         want /= graph.crow.diff().clamp(min=1)[:, None]
     contenders = {"sparsegnn": bench.ours(case), **bench.baselines(case)}
     contenders.pop("gather+scatter")  # never the best, and seconds
-    return {name: error(first(function()), want) for name, function in contenders.items()}
+    return {name: relative(first(function()), want) for name, function in contenders.items()}
 
 
 def first(result) -> torch.Tensor:

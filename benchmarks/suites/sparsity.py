@@ -1,17 +1,18 @@
-"""Speed against sparsity, 0 to 99 %, of every way to multiply by a sparse weight: what `benchmarks/figure.py` draws.
+"""Speed against sparsity, 0 to 99 %, of every way to multiply by a sparse weight: what `publish/figure.py` draws.
 
-Forward of every peer, and forward + dx + dW at the nonzeros of ours and of SparseProp, against dense ``torch.mm(out=)``
-of the same products. Peers as strong as they come: int32 indices where they take them, patterns converted before.
+Forward of every peer, and forward + dx + dW at the nonzeros of ours, of SparseProp and of sparselab, against dense
+``torch.mm(out=)`` of the same products. Peers as strong as they come: int32 indices where they take them, patterns
+converted before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import runner
 import scipy.sparse
 import torch
-from suite import Group, Row
+from harness import runner
+from harness.suite import Group, Row
 from suites import peers
 
 SHAPES = ((4096, 256, 256), (16384, 512, 512), (65536, 256, 256), (8192, 1024, 1024))
@@ -39,14 +40,13 @@ def at(shape: tuple[int, int, int], sparsity: float) -> Group:
         }
         if sparsity >= 0.5:  # below, the peers are many times slower than dense
             found |= others(bench, forward)
-            steps = peers.sparseprop(lambda layer: peers.linear_step(*shape, layer), shape[1], shape[2], sparsity)
-            found |= {f"{name}, {ALL}": step for name, step in steps.items()}
+            found |= {f"{name}, {ALL}": step for name, step in peers.steps(peers.SPARSE, shape, sparsity).items()}
         return found
 
     name = f"{','.join(map(str, shape))} {100 * sparsity:g} %"
     names = [f"sparsegnn, {FORWARD}", f"sparsegnn, {ALL}"]
     if sparsity >= 0.5:
-        names += [f"{peer}, {FORWARD}" for peer in PEERS] + [f"SparseProp, {ALL}"]
+        names += [f"{peer}, {FORWARD}" for peer in PEERS] + [f"{peer}, {ALL}" for peer in peers.SPARSE]
     rows = tuple(Row(f"{name}: {n}", n, (f"dense, {n.partition(', ')[2]}",)) for n in names)
     return Group(name, dict(shape=shape, sparsity=sparsity), rows, make, regimes=("default",), seconds=4)
 

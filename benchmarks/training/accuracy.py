@@ -16,8 +16,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import runner  # noqa: E402
+if not __package__:  # run by its path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from harness import FOLDER, runner  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def main() -> int:
             continue
         r = done[source] if source else run(case, options.seeds, environment)
         done[case.name] = {"case": case.name, **r}
-        write(options.out or runner.FOLDER / "results" / runner.device_name() / "training_accuracy.jsonl", done)
+        write(options.out or FOLDER / "results" / runner.device_name() / "training_accuracy.jsonl", done)
         words, holds = verdict(case, r["test_accuracy"], done)
         missed += not holds
         spread = f" ± {100 * r['test_accuracy_std']:.2f} (n = {len(r['seeds'])})" if "seeds" in r else " (n = 1)"

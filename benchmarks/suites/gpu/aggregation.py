@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 
-import cusparse
-import graphs
 import torch
-from suite import Group, Row
+from harness import graphs
+from harness.suite import Group, Row
 from suites.gpu import common, exact
 from suites.gpu.common import aggregation_work, bars, cusparse_names, graph_case, graph_of, group
 
 import gpu
+from gpu import cusparse
 
 STAGE = "aggregation"
 #: (graph, order, width) -> bar and target in fp32 against cuSPARSE

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 
-import graphs
 import torch
-from suite import Group, Row
+from harness import graphs
+from harness.suite import Group, Row
 from suites.gpu import exact
 from suites.gpu.common import aggregation_work, bars, graph_case, graph_of, group
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import cusparse
-import graphs
 import torch
-from suite import Group, Row
+from harness import graphs
+from harness.suite import Group, Row
 
 import gpu
+from gpu import cusparse
 
 REGIME = "gpu"
 L2_ROWS = 280_000  # nodes: slices of 32 features of so many fit in 36 MB of L2

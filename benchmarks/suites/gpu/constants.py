@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import gpu_machine
 import torch
-from suite import Group, Row
+from harness.suite import Group, Row
 from suites.gpu.common import group, product_work
 
 import gpu
+from gpu import machine
 
 STAGE = "constants"
 WORKING_SETS, ROW_BYTES = (8, 16, 24, 32, 40, 48, 64, 128, 256), (128, 256, 1024)  # MiB; bytes
@@ -25,9 +25,9 @@ SHAPES = (
 )
 #: what is done with random rows -> the way to measure it, the sizes of rows, the working sets
 ROWS = {
-    "read": (gpu_machine.gathered, ROW_BYTES, WORKING_SETS),
-    "copied by cp.async.bulk": (gpu_machine.bulk, BULK_BYTES, FEW_SETS),
-    "added to by red.v4.f32": (gpu_machine.scattered, ATOMIC_BYTES, FEW_SETS),
+    "read": (machine.gathered, ROW_BYTES, WORKING_SETS),
+    "copied by cp.async.bulk": (machine.bulk, BULK_BYTES, FEW_SETS),
+    "added to by red.v4.f32": (machine.scattered, ATOMIC_BYTES, FEW_SETS),
 }
 
 
@@ -42,7 +42,7 @@ def memory(quick: bool) -> Group:
 
     def make() -> gpu.Contest:
         contest, x = gpu.Contest(), gpu.randn(size)
-        y, flops = torch.empty_like(x), gpu_machine.limits()["operand"]
+        y, flops = torch.empty_like(x), machine.limits()["operand"]
         contest.add("copy", lambda: y.copy_(x), want=lambda: [x.double()])
         contest.add("read", lambda: x.view(-1, 4096).amax(1), want=lambda: [x.view(-1, 4096).amax(1).double()])
         contest.facts["TFLOP/s with an operand from shared memory"] = None if flops is None else flops / 1e12
@@ -74,7 +74,7 @@ def products(n: int, k: int, m: int) -> Group:
 
     def make() -> gpu.Contest:
         contest = gpu.Contest()
-        for rate in gpu_machine.RATES:
+        for rate in machine.RATES:
             x, dy, w = (gpu.randn(*shape, precision=rate, seed=s) for s, shape in enumerate(((n, k), (n, m), (m, k))))
             long = gpu.LONG_SUM if rate == "fp32" else None
             allow = gpu.with_tf32 if rate == "tf32" else (lambda f: f)
@@ -85,5 +85,5 @@ def products(n: int, k: int, m: int) -> Group:
         return contest
 
     rows = [Row(f"torch.mm {what}, {n:,}x{k}x{m}, {rate.replace('tf', 'TF')}", f"{what} {rate}", (), {}, "products",
-                product_work(n, k, m, rate)) for what in ("forward", "dw") for rate in gpu_machine.RATES]  # fmt: skip
+                product_work(n, k, m, rate)) for what in ("forward", "dw") for rate in machine.RATES]  # fmt: skip
     return group(f"torch.mm {n:,}x{k}x{m}", STAGE, dict(rows=n, inputs=k, outputs=m), rows, make, seconds=1)

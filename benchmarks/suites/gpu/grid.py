@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from suite import Group, Row
+from harness.suite import Group, Row
 from suites.gpu.common import bars, group
 from torch import nn
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 
-import cusparse
-import graphs
 import torch
-from suite import Group, Row
+from harness import graphs
+from harness.suite import Group, Row
 from suites.gpu import exact
 from suites.gpu.common import aggregation_work, bars, graph_case, graph_of, group, quickest
 from suites.gpu.weights import index_of
 
 import gpu
+from gpu import cusparse
 
 STAGE = "layer"
 

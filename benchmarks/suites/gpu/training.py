@@ -8,16 +8,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-import cusparse
-import graphs
 import torch
 import torch.nn.functional as F
-from suite import Group, Row
+from harness import graphs
+from harness.suite import Group, Row
 from suites.gpu import exact
 from suites.gpu.common import about, aggregation_work, bars, graph_case, graph_of, group, quickest
 from torch import nn
 
 import gpu
+from gpu import cusparse
 
 STAGE = "training"
 #: three layers add up the errors of their products; a bf16 gradient also flips the sign of some activations

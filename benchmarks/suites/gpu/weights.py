@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 
 import torch
-from suite import Group, Row
+from harness.suite import Group, Row
 from suites.gpu.common import SIZE, bars, group, product_work
 
 import gpu

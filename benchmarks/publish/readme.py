@@ -1,4 +1,4 @@
-"""Makes README's tables, and docs/cpu-benchmarks.md, from committed results: ``python benchmarks/readme.py``.
+"""Makes README's tables, and docs/cpu-benchmarks.md, from committed results: ``python benchmarks/publish/readme.py``.
 
 Reads every ``suite_cpu.jsonl``, which ``sparsegnn bench --suite cpu`` writes: README has the headlines of all machines,
 the page all their rows; and every ``suite_h200.jsonl``, which ``scripts/gpu_check.sh`` writes on a GPU.
@@ -8,7 +8,11 @@ import json
 import sys
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent
+if not __package__:  # run by its path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from harness import FOLDER  # noqa: E402
+
 README = FOLDER.parent / "README.md"
 FIGURE = FOLDER / "figures" / "speedup.svg"
 PAGE = FOLDER.parent / "docs" / "cpu-benchmarks.md"
@@ -16,6 +20,7 @@ PAGE = FOLDER.parent / "docs" / "cpu-benchmarks.md"
 HEADLINES = (
     "SparseLinear, autograd 16384,512,512, 90 %",
     "SparseLinear, autograd 65536,256,256, 90 %: SparseProp",
+    "SparseLinear, autograd 65536,256,256, 90 %: sparselab",
     "weights 8192,1024,1024, 50 % sparse",
     "weights 4096,256,256, 98 % sparse",
     "spmm sum, 64 features",
@@ -44,6 +49,8 @@ def headlines(machines: list[list[dict]]) -> str:
     for text in HEADLINES:
         found = [next((r for r in rows if r["suite_row"] == text and r["regime"] == "default"), None)
                  for rows in machines]  # fmt: skip
+        if not any(found):
+            continue  # of a contender that has not been measured yet
         bar = next((f"{r['bar']:g}x" for r in found if r and r["bar"] is not None), "")
         lines.append(f"| {text} | {bar} | {' | '.join(map(headline, found))} |")
     judged = [[row["passed"] for row in rows if row["passed"] is not None] for rows in machines]
@@ -128,9 +135,8 @@ def cell(row: dict | None) -> str:
 
 def page(machines: list[list[dict]]) -> str:
     """All rows of all machines."""
-    text = (
-        "# CPU benchmarks\n\nMade by `python benchmarks/readme.py` from `benchmarks/results/`; do not edit by hand.\n"
-    )
+    command = "python benchmarks/publish/readme.py"
+    text = f"# CPU benchmarks\n\nMade by `{command}` from `benchmarks/results/`; do not edit by hand.\n"
     return text + "".join(f"\n## {rows[0]['device']}\n\n{table(rows)}\n" for rows in machines)
 
 

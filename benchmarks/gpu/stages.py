@@ -2,7 +2,8 @@
 
 The first four yield rows. Each is written as soon as it is there, under the key of what it did, and skipped next time;
 a stage that runs out of time stops between two rows. The file's ``complete`` says whether all are there. The others are
-stages of the suite h200 (``suite.py``), whose rows are in ``suite_h200.jsonl``. Results of other sources count as none.
+stages of the suite h200 (``harness/suite.py``), whose rows are in ``suite_h200.jsonl``. Results of other sources count
+as none.
 """
 
 import argparse
@@ -19,8 +20,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+ROOT = Path(__file__).resolve().parents[2]
+if not __package__:  # run by its path
+    sys.path.insert(0, str(ROOT / "benchmarks"))
 SECONDS = 420  # of a stage
 SUITE = "h200"
 NO_GPU = "gpu_check: no GPU is visible to PyTorch; --dry-run runs every stage on the CPU"
@@ -30,21 +32,23 @@ class Setting:
     """How this run goes: where, how large, how long."""
 
     def __init__(self, dry_run: bool, output: Path | None, seconds: float = SECONDS):
+        import torch
+
+        import gpu
+
+        if not dry_run and not gpu.on_gpu():
+            sys.exit(NO_GPU)
         os.environ["SPARSEGNN_STRICT"] = "1"  # a fallback to plain PyTorch must not pass for a kernel
         self.dry_run, self.device, self.seconds = dry_run, "cpu" if dry_run else "cuda", min(seconds, SECONDS)
         self.given = os.environ.get("SPARSEGNN_LIBRARIES")
         self.built = ROOT / "build" / "gpu" / "lib"
-        import gpu
-
         if dry_run:  # with the package that is installed
             gpu.hide()
-            gpu.torch.set_num_threads(1)
+            torch.set_num_threads(1)
         else:  # with this checkout
             os.environ.setdefault("SPARSEGNN_LIBRARIES", str(self.built))
             os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
             sys.path.insert(0, str(ROOT))
-        if not dry_run and not gpu.on_gpu():
-            sys.exit(NO_GPU)
         usual = ROOT / "benchmarks" / "results" / gpu.name()
         self.output = output or usual
         self.output.mkdir(parents=True, exist_ok=True)
@@ -142,9 +146,9 @@ def build(s: Setting):
 
 def environment(s: Setting):
     """What this is run on."""
-    import gpu
     import torch
 
+    import gpu
     import sparsegnn
 
     def versions() -> dict:
@@ -189,7 +193,7 @@ def tests(s: Setting):
 
 def sanitizer(s: Setting):
     """Small odd shapes of every op against the CPU kernels in fp64; under each tool of compute-sanitizer, if there."""
-    program = [sys.executable, ROOT / "benchmarks" / "gpu_smoke.py", s.device]
+    program = [sys.executable, ROOT / "benchmarks" / "gpu" / "smoke.py", s.device]
     tool = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
     limits = dict(seconds=s.seconds, PYTORCH_NO_CUDA_MEMORY_CACHING="1")  # so memcheck knows where each tensor ends
 
@@ -217,7 +221,7 @@ CHECKS = {f.__name__: f for f in (build, environment, tests, sanitizer)}
 
 def measured(s: Setting, stages: list[str]) -> bool:
     """Stages of the suite; whether all their rows are there."""
-    import suite
+    from harness import suite
 
     path = s.output / f"suite_{SUITE}.jsonl"
     groups = {name: [g for g in suite.load(SUITE, s.dry_run) if g.stage == name] for name in stages}
@@ -238,7 +242,7 @@ def measured(s: Setting, stages: list[str]) -> bool:
 
 
 def show(output: Path) -> None:
-    import suite
+    from harness import suite
 
     path = output / f"suite_{SUITE}.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
@@ -252,25 +256,26 @@ def names() -> list[str]:
     return [*CHECKS, *h200.STAGES]
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="*", help="see --list")
+    parser.add_argument("stages", nargs="*", help="see --list; all of them in a dry run that names none")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, with tiny sizes")
     parser.add_argument("--output", type=Path, help="folder of the results")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of a stage, at most")
     parser.add_argument("--list", action="store_true", help="print the names of the stages")
     parser.add_argument("--table", action="store_true", help="print the table of the rows that are there, at the end")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.list:
         print("\n".join(names()))
         return 0
+    wanted = args.stages or (names() if args.dry_run else [])
     if unknown := set(args.stages) - set(names()):
         parser.error(f"unknown stage {', '.join(sorted(unknown))}; there are {', '.join(names())}")
     setting = Setting(args.dry_run, args.output, args.seconds)
-    import suite
+    from harness import suite
 
     complete = True
-    for name in (n for n in args.stages if n in CHECKS):
+    for name in (n for n in wanted if n in CHECKS):
         record = Record(setting.output / f"{name}.json", setting.seconds, suite.code())
         if record.content["complete"] and (name != "build" or setting.dry_run or setting.libraries()):
             print(f"{name}: complete")
@@ -278,7 +283,7 @@ def main() -> int:
         record.content |= {} if name != "build" else {"rows": []}  # libraries that are gone are built again
         print(f"{name}: {CHECKS[name].__doc__.splitlines()[0]}", flush=True)
         complete &= record.run(CHECKS[name](setting))
-    if stages := [n for n in args.stages if n not in CHECKS]:
+    if stages := [n for n in wanted if n not in CHECKS]:
         complete &= measured(setting, stages)
     if args.table:
         show(setting.output)

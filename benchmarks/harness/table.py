@@ -1,15 +1,41 @@
-"""The rows of a suite as a table on a terminal."""
+"""Rows as tables on a terminal: those of an op, and those of a suite."""
 
 from __future__ import annotations
 
 import sys
 
+import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
-def show(name: str, rows: list[dict], seconds: float, below: list[dict]) -> None:
+def show_cases(rows: list[dict]) -> None:
+    """The rows of an op: its cases, contender by contender; what all cases share goes into the title."""
+    shared = {k: v for k, v in rows[0]["case"].items() if all(row["case"].get(k) == v for row in rows)}
+    title = ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v}" for k, v in shared.items()) or "all cases"
+    table = Table(title=f"{rows[0]['op']}: {title}; medians, {torch.get_num_threads()} threads", title_justify="left")
+    table.add_column("case")
+    table.add_column("contender")
+    for name in ("ms", "ours is", "GFLOP/s", "of roofline"):
+        table.add_column(name, justify="right")
+    for row, after in zip(rows, [*rows[1:], None], strict=True):
+        case = ", ".join(f"{k} {v}" for k, v in row["case"].items() if k not in shared)
+        ours = row["contender"] == "sparsegnn"
+        table.add_row(
+            (case or "all") if ours else "",
+            row["contender"],
+            f"{row['ms']:.3g}",
+            "" if ours else f"{row['speedup']:.2f}x",
+            f"{row['gflops']:.1f}" if row["gflops"] else "",
+            f"{100 * row['roofline']:.0f} %",
+            end_section=after is not None and after["contender"] == "sparsegnn",
+        )
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
+
+
+def show_suite(name: str, rows: list[dict], seconds: float, below: list[dict]) -> None:
     """The table: a line per row, the regimes side by side."""
     first = next((row for row in rows if "limits" in row), None)
     if first is None:
@@ -38,7 +64,7 @@ def show(name: str, rows: list[dict], seconds: float, below: list[dict]) -> None
         cells = [verdict(by_regime.get(regime)) for regime in regimes]
         if row["value"] is None:
             reason = (row.get("note") or f"not installed: {', '.join(row['missing'])}")[:70]
-            table.add_row(text, "", f"[yellow]{reason}[/]", *cells, "", "")
+            table.add_row(escape(text), "", f"[yellow]{escape(reason)}[/]", *cells, "", "")
             continue
         size = "MB" if row["kind"] == "memory" else "ms"
         other = "" if row["baseline"] is None else f"{row['baseline']} {row['theirs']:.3g} {size}"
@@ -47,7 +73,7 @@ def show(name: str, rows: list[dict], seconds: float, below: list[dict]) -> None
         roofline = "" if row["roofline"] is None else f"{100 * row['roofline']:.0f} %"
         errors = " / ".join("-" if e is None else f"{e:.1e}" for e in (row["error"], row["error_baseline"]))
         ours = "" if row["ours"] is None else f"{row['ours']:.3g} {size}"
-        table.add_row(text, ours, other, *cells, roofline, "" if errors == "- / -" else errors)
+        table.add_row(escape(text), ours, other, *cells, roofline, "" if errors == "- / -" else errors)
     (Console() if sys.stdout.isatty() else Console(width=240)).print(table)
     judged = [r for r in rows if r["passed"] is not None]
     limit = first["limits"]

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+import timeit
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -68,13 +69,7 @@ def _rate(pool: ThreadPoolExecutor, jobs: list) -> float:
 
 def _by_torch() -> dict:
     def best(function) -> float:
-        function()
-        seconds = []
-        for _ in range(3):
-            start = time.perf_counter()
-            function()
-            seconds.append(time.perf_counter() - start)
-        return min(seconds)
+        return min(timeit.repeat(function, number=1, repeat=4))
 
     a, b, c = (torch.randn(2048, 2048) for _ in range(3))
     x, y = torch.randn(1 << 26), torch.randn(1 << 26)

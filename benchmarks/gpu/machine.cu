@@ -1,4 +1,4 @@
-// What the memories of a GPU deliver at most, for gpu_machine.py (compiled there by NVRTC).
+// What the memories of a GPU deliver at most, for machine.py (compiled there by NVRTC).
 
 // Sums of random rows of x, `width` float4 each: teams of up to 32 lanes take `per` rows one after the other, eight in
 // flight. Past L1 (__ldcg), so that what is measured is L2, or device memory where x does not fit there.

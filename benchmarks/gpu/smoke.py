@@ -1,6 +1,6 @@
 """Every op once on small odd shapes, forward and backward, on a device in fp32 and 16 bits against the CPU's fp64.
 
-``python benchmarks/gpu_smoke.py cuda`` is what compute-sanitizer runs; ``cpu`` shows that the program is right.
+``python benchmarks/gpu/smoke.py cuda`` is what compute-sanitizer runs; ``cpu`` shows that the program is right.
 """
 
 from __future__ import annotations

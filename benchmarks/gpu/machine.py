@@ -6,10 +6,11 @@ import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import gpu
 import torch
 
-SOURCE = Path(__file__).with_name("gpu_machine.cu")
+import gpu
+
+SOURCE = Path(__file__).with_name("machine.cu")
 RATES = ("fp32", "tf32", "bf16")
 
 
@@ -109,7 +110,7 @@ def operand() -> float | None:
     return blocks * threads * rounds * 16 * 4 * 2 / seconds(run)
 
 
-# --- kernels of gpu_machine.cu, compiled by NVRTC --------------------------------------------------------------------
+# --- kernels of machine.cu, compiled by NVRTC --------------------------------------------------------------------
 
 
 @functools.cache

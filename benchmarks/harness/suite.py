@@ -1,4 +1,4 @@
-"""A whole table of bars in one go: ``python benchmarks/suite.py cpu`` (or ``sparsegnn bench --suite cpu``).
+"""A whole table of bars in one go: ``python benchmarks/harness/suite.py cpu`` (or ``sparsegnn bench --suite cpu``).
 
 A file ``suites/<name>.py`` lists groups: contenders that run interleaved in one process, and the rows of the table
 that are read off them. Each regime of memory is a process of its own:
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import hashlib
 import importlib
 import json
@@ -29,10 +30,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent
-sys.path[:0] = [str(FOLDER)] if str(FOLDER) not in sys.path else []
+if not __package__:  # run by its path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import suite_processes  # noqa: E402
+from harness import FOLDER, processes  # noqa: E402
 
 REGIMES = ("default", "kept")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
@@ -114,14 +115,15 @@ def regimes_of(name: str) -> tuple[str, ...]:
 
 
 def limits_of(regime: str) -> dict:
-    import machine
     import torch
+
+    from harness import machine
 
     if regime != "gpu":
         return machine.limits(torch.get_num_threads())
-    import gpu_machine
+    from gpu import machine as device
 
-    return gpu_machine.limits()
+    return device.limits()
 
 
 def measure_group(group: Group, regime: str, quick: bool) -> Iterator[dict]:
@@ -156,7 +158,8 @@ def _measure_on_host(group: Group, regime: str, quick: bool) -> list[dict]:
 def _measure_on_gpu(group: Group, quick: bool) -> Iterator[dict]:
     """Contenders are checked first, over memory full of NaN; those that fail or are wrong take no part."""
     import gpu
-    import runner
+
+    from harness import runner
 
     limit, contest = limits_of("gpu"), gpu.Contest() if group.make is None else group.make()
     checked = gpu.check(contest)
@@ -195,7 +198,7 @@ def percentiles(seconds: list[float]) -> list[float]:
 
 
 def _samples(group: Group, contenders: dict[str, Callable], quick: bool) -> dict[str, list[float]]:
-    import runner
+    from harness import runner
 
     if group.measure is not None:
         return {name: [value] for name, value in group.measure().items()}
@@ -273,8 +276,9 @@ def child(name: str, regime: str, quick: bool, threads: int, only: str, todo: li
     """Measure the groups of one regime (those in ``todo``) until ``deadline``; JSON lines to stdout."""
     if regime == "kept":
         keep_memory()
-    import runner
     import torch
+
+    from harness import runner
 
     warnings.filterwarnings("ignore", message="Sparse (CSR|invariant)")
     torch.set_num_threads(threads)
@@ -314,6 +318,7 @@ def selected(groups: list[Group], regime: str, only: str) -> list[Group]:
     return [g for g in groups if regime in g.regimes and only in g.name]
 
 
+@functools.cache
 def code() -> str:
     """A hash of the kernels and of what calls them: numbers of other sources are not taken for these."""
     root, digest = FOLDER.parent, hashlib.sha256()
@@ -368,14 +373,14 @@ def run(name: str, *, quick: bool = False, threads: int = 2, only: str = "", reg
         return rows
 
     rows, todo = [], {regime: missing(selected(groups, regime, only), kept) for regime in regimes}
-    with suite_processes.progress(sum(map(len, todo.values()))) as step:
+    with processes.progress(sum(map(len, todo.values()))) as step:
         for regime, wanted in todo.items():
             kept = [r for r in kept if r["regime"] != regime or r["group"] not in {g.name for g in wanted}]
             options = ["--threads", str(threads), "--only", only] + ["--quick"] * quick
             options += ["--deadline", str(deadline)] if deadline else []
-            command = [sys.executable, str(FOLDER / "suite.py"), name, "--child", regime, *options]
+            command = [sys.executable, str(Path(__file__).resolve()), name, "--child", regime, *options]
             by_name = {g.name: g for g in wanted}
-            rows += suite_processes.run(
+            rows += processes.run(
                 command, list(by_name), lambda text, regime=regime: step(f"{regime}: {text}"),
                 lambda more, rows=rows: keep(rows + more),
                 lambda at, why, by_name=by_name, regime=regime: failed(by_name[at], regime, why))  # fmt: skip
@@ -408,9 +413,9 @@ def save(path: Path, rows: list[dict]) -> None:
 
 def show(name: str, rows: list[dict], seconds: float) -> None:
     """Print the table."""
-    import suite_table
+    from harness.table import show_suite
 
-    suite_table.show(name, rows, seconds, missed(rows))
+    show_suite(name, rows, seconds, missed(rows))
 
 
 def missed(rows: list[dict]) -> list[dict]:

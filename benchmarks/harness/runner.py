@@ -7,11 +7,10 @@ A file ``ops/bench_<op>.py`` (or ``layers/bench_<layer>.py``) describes its subj
     baselines(case) -> {name: callable}
     work(case) -> dict(flop, bytes)  what any implementation must do at least: gives the roofline fraction
 
-``python benchmarks/runner.py spmm`` (or ``sparsegnn bench spmm``) prints a table and writes JSON lines to
-``results/<device>/<op>.jsonl``.
+``sparsegnn bench spmm`` prints a table and writes JSON lines to ``results/<device>/<op>.jsonl``; ``pytest benchmarks
+--benchmark-only`` times the quick cases one contender after another, with statistics of each (``bench_ops.py``).
 """
 
-import argparse
 import importlib
 import json
 import math
@@ -27,10 +26,7 @@ from timeit import Timer
 
 import torch
 
-FOLDER = Path(__file__).resolve().parent
-sys.path[:0] = [str(FOLDER)] if str(FOLDER) not in sys.path else []
-
-import machine  # noqa: E402
+from harness import FOLDER, machine
 
 KINDS = ("ops", "layers")
 ROUND_SECONDS = 0.02  # least time of one sample; short runs are repeated within it
@@ -189,25 +185,20 @@ def measure(op: str, case: dict, rounds: int = 7) -> list[dict]:
     return rows
 
 
-def run(op: str, *, quick: bool = False, where: dict | None = None, rounds: int = 7, write: bool = True,
-        table: bool = True) -> list[dict]:  # fmt: skip
+def run(op: str, *, quick: bool = False, table: bool = True) -> list[dict]:
     """Measure the cases of an op, write JSON lines, print a table; return the rows.
 
-    ``quick`` takes the cases marked so, in three rounds, and writes nothing; ``where`` those with these values.
+    ``quick`` takes the cases marked so, in three rounds, and writes nothing.
     """
     from tqdm import tqdm
 
     warnings.filterwarnings("ignore", message="Sparse (CSR|invariant)")  # torch's, about the baselines
-    cases = load(op).cases()
+    cases, rows = load(op).cases(), []
     if quick:
         cases = [c for c in cases if c.get("quick")] or cases[:2]
-    cases = [c for c in cases if all(str(c.get(k)) == v for k, v in (where or {}).items())]
-    if not cases:
-        raise ValueError(f"{op} has no case with {where}")
-    rows = []
     for case in tqdm(cases, desc=f"bench {op}", disable=not sys.stderr.isatty()):
-        rows += measure(op, case, 3 if quick else rounds)
-    if write and not quick:
+        rows += measure(op, case, 3 if quick else 7)
+    if not quick:
         folder = FOLDER / "results" / device_name()
         folder.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(environment() | row) for row in rows]
@@ -215,48 +206,7 @@ def run(op: str, *, quick: bool = False, where: dict | None = None, rounds: int 
         temporary.write_text("\n".join(lines) + "\n")
         temporary.replace(folder / f"{op}.jsonl")
     if table:
-        show(rows)
+        from harness.table import show_cases
+
+        show_cases(rows)
     return rows
-
-
-def show(rows: list[dict]) -> None:
-    """Print rows as a table; what all cases share goes into the title."""
-    from rich.console import Console
-    from rich.table import Table
-
-    shared = {k: v for k, v in rows[0]["case"].items() if all(row["case"].get(k) == v for row in rows)}
-    title = ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v}" for k, v in shared.items()) or "all cases"
-    table = Table(title=f"{rows[0]['op']}: {title}; medians, {torch.get_num_threads()} threads", title_justify="left")
-    table.add_column("case")
-    table.add_column("contender")
-    for name in ("ms", "ours is", "GFLOP/s", "of roofline"):
-        table.add_column(name, justify="right")
-    last = None
-    for row in rows:
-        case = ", ".join(f"{k} {v}" for k, v in row["case"].items() if k not in shared)
-        ours = row["contender"] == "sparsegnn"
-        table.add_row(
-            (case or "all") if ours else "",
-            row["contender"],
-            f"{row['ms']:.3g}",
-            "" if ours else f"{row['speedup']:.2f}x",
-            f"{row['gflops']:.1f}" if row["gflops"] else "",
-            f"{100 * row['roofline']:.0f} %",
-        )
-        if last is not None and row is not rows[-1] and rows[rows.index(row) + 1]["contender"] == "sparsegnn":
-            table.add_section()
-        last = row
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("op", choices=names())
-    parser.add_argument("--quick", action="store_true", help="marked cases, three rounds, nothing written")
-    parser.add_argument("--where", nargs="*", default=[], metavar="KEY=VALUE", help="only cases with these values")
-    parser.add_argument("--rounds", type=int, default=7, help="samples of every contender")
-    parser.add_argument("--threads", type=int, help="torch.set_num_threads")
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    run(args.op, quick=args.quick, rounds=args.rounds, where=dict(pair.split("=", 1) for pair in args.where))

@@ -1,4 +1,4 @@
-"""Draws speed against sparsity from committed results: ``python benchmarks/figure.py [results folder]``.
+"""Draws speed against sparsity from committed results: ``python benchmarks/publish/figure.py [results folder]``.
 
 One panel per shape: how many times faster than dense ``torch.mm`` every contender is, and where it breaks even.
 Reads ``suite_sparsity.jsonl`` (``sparsegnn bench --suite sparsity``); writes ``figures/speedup.svg`` and ``.png``.
@@ -9,16 +9,19 @@ import math
 import sys
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent
-sys.path[:0] = [str(FOLDER)] if str(FOLDER) not in sys.path else []
+if not __package__:  # run by its path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from readme import processor  # noqa: E402
+from harness import FOLDER  # noqa: E402
+
+from publish.readme import processor  # noqa: E402
 
 #: label, contender, colour, line, marker
 LINES = (
     ("sparsegnn, forward + backward", "sparsegnn, forward + backward", "#c1272d", "-", "o"),
     ("sparsegnn, forward", "sparsegnn, forward", "#c1272d", "--", None),
     ("SparseProp, forward + backward", "SparseProp, forward + backward", "#0000a7", "-", "s"),
+    ("sparselab, forward + backward", "sparselab, forward + backward", "#b8489c", "-", "x"),
     ("torch CSR, forward", "torch CSR, forward", "#008176", "--", "^"),
     ("torch_sparse, forward", "torch_sparse, forward", "#8a6d00", "--", "v"),
     ("scipy, forward", "scipy, forward", "#7a7a7a", "--", "d"),
