@@ -303,14 +303,15 @@ def _run_table(r: dict) -> str:
     config, seeds = r["config"], r.get("seeds")
     spread = f" ± {100 * r['test_accuracy_std']:.2f} over {len(seeds)} seeds" if seeds else ""
     phases = [r[f"seconds_{name}"] for name in ("forward", "backward", "optimizer")]
+    timed = r["seconds_per_step"] == r["seconds_per_step"]  # no step is where every one was counted
     ms = "one CUDA graph" if None in phases else ", ".join(f"{1e3 * t:.2f}" for t in phases) + " ms"
     rows = (
         ("test accuracy", f"{100 * r['test_accuracy']:.2f} %{spread}"),
         ("validation accuracy", f"{100 * r['val_accuracy']:.2f} % (epoch {r['best_epoch']})"),
         ("sparsity", f"{100 * r['sparsity']:.2f} %: {r['weights']:,} of {r['weights_dense']:,} weights"),
         ("training FLOPs", "not counted" if r["flops"] is None else f"{r['flops']:.3g}"),
-        ("step", f"{1e3 * r['seconds_per_step']:.2f} ms"),
-        ("forward, backward, optimizer", ms),
+        ("step", f"{1e3 * r['seconds_per_step']:.2f} ms" if timed else "not timed"),
+        ("forward, backward, optimizer", ms if timed else "not timed"),
         ("peak memory", f"{r['peak_memory_bytes'] / 2**20:.0f} MiB, {r['run_memory_bytes'] / 2**20:.0f} by this run"),
         ("graph", f"{r['nodes']:,} nodes, {r['edges']:,} edges; " + "; ".join(r["notes"])),
     )
