@@ -159,6 +159,14 @@ _files.replace("m.pt", b"new" * 10_000)
 """
 
 
+def has_unnamed_files(folder) -> bool:
+    try:
+        os.close(os.open(folder, os.O_TMPFILE | os.O_WRONLY))
+    except (OSError, AttributeError):
+        return False
+    return True
+
+
 @pytest.mark.parametrize(
     "way, step", [("unnamed", "fsync"), ("named", "fsync"), ("unnamed", "link"), ("named", "replace")]
 )
