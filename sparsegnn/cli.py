@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import signal
 import statistics
 import sys
@@ -195,6 +196,8 @@ def train(
     for name, value in (("seeds", seeds), ("threads", threads)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value}")
+    if threads is not None and threads > max(1024, os.cpu_count() or 1):  # OpenMP ends the process that has too many
+        raise ValueError(f"threads must be at most 1024 or the number of processors, got {threads}")
     if save is not None and seeds > 1:
         raise ValueError("save must be used with a single seed, got seeds " + str(seeds))
     import torch
@@ -220,7 +223,8 @@ def train(
         failure = e
     result = summarize(runs)
     if as_json:
-        error = {"error": str(failure), "type": type(failure).__name__} if failure else {}
+        kind = type(failure).__name__
+        error = {"error": str(failure) or kind, "type": kind} if failure else {}
         print(_console.json_text(result | error))
     else:
         print(_run_table(result), end="")

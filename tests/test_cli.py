@@ -106,6 +106,7 @@ BAD = [
     (["--seed", "-1"], "seed must be an integer in [0, 2^63), got -1"),
     (["--seeds", "0"], "seeds must be a positive integer, got 0"),
     (["--threads", "0"], "threads must be a positive integer, got 0"),
+    (["--threads", "100000"], "threads must be at most 1024 or the number of processors, got 100000"),
     (["--device", "quantum"], "device must be cpu or cuda[:index], got 'quantum'"),
     (["--device", "meta"], "device must be cpu or cuda[:index], got 'meta'"),
     (["--cuda-graph"], "cuda_graph must be used on a GPU, got device 'cpu': add --device cuda"),
