@@ -86,6 +86,8 @@ def _explain(e: BaseException, error: _console.Stream, debug: bool) -> tuple[int
         code = e.exit_code
     bug = code == 2 and not _bad_input(e)
     message = " ".join(str(e).split()) or ("interrupted" if code == 130 else kind)
+    if isinstance(e, RuntimeError) and "SPARSEGNN_ISA" in message:  # without the place in C++
+        message = message[message.index("SPARSEGNN_ISA") :]
     if debug or bug:  # of which the report needs the traceback
         lines = "".join(traceback.format_exception(e)).split("\n")
         error.write("\n".join(_console.clean(line) for line in lines))
@@ -96,7 +98,7 @@ def _explain(e: BaseException, error: _console.Stream, debug: bool) -> tuple[int
 def _bad_input(e: BaseException) -> bool:
     """Whether the user, rather than a bug, is what an exception comes from."""
     if isinstance(e, RuntimeError):  # of torch and of the libraries
-        return "out of memory" in str(e) or "can't allocate memory" in str(e) or str(e).startswith("SPARSEGNN_")
+        return any(words in str(e) for words in ("out of memory", "can't allocate memory", "SPARSEGNN_ISA"))
     return isinstance(e, (ValueError, TypeError, OSError, MemoryError, OverflowError))
 
 

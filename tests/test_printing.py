@@ -149,6 +149,24 @@ def test_errors_with_any_text(run, monkeypatch, error, debug):
     assert ("Traceback" in err) == (debug or error is RuntimeError) or error is SystemExit
 
 
+LIBRARIES = {  # what torch and the libraries say, and what of it is shown
+    "choose, ../../csrc/cpu/isa.cpp:67, SPARSEGNN_ISA must be avx2, got x": "SPARSEGNN_ISA must be avx2, got x",
+    "[enforce fail at a.cpp:1] DefaultCPUAllocator: can't allocate memory: 9\n": "[enforce fail at a.cpp:1] "
+    "DefaultCPUAllocator: can't allocate memory: 9",
+    "CUDA out of memory. Tried": "CUDA out of memory. Tried",
+}
+
+
+@pytest.mark.parametrize("said, shown", LIBRARIES.items())
+def test_what_the_user_can_mend_is_one_line(run, monkeypatch, said, shown):
+    def fails(args):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(cli, "_run", fails)
+    code, out, err = run("info", "--json")
+    assert code == 2 and err == f"sparsegnn: {shown}\n" and strict(out)["error"] == shown
+
+
 USAGE = [("--bogus\x1b[31m",), ("--epochs", "[/foo]\x1b"), ("train", "[/foo]x\x1b"), ("bogus\udcff",)]
 
 
