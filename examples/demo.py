@@ -8,14 +8,13 @@ Every row is a full training run in this process; PyG takes only a few steps on 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import time
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from sparsegnn import _console, _files
 from sparsegnn import data as graphs
 from sparsegnn.train import TrainConfig, train
 
@@ -59,7 +58,7 @@ def table(results: list[tuple[str, str, str, dict]]) -> Table:
     for graph, model in dict.fromkeys((g, m) for g, m, _, _ in results):
         rows = {name: r for g, m, name, r in results if (g, m) == (graph, model)}
         made.add_section()
-        made.add_row(f"[bold]{graph}, {model.upper()}")
+        made.add_row(Text(f"{_console.clean(graph)}, {model.upper()}", "bold"))
         for name, r in rows.items():
             made.add_row(f"  {name}", *cells(r, rows["dense"]), style="green" if name.startswith("sparse") else None)
     return made
@@ -95,23 +94,22 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="size of the generated graph, 1 = 50,000 nodes")
     parser.add_argument("--json", metavar="PATH", help="also write one JSON line per row")
     options = parser.parse_args()
-    console, start, results = Console(), time.perf_counter(), []
-    console.width = max(console.width, 100)  # narrower, the columns would be cut
+    if options.json:
+        _files.check("json", options.json)
+    start, results = time.perf_counter(), []
     for graph, model, name, config in runs(options.pyg_steps, options.scale):
         results.append((graph.name, model, name, train(config, graph)))
-    console.print(table(results))
+    if options.json:
+        lines = (_console.json_text({"row": row, **r}) + "\n" for *row, r in results)
+        _files.replace(options.json, "".join(lines).encode())
+    _console.write(_console.rendered(table(results), least=100))  # narrower, the columns would be cut
     for graph, model in dict.fromkeys((g, m) for g, m, _, _ in results):
         r = next(r for g, m, _, r in results if (g, m) == (graph, model))
         c = r["config"]
         width = c["hidden"] if model == "gcn" else f"{c['heads']} heads x {c['hidden']}"
         sizes = f"{r['nodes']:,} nodes, {r['edges']:,} edges; {c['layers']} layers, hidden {width}; {c['epochs']} steps"
-        console.print(f"{graph}, {model.upper()}: {sizes}", highlight=False)
-    console.print(f"{time.perf_counter() - start:.0f} seconds in all")
-    if options.json:
-        temporary = f"{options.json}.tmp"
-        with open(temporary, "w") as f:
-            f.writelines(json.dumps({"row": row, **r}) + "\n" for *row, r in results)
-        os.replace(temporary, options.json)
+        _console.write(f"{_console.clean(graph)}, {model.upper()}: {sizes}\n")
+    _console.write(f"{time.perf_counter() - start:.0f} seconds in all\n")
 
 
 if __name__ == "__main__":

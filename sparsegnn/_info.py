@@ -9,7 +9,7 @@ import platform
 
 import torch
 
-from sparsegnn import _native
+from sparsegnn import _console, _native
 from sparsegnn._version import __version__
 
 #: every environment variable that the package, its build or its tests read
@@ -58,8 +58,13 @@ def plain_text(content: dict) -> str:
         if section == "ops":
             lines += [f"  {row['op']:24} cpu: {row['cpu']:12}  cuda: {row['cuda']}" for row in value]
         else:
-            lines += [f"  {k:24} {'-' if v in (None, '', []) else v}" for k, v in value.items()]
-    return "\n".join(lines)
+            lines += [f"  {k:24} {text(v)}" for k, v in value.items()]
+    return "\n".join(_console.clean(line) for line in lines)
+
+
+def text(value: object) -> str:
+    """A value of a section in words."""
+    return "-" if value in (None, "", []) else str(value)
 
 
 def _ops() -> list[str]:
@@ -105,14 +110,15 @@ def _build() -> dict:
     """What setup.py wrote into the package; empty for a development build."""
     path = _native.FOLDER / "_build.json"
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {"flags": "unknown: built without setup.py (no _build.json)"}
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        found = None
+    return found if isinstance(found, dict) else {"flags": "unknown: built without setup.py (no _build.json)"}
 
 
 def _cpu_name() -> str:
     try:
-        with open("/proc/cpuinfo") as f:
+        with open("/proc/cpuinfo", errors="replace") as f:
             return next(line.partition(":")[2].strip() for line in f if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

@@ -1,39 +1,57 @@
 """The `sparsegnn` command: info, train, bench.
 
-Exit codes: 0 fine, 1 a check failed (a diverged run, say), 2 usage or bad input. Results go to stdout, everything else
-to stderr. typer and rich come with the extra `cli`; without them only `info` works, as plain text.
+Exit codes: 0 fine, 1 a check failed (a diverged run, say) or a bug, 2 usage, bad input or a full disk, 128 + n after
+signal n (130: Ctrl-C). A reader of the output that leaves is no error. Results go to stdout, everything else to stderr,
+which also gets the results that stdout cannot take. With --json stdout is one strict JSON value, for an error too:
+`{"error": message, "type": class}`. typer and rich come with the extra `cli`; without them only `info` works, as plain
+text.
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import io
 import os
+import signal
 import statistics
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
+from sparsegnn import _console
+
 USAGE = "the command line needs typer and rich: pip install 'sparsegnn[cli]' (only `sparsegnn info` works without)"
+
+
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP: what is half done is undone on the way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"terminated by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line on `argv` (default: the process's arguments) and return its exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in args
+    debug, as_json = "--debug" in args, "--json" in args
     args = [a for a in args if a != "--debug"]
-    try:
-        return _run(args)
-    except BrokenPipeError:  # `sparsegnn info | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception as e:
-        if debug:
-            raise
-        usage = isinstance(e, (ValueError, TypeError, OSError))
-        if not usage and not type(e).__name__ == "CheckFailed":
-            raise  # a bug: its traceback is what the report needs
-        print(f"sparsegnn: {' '.join(str(e).split())}", file=sys.stderr)
-        return 2 if usage else 1
+    with _console.command_line() as (out, error), _terminated_by_exception():
+        try:
+            code = _run(args)
+        except _console.ReaderGone:
+            return 0
+        except BaseException as e:
+            code, message, kind = _explain(e, error, debug)
+            if as_json and not out.used:  # else stdout has its one value: the result, of a check that failed
+                with suppress(_console.ReaderGone):
+                    out.write(_console.json_text({"error": message, "type": kind}) + "\n")
+        if out.failure:
+            error.write(f"sparsegnn: stdout cannot be written: {_console.clean(out.failure)}\n")
+        return 2 if out.failure and not code else code
 
 
 def _run(args: list[str]) -> int:
@@ -43,16 +61,66 @@ def _run(args: list[str]) -> int:
         import typer  # noqa: F401
     except ImportError:
         if args[:1] != ["info"]:
-            print(f"sparsegnn: {USAGE}", file=sys.stderr)
-            return 2
-        from sparsegnn._info import info, plain_text
-
-        print(json.dumps(info()) if "--json" in args else plain_text(info()))
+            raise ValueError(USAGE) from None
+        info(as_json="--json" in args)
         return 0
+    command = application()(args=args, prog_name="sparsegnn", standalone_mode=False)
+    if not callable(command):  # the exit code of --help
+        return command or 0
+    command()  # outside of typer, which has rules of its own for some exceptions
+    return 0
+
+
+def _explain(e: BaseException, error: _console.Stream, debug: bool) -> tuple[int, str, str]:
+    """Say on stderr what went wrong; the exit code, the message and the kind of error."""
+    kind = type(e).__name__
+    if hasattr(e, "format_message"):  # a ClickException, of click or of the copy in typer
+        shown = io.StringIO()
+        e.show(file=shown)
+        error.write("".join(f"{_console.clean(line)}\n" for line in shown.getvalue().splitlines()))
+        return e.exit_code, " ".join(e.format_message().split()), kind
+    if isinstance(e, SystemExit) and not isinstance(e.code, str):
+        return int(e.code or 0), f"exit code {e.code}", kind
+    code = {"CheckFailed": 1, "KeyboardInterrupt": 130, "SystemExit": 1}.get(kind, 2)
+    if isinstance(e, Terminated):
+        code = e.exit_code
+    bug = code == 2 and not _bad_input(e)
+    message = " ".join(str(e).split()) or ("interrupted" if code == 130 else kind)
+    if isinstance(e, RuntimeError) and "SPARSEGNN_ISA" in message:  # without the place in C++
+        message = message[message.index("SPARSEGNN_ISA") :]
+    if debug or bug:  # of which the report needs the traceback
+        lines = "".join(traceback.format_exception(e)).split("\n")
+        error.write("\n".join(_console.clean(line) for line in lines))
+    error.write(f"sparsegnn: {_console.clean(message)}\n")
+    return 1 if bug else code, message, kind
+
+
+def _bad_input(e: BaseException) -> bool:
+    """Whether the user, rather than a bug, is what an exception comes from."""
+    if isinstance(e, RuntimeError):  # of torch and of the libraries
+        return any(words in str(e) for words in ("out of memory", "can't allocate memory", "SPARSEGNN_ISA"))
+    return isinstance(e, (ValueError, TypeError, OSError, MemoryError, OverflowError))
+
+
+@contextmanager
+def _terminated_by_exception() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise Terminated, unless the process was told to ignore them."""
+
+    def raise_it(number, frame):
+        signal.signal(number, signal.SIG_IGN)  # the first one is on its way
+        raise Terminated(number)
+
+    changed = []
+    with suppress(ValueError):  # only the main thread may
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, raise_it)
+                changed.append(number)
     try:
-        return application()(args=args, prog_name="sparsegnn") or 0
-    except SystemExit as e:
-        return e.code if isinstance(e.code, int) else 1
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def application():
@@ -61,7 +129,7 @@ def application():
 
     app = typer.Typer(
         help="Sparse graph neural networks: train them, measure them, see what this installation can do.",
-        epilog="Exit codes: 0 fine, 1 a check failed, 2 usage or bad input. --debug shows tracebacks.",
+        epilog="Exit codes: 0 fine, 1 a check failed, 2 usage or bad input, 130 interrupted. --debug shows tracebacks.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -81,23 +149,15 @@ def info(as_json: bool = False) -> None:
 
     content = _info.info()
     if as_json:
-        print(json.dumps(content))
+        print(_console.json_text(content))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
     for section in ("versions", "machine", "libraries", "build", "environment"):
-        table = Table(title=section, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
-        for name, value in content[section].items():
-            note = _info.VARIABLES.get(name, "") if section == "environment" else ""
-            table.add_row(name, "-" if value in (None, "", []) else str(value), f"[dim]{note}[/]")
-        console.print(table)
-    table = Table("op", "CPU", "CUDA", title="kernels", title_justify="left")
-    for row in content["ops"]:
-        cells = (f"[green]{c}[/]" if c == "compiled" else c for c in (row["cpu"], row["cuda"]))
-        table.add_row(row["op"], *cells)
-    console.print(table)
+        notes = _info.VARIABLES if section == "environment" else {}
+        rows = [(name, _info.text(value), (notes.get(name, ""), "dim")) for name, value in content[section].items()]
+        print(_console.table(section, rows), end="")
+    green = {"compiled": "green"}
+    rows = [(row["op"], *((row[d], green.get(row[d], "")) for d in ("cpu", "cuda"))) for row in content["ops"]]
+    print(_console.table("kernels", rows, ("op", "CPU", "CUDA"), box="SIMPLE_HEAD"), end="")
 
 
 def train(
@@ -138,25 +198,40 @@ def train(
     for name, value in (("seeds", seeds), ("threads", threads)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value}")
+    if threads is not None and threads > max(1024, os.cpu_count() or 1):  # OpenMP ends the process that has too many
+        raise ValueError(f"threads must be at most 1024 or the number of processors, got {threads}")
     if save is not None and seeds > 1:
         raise ValueError("save must be used with a single seed, got seeds " + str(seeds))
     import torch
 
     from sparsegnn import data as graphs
-    from sparsegnn.train import TrainConfig, check_device, check_writable
+    from sparsegnn.train import NotSaved, TrainConfig, check_device, check_writable
     from sparsegnn.train import train as run
 
-    configs = [TrainConfig(**{**options, "seed": seed + i}) for i in range(seeds)]
+    configs = [TrainConfig(**{**options, "seed": s}) for s in (seed, seed + seeds - 1)]  # of the first and last run
     check_device(device)
     check_writable(save)
     if threads is not None:
         torch.set_num_threads(threads)
     graph = graphs.load(data, split_seed=split_seed)
-    result = summarize([run(config, graph) for config in configs])
+    runs, failure = [], None
+    try:
+        for i in range(seeds):
+            runs.append(run(dataclasses.replace(configs[0], seed=seed + i), graph))
+    except BaseException as e:  # what is done is reported first
+        runs += [e.result] if isinstance(e, NotSaved) else []
+        if not runs:
+            raise
+        failure = e
+    result = summarize(runs)
     if as_json:
-        print(json.dumps(result))
+        kind = type(failure).__name__
+        error = {"error": str(failure) or kind, "type": kind} if failure else {}
+        print(_console.json_text(result | error))
     else:
-        _print_run(result)
+        print(_run_table(result), end="")
+    if failure:
+        raise failure
 
 
 def bench(
@@ -192,7 +267,7 @@ def bench(
 
     rows = runner.run(op, quick=quick, table=not as_json)
     if as_json:
-        print(json.dumps(rows))
+        print(_console.json_text(rows))
 
 
 def _bench_suite(name: str, quick: bool, check: bool, only: str, as_json: bool) -> None:
@@ -202,7 +277,7 @@ def _bench_suite(name: str, quick: bool, check: bool, only: str, as_json: bool) 
 
     rows = suite.run(name, quick=quick, only=only, table=not as_json)
     if as_json:
-        print(json.dumps(rows))
+        print(_console.json_text(rows))
     below = suite.missed(rows)
     if check and below:
         raise CheckFailed(f"{len(below)} bars missed: " + "; ".join(f"{r['suite_row']} ({r['regime']})" for r in below))
@@ -230,27 +305,23 @@ def summarize(runs: list[dict]) -> dict:
     return result
 
 
-def _print_run(r: dict) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
+def _run_table(r: dict) -> str:
     config, seeds = r["config"], r.get("seeds")
     spread = f" ± {100 * r['test_accuracy_std']:.2f} over {len(seeds)} seeds" if seeds else ""
     phases = [r[f"seconds_{name}"] for name in ("forward", "backward", "optimizer")]
+    timed = r["seconds_per_step"] == r["seconds_per_step"]  # no step is where every one was counted
     ms = "one CUDA graph" if None in phases else ", ".join(f"{1e3 * t:.2f}" for t in phases) + " ms"
-    table = Table(title=f"{r['data']}: {config['model']}, {config['method']}", show_header=False, title_justify="left")
-    for name, value in (
+    rows = (
         ("test accuracy", f"{100 * r['test_accuracy']:.2f} %{spread}"),
         ("validation accuracy", f"{100 * r['val_accuracy']:.2f} % (epoch {r['best_epoch']})"),
         ("sparsity", f"{100 * r['sparsity']:.2f} %: {r['weights']:,} of {r['weights_dense']:,} weights"),
         ("training FLOPs", "not counted" if r["flops"] is None else f"{r['flops']:.3g}"),
-        ("step", f"{1e3 * r['seconds_per_step']:.2f} ms"),
-        ("forward, backward, optimizer", ms),
+        ("step", f"{1e3 * r['seconds_per_step']:.2f} ms" if timed else "not timed"),
+        ("forward, backward, optimizer", ms if timed else "not timed"),
         ("peak memory", f"{r['peak_memory_bytes'] / 2**20:.0f} MiB, {r['run_memory_bytes'] / 2**20:.0f} by this run"),
         ("graph", f"{r['nodes']:,} nodes, {r['edges']:,} edges; " + "; ".join(r["notes"])),
-    ):
-        table.add_row(name, value)
-    Console().print(table)
+    )
+    return _console.table(f"{r['data']}: {config['model']}, {config['method']}", rows, box="SQUARE")
 
 
 def _with_options(command):
@@ -294,7 +365,7 @@ def _with_options(command):
         parameters.append(p.replace(default=default))
 
     def run(**kwargs):
-        command(**kwargs)
+        return partial(command, **kwargs)
 
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     run.__signature__ = signature.replace(parameters=parameters)

@@ -97,7 +97,7 @@ def _release_free_memory() -> None:
 
 def _status(field: str) -> int | None:
     try:
-        text = Path("/proc/self/status").read_text()
+        text = Path("/proc/self/status").read_text(errors="replace")  # it begins with the name of the process
     except OSError:
         return None
     line = next((line for line in text.splitlines() if line.startswith(field + ":")), None)

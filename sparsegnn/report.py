@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparsegnn import _info, _native, policy
+from sparsegnn import _console, _info, _native, policy
 from sparsegnn.nn import linear as _linear
 from sparsegnn.nn import sparse_weight as _sparse_weight
 
@@ -137,31 +137,16 @@ def info(*, show: bool = True) -> dict:
     """Versions, build flags, environment variables, libraries, and what runs every op on CPU and CUDA, and why."""
     content = _info.info()
     if show:
-        print(_info.plain_text(content))
+        _console.write(_info.plain_text(content) + "\n")
     return content
 
 
 def _print_table(title: str, rows: Sequence[dict]) -> None:
     columns = list(rows[0])
     cells = [[_text(name, row[name]) for name in columns] for row in rows]
-    try:
-        from rich.box import SIMPLE_HEAD
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        widths = [max(len(line[i]) for line in [columns, *cells]) for i in range(len(columns))]
-        print(title)
-        for line in [columns, *cells]:
-            print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
-        return
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    for name in columns:
-        number = isinstance(rows[-1][name], (int, float))
-        table.add_column(name.replace("_", " "), justify="right" if number else "left", overflow="fold")
-    for line in cells:
-        table.add_row(*line)
-    console = Console()
-    (console if console.is_terminal else Console(width=120)).print(table)
+    numbers = [i for i, name in enumerate(columns) if isinstance(rows[-1][name], (int, float))]
+    head = [name.replace("_", " ") for name in columns]
+    _console.write(_console.table(title, cells, head, box="SIMPLE_HEAD", right=numbers))
 
 
 def _text(name: str, value) -> str:

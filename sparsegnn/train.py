@@ -6,19 +6,18 @@ the last mask update take part. Nothing is ever selected on the test set.
 
 from __future__ import annotations
 
+import io
 import math
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam
 
-from sparsegnn import _native
+from sparsegnn import _console, _files, _native
 from sparsegnn import data as graphs
 from sparsegnn._version import __version__
 from sparsegnn.measure import PeakMemory, StepFlops, StepTimer
@@ -36,6 +35,14 @@ RECIPES = {
 
 class CheckFailed(RuntimeError):
     """A run that went wrong although its input was fine: diverged, or the number of weights changed."""
+
+
+class NotSaved(OSError):
+    """The run is done, but its checkpoint could not be written: `result` is what `train` would have returned."""
+
+    def __init__(self, message: str, result: dict) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 @dataclass
@@ -151,20 +158,16 @@ def check_device(name: str) -> torch.device:
 
 
 def check_writable(path: str | None) -> None:
-    """ValueError now rather than after the training when a file cannot be written there."""
-    folder = Path(path or ".").resolve().parent
-    if path is not None and (Path(path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK)):
-        raise ValueError(f"save must be a file in a writable folder, got {path!r}")
+    """TypeError or ValueError now rather than after the training when no checkpoint can be written there."""
+    if path is not None:
+        _files.check("save", path)
 
 
-def write_checkpoint(path: str, content: dict) -> None:
-    """torch.save to a temporary name beside `path`, then a rename: never a half-written file."""
-    temporary = Path(f"{path}.{os.getpid()}.tmp")
-    try:
-        torch.save(content, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def write_checkpoint(path: str | os.PathLike, content: dict) -> None:
+    """torch.save, in one move: never a half-written file."""
+    written = io.BytesIO()
+    torch.save(content, written)
+    _files.replace(path, written.getbuffer())
 
 
 @dataclass
@@ -230,7 +233,7 @@ def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
     """Train once and return what came out: accuracies, weights, FLOPs, seconds per step, peak memory.
 
     `data` saves loading `config.data` again. Raises ValueError or TypeError for bad input, CheckFailed when the loss
-    is not finite or a fixed-sparsity method lost weights.
+    is not finite or a fixed-sparsity method lost weights, NotSaved when only the checkpoint is missing.
     """
     device = check_device(config.device)
     check_writable(config.save)
@@ -277,7 +280,10 @@ def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
         "config": {k: v for k, v in asdict(config).items() if k not in ("progress", "save")},
     }
     if config.save is not None:
-        write_checkpoint(config.save, {"model": best.state, "config": result["config"], "result": result})
+        try:
+            write_checkpoint(config.save, {"model": best.state, "config": result["config"], "result": result})
+        except Exception as e:
+            raise NotSaved(f"save: {e}", result) from e
     return result
 
 
@@ -288,11 +294,13 @@ def _fit(config, data, x, graph, model, optimizer, timer: StepTimer, flops: Step
     train_split, val, test = (_Split(data, m) for m in (data.train_mask, data.val_mask, data.test_mask))
     final_mask = 0 if config.method in ("dense", "static") else config.stop_at
     best = _Best()
-    hidden = not (sys.stderr.isatty() if config.progress is None else config.progress)
-    title = f"{data.name} {config.model} {config.method if config.backend == 'sparsegnn' else config.backend}"
+    stderr = _console.diagnostics()
+    hidden = not (stderr.isatty() if config.progress is None else config.progress)
+    name = _console.clean(data.name)[:40]
+    title = f"{name} {config.model} {config.method if config.backend == 'sparsegnn' else config.backend}"
     make_step = _captured_step if config.cuda_graph else _plain_step
     step = make_step(lambda: train_split.loss(model(x, graph)), optimizer, timer)
-    bar = tqdm(range(config.epochs), title, disable=hidden, delay=2, leave=False)
+    bar = tqdm(range(config.epochs), title, disable=hidden, delay=2, leave=False, file=stderr)
     for epoch in bar:
         model.train()
         probes = any(getattr(conv.lin, "probe", None) is not None for conv in model.convs)
@@ -348,6 +356,8 @@ def _evaluate(epoch, model, x, graph, val: _Split, test: _Split, best: _Best, ke
     model.eval()
     logits = model(x, graph)
     accuracy, loss = val.accuracy(logits), val.loss(logits).item()
+    if not math.isfinite(loss):
+        raise CheckFailed(f"training diverged: validation loss {loss} in epoch {epoch}")
     if (accuracy, -loss) > (best.val_accuracy, -best.val_loss):
         best.epoch, best.val_accuracy, best.val_loss = epoch, accuracy, loss
         best.test_accuracy = test.accuracy(logits)
