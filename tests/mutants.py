@@ -3,8 +3,8 @@
     python tests/mutants.py [--area AREA] [--only NAME] [--targeted] [--again] [--report]
 
 The faults are in tests/mutants/<area>.toml: in `file` the text `old`, which is there exactly once, becomes `new`;
-`breaks` says what that does, and `tests` names the files that ought to see it. These run first, then, when they pass
-and without --targeted, all others of the fast leg. The copy and its builds stay in build/mutants, so that a fault in
+`breaks` says what that does, and `tests` names what ought to see it, one after the other. Where these pass all others
+of the fast leg run, unless it is --targeted. The copy and its builds stay in build/mutants, so that a fault in
 C++ costs one file. At the end the tests that failed run once more, without a fault: there they must pass.
 
 Results are in tests/results/mutants.json. A result holds until the fault, the file that it is in, or the tests that
@@ -208,13 +208,13 @@ def judge(tree: Tree, m: Mutant, before: str) -> dict:
     try:
         if wrong := tree.build(m.tests):
             return {"status": "no build", "by": wrong, "seconds": round(time.monotonic() - start, 1)}
-        found = "passed"
-        if is_test(before):
-            found, by = tree.test([before], SECONDS["targeted"])
-        if found in ("passed", "error"):  # or that test is gone
-            found, by = tree.test(list(m.tests), SECONDS["targeted"])
+        for name in dict.fromkeys((*filter(is_test, [before]), *m.tests)):
+            found, by = tree.test([name], SECONDS["targeted"])
+            if found != "passed" and not (name == before and found == "error"):  # that test may be gone
+                break
         if found == "passed" and not tree.options.targeted:
-            found, by = tree.test(["tests", *(f"--ignore={t}" for t in m.tests)], SECONDS["rest"])
+            seen = [f"--ignore={name}" for name in m.tests if "::" not in name]
+            found, by = tree.test(["tests", *seen], SECONDS["rest"])
     finally:
         tree.rewrite(m, right)
     status = {"passed": "survived", "failed": "caught"}.get(found, found)
