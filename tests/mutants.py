@@ -37,8 +37,7 @@ except ImportError:  # Python 3.10, where pytest brings it
 ROOT = Path(__file__).resolve().parents[1]
 #: what to build after a change of a file: by the beginning of its path, the first that fits
 NEEDS = (("csrc/cuda/", "emulator"), ("csrc/common/gpu", "emulator"), ("csrc/", "cpu"), ("", "python"))
-EMULATOR = ("emulator", "sparsegnn_emulated", "-DSPARSEGNN_EMULATOR=ON")
-TARGETS = {"cpu": ("dev", "sparsegnn_cpu"), "emulator": EMULATOR}  # folder, target, options of a build
+TARGETS = {"cpu": ("dev", "sparsegnn_cpu"), "emulator": ("emulator", "sparsegnn_emulated", "-DSPARSEGNN_EMULATOR=ON")}
 CAUGHT = ("caught", "timeout")  # a test that hangs is seen
 SECONDS = {"targeted": 900, "rest": 3600}  # at most
 
@@ -117,8 +116,7 @@ class Tree:
 
     def build_one(self, kind: str) -> str:
         folder, target, *options = TARGETS[kind]
-        spec = importlib.util.find_spec("torch")
-        torch = f"-DSPARSEGNN_TORCH={spec.submodule_search_locations[0]}" if spec else ""
+        torch = f"-DSPARSEGNN_TORCH={importlib.util.find_spec('torch').submodule_search_locations[0]}"
         for command in (
             ["cmake", "-S.", "-GNinja", f"-Bbuild/{folder}", "-DSPARSEGNN_CUDA=off", torch, *options],
             ["cmake", "--build", f"build/{folder}", "-j", str(self.options.jobs), "--target", target],
@@ -213,8 +211,7 @@ def judge(tree: Tree, m: Mutant, before: str) -> dict:
             if found != "passed" and not (name == before and found == "error"):  # that test may be gone
                 break
         if found == "passed" and not tree.options.targeted:
-            seen = [f"--ignore={name}" for name in m.tests if "::" not in name]
-            found, by = tree.test(["tests", *seen], SECONDS["rest"])
+            found, by = tree.test(["tests", *(f"--ignore={t}" for t in m.tests if "::" not in t)], SECONDS["rest"])
     finally:
         tree.rewrite(m, right)
     status = {"passed": "survived", "failed": "caught"}.get(found, found)
@@ -242,8 +239,7 @@ def report(mutants: list[Mutant], results: dict[str, dict]) -> bool:
     """Print the table; whether all were caught."""
     rows = [(m, results.get(m.name, {"status": "not run", "by": "", "seconds": 0})) for m in mutants]
     for m, r in rows:
-        by = r["by"].partition("\n")[0]
-        print(f"{m.area:12} {m.name:40} {r['status']:10} {r['seconds']:6.0f} s  {by}")
+        print(f"{m.area:12} {m.name:40} {r['status']:10} {r['seconds']:6.0f} s  {r['by'].splitlines()[:1]}")
     for area in dict.fromkeys(m.area for m, _ in rows):
         mine = [r["status"] for m, r in rows if m.area == area]
         print(f"{area:12} {sum(s in CAUGHT for s in mine):3} of {len(mine)} caught")
