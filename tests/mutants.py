@@ -239,7 +239,7 @@ def report(mutants: list[Mutant], results: dict[str, dict]) -> bool:
     """Print the table; whether all were caught."""
     rows = [(m, results.get(m.name, {"status": "not run", "by": "", "seconds": 0})) for m in mutants]
     for m, r in rows:
-        print(f"{m.area:12} {m.name:40} {r['status']:10} {r['seconds']:6.0f} s  {r['by'].splitlines()[:1]}")
+        print(f"{m.area:12} {m.name:40} {r['status']:10} {r['seconds']:6.0f} s ", *r["by"].splitlines()[:1])
     for area in dict.fromkeys(m.area for m, _ in rows):
         mine = [r["status"] for m, r in rows if m.area == area]
         print(f"{area:12} {sum(s in CAUGHT for s in mine):3} of {len(mine)} caught")

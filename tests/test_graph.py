@@ -69,6 +69,14 @@ def test_transpose_is_scipys_and_aliased_when_symmetric():
     assert abs(back - to_scipy(undirected).T).max() < 1e-14
 
 
+def test_equal_degrees_are_no_symmetry():
+    """A directed cycle: as many edges into as out of every node, and another transpose."""
+    nodes = torch.arange(5)
+    graph = CSRGraph.from_edge_index(torch.stack([nodes, (nodes + 1) % 5]))
+    ccol, row, _ = graph.transpose()
+    assert torch.equal(ccol, graph.crow) and row.tolist() == [1, 2, 3, 4, 0] and graph.col.tolist() == [4, 0, 1, 2, 3]
+
+
 def forms():
     """The same weighted graph without duplicates, in every format."""
     from torch_geometric.data import Data
