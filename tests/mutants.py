@@ -251,14 +251,14 @@ def report(mutants: list[Mutant], results: dict[str, dict]) -> bool:
     return caught == len(rows)
 
 
-def write(path: Path, targeted: bool, results: dict[str, dict]) -> None:
-    content = {"tests": "named with the fault" if targeted else "the whole fast leg", "of": len(results)}
-    content["caught"] = sum(r["status"] in CAUGHT for r in results.values())
+def write(path: Path, targeted: bool, planted: int, results: dict[str, dict]) -> None:
+    caught = sum(r["status"] in CAUGHT for r in results.values())
+    asked = "named with the fault" if targeted else "the whole fast leg"
+    content = {"tests": asked, "faults": planted, "asked": len(results), "caught": caught}
     content["results"] = dict(sorted(results.items()))
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
+    path.with_suffix(".tmp").write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(path.with_suffix(".tmp"), path)
 
 
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
@@ -288,11 +288,11 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     for m in todo:
         before = results.get(m.name, {}).get("by", "")
         results[m.name] = fresh[m.name] = judge(tree, m, before) | {"digest": m.digest(root)}
-        write(path, options.targeted, results)
+        write(path, options.targeted, len(everything), results)
         print(f"[{len(fresh)}/{len(todo)}] {m.name}:", *list(fresh[m.name].values())[:3], flush=True)
     if fresh:
         confirm(tree, fresh)
-        write(path, options.targeted, results)
+        write(path, options.targeted, len(everything), results)
     return 0 if report(mutants, results) else 1
 
 
