@@ -76,6 +76,15 @@ def test_train_prints_a_table(run):
     assert code == 0 and "test accuracy" in out and "over 2 seeds" in out and "peak memory" in out
 
 
+def test_every_seed_is_a_run_of_its_own(run):
+    code, out, _ = run("train", "--backend", "pyg", "--seed", 3, "--seeds", 2, "--json", *QUICK)
+    result = json.loads(out)
+    assert code == 0 and result["seeds"] == [r["config"]["seed"] for r in result["runs"]] == [3, 4]
+    one, two = (r["test_accuracy"] for r in result["runs"])
+    assert result["test_accuracy"] == pytest.approx((one + two) / 2)
+    assert result["test_accuracy_std"] == pytest.approx(abs(one - two) / 2**0.5)
+
+
 def test_train_in_a_process(tmp_path):
     saved = tmp_path / "model.pt"
     done = subprocess_run("train", "--sparsity", "0.8", "--method", "set", "--save", str(saved), "--json", *QUICK)

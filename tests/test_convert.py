@@ -104,6 +104,10 @@ def test_mode_and_requires_grad_carry_over():
     model[0].requires_grad_(False)
     sparsify(model, 0.5)
     assert not model[0].training and not model[0].values.requires_grad and model[3].values.requires_grad
+    densify(model)
+    assert not model[0].training and not model[0].weight.requires_grad and model[3].weight.requires_grad
+    conv = sparsify(GCNConv(12, 8).eval(), 0.75)
+    assert not conv.lin.training and not densify(conv).lin.training
 
 
 def test_subclasses_are_left_alone():

@@ -69,6 +69,14 @@ def test_transpose_is_scipys_and_aliased_when_symmetric():
     assert abs(back - to_scipy(undirected).T).max() < 1e-14
 
 
+def test_equal_degrees_are_no_symmetry():
+    """A directed cycle: as many edges into as out of every node, and another transpose."""
+    nodes = torch.arange(5)
+    graph = CSRGraph.from_edge_index(torch.stack([nodes, (nodes + 1) % 5]))
+    ccol, row, _ = graph.transpose()
+    assert torch.equal(ccol, graph.crow) and row.tolist() == [1, 2, 3, 4, 0] and graph.col.tolist() == [4, 0, 1, 2, 3]
+
+
 def forms():
     """The same weighted graph without duplicates, in every format."""
     from torch_geometric.data import Data
@@ -186,6 +194,9 @@ def test_weights_are_differentiable_and_reordered():
     other = graph.weighted(weight.detach() * 2)
     assert torch.equal(other.val, graph.val.detach() * 2) and other.crow is graph.crow
     assert graph.weighted(None).val is None
+    before, after = (g.gcn_norm()[0] for g in (graph, graph.weighted(weight.detach() * 2)))  # each its own
+    fresh = CSRGraph.from_edge_index(edge_index, 30, weight.detach() * 2).gcn_norm()[0]
+    assert torch.equal(after, fresh) and not torch.equal(after, before)
 
 
 def test_pickle_deepcopy_pytree_and_to():

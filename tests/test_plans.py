@@ -123,6 +123,11 @@ def test_verdicts_are_measured_once(cache, measured):
     assert [p.name for p in cache.parent.iterdir()] == [cache.name]  # no temporary file stays
 
 
+def test_a_new_verdict_replaces_the_old_one_alone(cache):
+    assert plans.write(cache, {"a": {"ratio": 1.0}, "b": {"ratio": 2.0}}) and plans.write(cache, {"a": {"ratio": 3.0}})
+    assert plans.read(cache) == {"a": {"ratio": 3.0}, "b": {"ratio": 2.0}}
+
+
 def test_the_key_names_threads(monkeypatch):
     before = plans.key(layer(), 8)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 17)

@@ -14,7 +14,7 @@ from sparsegnn import capture
 from sparsegnn import data as graphs
 from sparsegnn.measure import PeakMemory, StepFlops, StepTimer
 from sparsegnn.models import FeatureDropout, build, layer_shapes, layer_sparsities, weight_counts
-from sparsegnn.train import CheckFailed, TrainConfig, train, write_checkpoint
+from sparsegnn.train import CheckFailed, TrainConfig, parameter_groups, train, write_checkpoint
 
 pytest.importorskip("tqdm")
 CPU = torch.device("cpu")
@@ -45,6 +45,18 @@ def test_feature_dropout(share):
         assert abs(kept.sum() / (x != 0).sum() - 0.75) < 0.05 and not (kept & (x == 0)).any()
     assert not torch.equal(dropout(x) != 0, kept) or share == 0
     assert dropout.eval()(x) is x
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_feature_dropout_of_another_matrix(sparse):
+    dropout = FeatureDropout(0.5)
+    for seed in (1, 2, 1):
+        torch.manual_seed(seed)
+        x = torch.rand(50, 40) * (torch.rand(50, 40) < 0.1)
+        y = dropout(x.to_sparse_csr()).to_dense() if sparse else dropout(x)
+        kept = y != 0
+        torch.testing.assert_close(y[kept], 2 * x[kept])
+        assert 0.3 < kept.sum() / (x != 0).sum() < 0.7
 
 
 def test_layer_shapes():
@@ -148,6 +160,23 @@ def test_the_test_set_never_selects(small, tmp_path):
     assert results[0]["val_accuracy"] == results[1]["val_accuracy"]
     assert results[0]["test_accuracy"] != results[1]["test_accuracy"]
     assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True))
+
+
+def test_ties_go_to_the_lower_validation_loss(small):
+    """A single validation node, which is trained on: its loss falls while the accuracy stays."""
+    only = torch.zeros_like(small.val_mask)
+    only[small.train_mask.nonzero()[0]] = True
+    r = train(config(epochs=30, dropout=0.0), dataclasses.replace(small, val_mask=only))
+    assert r["val_accuracy"] == 1 and r["best_epoch"] == 29
+
+
+@pytest.mark.parametrize("model, layers", [("gcn", [0.1, 0.0]), ("gat", [0.1, 0.1])])
+def test_weight_decay_is_on_the_first_layer_of_gcn_and_all_of_gat(small, model, layers):
+    chosen = config(model=model, heads=2, weight_decay=0.1)
+    made = build(chosen, small)
+    decay = {p: group["weight_decay"] for group in parameter_groups(made, chosen) for p in group["params"]}
+    assert set(decay) == set(made.parameters())
+    assert [{decay[p] for p in conv.parameters()} for conv in made.convs] == [{d} for d in layers]
 
 
 @pytest.mark.parametrize("model", ["gcn", "gat"])

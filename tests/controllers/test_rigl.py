@@ -8,6 +8,7 @@ from controllers.simulation import MaskedModel, masks, sparse_model, train
 from sparsegnn import pattern
 from sparsegnn.controllers import SET, RigL
 from sparsegnn.controllers.schedules import Constant, Cosine
+from sparsegnn.nn import SparseLinear
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.3),
@@ -87,6 +88,12 @@ def test_growth_ignores_nothing_but_kept_positions():
         optimizer.state[model[0].values]["momentum_buffer"],
         other_optimizer.state[other[0].values]["momentum_buffer"],
     )
+
+
+def test_updates_are_due_before_the_stop_alone():
+    layer = SparseLinear(8, 8, sparsity=0.5)
+    controller = SET(layer, torch.optim.SGD(layer.parameters(), 0.1), update_every=2, stop_at=6)
+    assert [step for step in range(10) if controller.due(step)] == [2, 4]
 
 
 def test_probe_exists_on_update_steps_only():

@@ -215,6 +215,24 @@ def test_any_slope(slope):
         torch.testing.assert_close(g, w)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_rows_around_a_chunk_of_edges(turned):
+    """Scores are gathered 64 edges at a time, once for rows that fit; in the gradients, rows of the transpose."""
+    degrees = torch.tensor([0, 1, 63, 64, 65, 100, 127, 128, 129, 200])
+    edges = torch.stack([torch.arange(degrees.sum()) % 211, torch.repeat_interleave(torch.arange(10), degrees)])
+    graph = CSRGraph.from_edge_index(edges.flip(0) if turned else edges, (211, 10) if turned else (10, 211))
+    g = torch.Generator().manual_seed(9)
+    shapes = (graph.num_cols, 3, 2), (graph.num_cols, 3), (graph.num_rows, 3), (graph.num_edges, 3)
+    leaves = [torch.randn(shape, generator=g, dtype=torch.float64).requires_grad_() for shape in shapes]
+    pattern = graph.crow, graph.col, *graph.transpose()
+    got = torch.ops.sparsegnn.gat(*leaves, *pattern, SLOPE, RATE, torch.tensor([SEED]), True)[0]
+    want = oracle(*leaves, *pattern, RATE)
+    torch.testing.assert_close(got, want)
+    flow = torch.randn(got.shape, generator=g, dtype=torch.float64)
+    for one, other in zip(torch.autograd.grad(got, leaves, flow), torch.autograd.grad(want, leaves, flow), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def star(scores, dtype=torch.float32, width=3):
     """One row with an edge per score."""
     n = len(scores)
