@@ -53,4 +53,4 @@ def test_maxk_trains_on_the_cuda_entries(tmp_path):
 
 @sanitized
 def test_the_fused_layer_passes_on_the_cuda_entries(tmp_path):
-    assert run(tmp_path, TESTS / "nn" / "test_gcn_fused.py", "") >= 30
+    assert run(tmp_path, TESTS / "nn" / "test_gcn_fused.py", "not (sixteen_bits and dtype1)") >= 30  # not float16
