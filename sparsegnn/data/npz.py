@@ -98,7 +98,10 @@ class _File:
             version = np.lib.format.read_magic(f)
             if version not in HEADERS:
                 raise ValueError(f"version {version} of the .npy format")
-            shape, _, dtype = HEADERS[version](f)
+            try:
+                shape, _, dtype = HEADERS[version](f)
+            except MemoryError as e:  # of Python's parser
+                raise ValueError("a header that is too deep") from e
             return shape, dtype, f.tell()
 
         shape, dtype, start = self.guarded(name, read)
