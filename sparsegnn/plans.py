@@ -35,7 +35,9 @@ FORMAT = "sparsegnn-plans/1"
 FIELDS = ("ratio", "sparse_ms", "dense_ms")
 MOST_RATIO = 1e9  # a ratio or a time beyond this was not measured
 MOST_BYTES = 16 << 20  # of a file: some 50,000 verdicts
-PATIENCE = 10.0
+PATIENCE = 20.0  # seconds that a writer waits for the others
+PAUSE = 0.02  # that it leaves to them after it has written, or it would always be the first
+_released = 0.0
 
 
 def choose(layer, rows: int) -> None:
@@ -157,10 +159,11 @@ def write(path: Path, plans: dict[str, dict]) -> bool:
         with _alone_in(path.parent):
             if os.path.lexists(path) and not path.is_file():
                 return False
-            content = {"format": FORMAT, "plans": read(path) | _sensible(plans)}
+            entries = sorted((read(path) | _sensible(plans)).items())
+            lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(plan, allow_nan=False)}" for name, plan in entries)
             handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
             with os.fdopen(handle, "w") as f:
-                json.dump(content, f, indent=1, sort_keys=True, allow_nan=False)
+                f.write(f'{{"format": "{FORMAT}", "plans": {{\n{lines}\n}}}}\n')
             os.replace(temporary, path)
             temporary = None
     except (OSError, ValueError):  # a read-only home, a full disk, a NUL in a name: measured again next time
@@ -214,7 +217,9 @@ def _alone_in(folder: Path) -> Iterator[None]:
     if fcntl is None or handle is None:
         yield
         return
+    global _released
     try:
+        time.sleep(max(0.0, _released + PAUSE - time.monotonic()))
         last = time.monotonic() + PATIENCE
         while not _locked(handle):
             if time.monotonic() > last:
@@ -222,6 +227,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
             time.sleep(0.001 + 0.01 * random.random())
         yield
     finally:
+        _released = time.monotonic()
         with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_UN)  # closing does not, where a forked child has the handle too
         os.close(handle)

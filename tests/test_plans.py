@@ -302,7 +302,7 @@ def test_an_interrupted_or_failed_write_leaves_the_old_file(tmp_path, monkeypatc
     plans.write(path, {"a": {"ratio": 1.0}})
     before = path.read_bytes()
     for error, raised in ((OSError(errno.ENOSPC, "full"), None), (KeyboardInterrupt(), KeyboardInterrupt)):
-        for name in ("json.dump", "os.replace", "tempfile.mkstemp"):
+        for name in ("os.fdopen", "os.replace", "tempfile.mkstemp"):
             with monkeypatch.context() as m:
                 m.setattr(f"sparsegnn.plans.{name}", lambda *a, error=error, **k: _raise(error))
                 with pytest.raises(raised) if raised else contextlib.nullcontext():
