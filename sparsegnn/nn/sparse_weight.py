@@ -138,12 +138,9 @@ class SparseWeight(KernelChoice):
         if (
             not storage.is_complete(self, state_dict, prefix) and storage.is_strict()
         ):  # torch reports what, and copies nothing new
-            kept = storage.with_own(self, state_dict, prefix)
-            return nn.Module._load_from_state_dict(
-                self, kept, prefix, {}, strict, *reports
-            )  # says what, changes nothing
-        saved = storage.check_saved(self, state_dict, prefix, assign)
-        saved, crow, col = storage.prepared(self, saved, assign)
+            kept = storage.with_own(self, state_dict, prefix)  # torch says what, and changes nothing
+            return nn.Module._load_from_state_dict(self, kept, prefix, {}, strict, *reports)
+        saved, crow, col = storage.prepared(self, state_dict, prefix, assign)
         derived = self._derive(crow, col)
         if col.shape != self.col.shape:  # another number of weights: same Parameter object, new storage
             new = self.col.new_empty(col.shape)

@@ -92,11 +92,12 @@ def with_own(layer, state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, 
     return kept | {key: t for key, t in own.items() if key == verdict}
 
 
-def prepared(layer, saved: Mapping[str, Tensor], assign: bool) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+def prepared(layer, state_dict: Mapping, prefix: str, assign: bool) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """The tensors of a checkpoint as ``layer`` will hold them, and its positions; nothing can fail after this.
 
     With ``assign`` they are copies: the layer writes to its positions, which another layer may have saved.
     """
+    saved = check_saved(layer, state_dict, prefix, assign)
     device = saved.get("crow", layer.crow).device if assign else layer.crow.device
     crow, col = (saved.get(name, getattr(layer, name)).to(device).contiguous() for name in ("crow", "col"))
     if assign:

@@ -210,6 +210,7 @@ def test_refused_checkpoints():
         controller.load_state_dict({**state, "step": -1})
 
 
+LAST = "2"  # layer
 BAD_STATES = {  # name: (changes to a good state, exception, message)
     "no controller": ({"controller": None}, ValueError, "state must have controller RigL, got None"),
     "a tensor as controller": (
