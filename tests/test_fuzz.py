@@ -16,7 +16,9 @@ def test_a_few_inputs(name):
 
 
 def test_what_goes_wrong_is_counted(monkeypatch):
-    monkeypatch.setitem(fuzz.READERS, "broken", (lambda folder: lambda rng: 1 // (rng.random() < 0.5) and "accepted", 0))
+    monkeypatch.setitem(
+        fuzz.READERS, "broken", (lambda folder: lambda rng: 1 // (rng.random() < 0.5) and "accepted", 0)
+    )
     found = fuzz.run("broken", 50, seed=0)
     assert found["wrong"] > 10 and found["accepted"] > 10 and "ZeroDivisionError" in found["examples"][0]
     monkeypatch.setitem(fuzz.READERS, "crash", (lambda folder: lambda rng: fuzz.signal.raise_signal(11), 0))

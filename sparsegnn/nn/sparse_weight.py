@@ -135,9 +135,7 @@ class SparseWeight(KernelChoice):
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, *reports):
         """Load all that a checkpoint has of this layer; where anything about it is wrong the layer stays as it was."""
         assign = local_metadata.get("assign_to_params_buffers", False)
-        if (
-            not storage.is_complete(self, state_dict, prefix) and storage.is_strict()
-        ):  # torch reports what, and copies nothing new
+        if not storage.is_complete(self, state_dict, prefix) and storage.is_strict():
             kept = storage.with_own(self, state_dict, prefix)  # torch says what, and changes nothing
             return nn.Module._load_from_state_dict(self, kept, prefix, {}, strict, *reports)
         saved, crow, col = storage.prepared(self, state_dict, prefix, assign)
