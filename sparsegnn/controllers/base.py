@@ -21,10 +21,17 @@ def check_int(op: str, name: str, value, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{op}: {name} must be an integer, got {type(value).__name__}")
     if value < least:
-        raise ValueError(f"{op}: {name} must be at least {least}, got {reprlib.repr(value)}")
+        raise ValueError(f"{op}: {name} must be at least {least}, got {_shown(value)}")
     if value >= 2**63:
         raise ValueError(f"{op}: {name} must be below 2^63, got a number of {value.bit_length()} bits")
     return value
+
+
+def _shown(value) -> str:
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python writes no integers of thousands of digits
+        return type(value).__name__
 
 
 def _number(count):
@@ -255,9 +262,9 @@ class Controller:
         kind, shapes = state["controller"], {k: _sizes(v) for k, v in state["shapes"].items()}
         for key, got in (("controller", kind if isinstance(kind, str) else type(kind)), ("shapes", shapes)):
             if got != mine[key]:
-                raise ValueError(f"{op}: state must have {key} {mine[key]}, got {reprlib.repr(state[key])}")
+                raise ValueError(f"{op}: state must have {key} {mine[key]}, got {_shown(state[key])}")
         if state["grown"].keys() != self.grown.keys():
-            names = reprlib.repr(list(state["grown"]))
+            names = _shown(list(state["grown"]))
             raise ValueError(f"{op}: state['grown'] must be of the layers {list(self.grown)}, got {names}")
         counts = (check_int(op, key, state[key], 0) for key in ("step", "seed", "updates"))
         return *counts, {k: check_int(op, f"grown[{k!r}]", _number(v), 0) for k, v in state["grown"].items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import reprlib
 import sys
 from collections.abc import Mapping
 
@@ -76,7 +75,7 @@ def own_names(layer: nn.Module) -> list[str]:
 def is_complete(layer, state_dict: Mapping[str, Tensor], prefix: str) -> bool:
     """Whether a checkpoint has all of ``layer``, a SparseWeight, and nothing else; TypeError if it is none."""
     if strange := [key for key in state_dict if not isinstance(key, str)]:
-        raise TypeError(f"{type(layer).__name__}: checkpoint must have names as keys, got {reprlib.repr(strange[0])}")
+        raise TypeError(f"{type(layer).__name__}: checkpoint must have names as keys, got {type(strange[0]).__name__}")
     names = {key[len(prefix) :] for key in state_dict if key.startswith(prefix)}
     found = {name for name in names if name.partition(".")[0] not in layer._modules}
     own = {*own_names(layer), "dense_kernel"}

@@ -202,7 +202,7 @@ def test_refused_checkpoints():
         controller.load_state_dict([])
     with pytest.raises(ValueError, match="state must have the keys .* got none of"):
         controller.load_state_dict({"step": 1})
-    with pytest.raises(ValueError, match="state must have controller RigL, got SET"):
+    with pytest.raises(ValueError, match="state must have controller RigL, got 'SET'"):
         controller.load_state_dict({**state, "controller": "SET"})
     with pytest.raises(ValueError, match=r"state must have shapes .*'0': \[16, 20\].*, got .*\[5, 5\]"):
         controller.load_state_dict({**state, "shapes": {"0": [5, 5]}})
@@ -225,6 +225,8 @@ BAD_STATES = {  # name: (changes to a good state, exception, message)
         ValueError,
         "have shapes",
     ),
+    "a shape of a huge number": ({"shapes": {"0": [10**5000, 20]}}, ValueError, "state must have shapes"),
+    "names of huge numbers": ({"grown": {10**5000: 1}}, ValueError, r"state\['grown'\] must be of the layers"),
     "shapes of other layers": ({"shapes": {"a": [16, 20]}}, ValueError, "state must have shapes"),
     "no grown": ({"grown": {}}, ValueError, r"state\['grown'\] must be of the layers .* got \[\]"),
     "grown of another": ({"grown": {"a": torch.tensor(1)}}, ValueError, r"state\['grown'\] must be of the layers"),

@@ -157,7 +157,7 @@ BAD = {  # name: (changes to a good checkpoint, exception, message)
         TypeError,
         "values' must be a tensor, got Uninit",
     ),
-    "a number as key": (lambda g: {3: g["col"]}, TypeError, "checkpoint must have names as keys, got 3"),
+    "a number as key": (lambda g: {10**5000: g["col"]}, TypeError, "checkpoint must have names as keys, got int"),
     "matrix of values": (lambda g: {"values": g["values"][None]}, ValueError, r"values' must have shape \[\*\]"),
     "another bias": (lambda g: {"bias": g["bias"][1:]}, ValueError, r"bias' must have shape \[32\], got \[31\]"),
     "scalar col": (lambda g: {"col": g["col"][0]}, ValueError, r"col' must have shape \[\*\], got \[\]"),
