@@ -10,9 +10,10 @@ import pytest
 
 @pytest.mark.parametrize("name", fuzz.READERS)
 def test_a_few_inputs(name):
-    found = fuzz.run(name, 40, seed=1)
+    count = 250 if name == "npz" else 40  # few of whose inputs are still valid
+    found = fuzz.run(name, count, seed=1)
     assert not found["wrong"], "\n".join(found["examples"])
-    assert found["accepted"] and found["refused"] and found["accepted"] + found["refused"] == 40
+    assert found["accepted"] and found["refused"] and found["accepted"] + found["refused"] == count
 
 
 def test_what_goes_wrong_is_counted(monkeypatch):
