@@ -67,8 +67,7 @@ class CSRGraph:
         """From a PyG ``Data`` or ``EdgeIndex``, a ``[2, E]`` tensor, or a matrix A[target, source] (PyG's ``adj_t``):
         ``torch_sparse.SparseTensor``, ``torch.sparse``, scipy. A CSRGraph is returned as it is."""
         graph = obj if isinstance(obj, cls) else formats.convert(cls, obj, num_nodes)
-        shape = (num_nodes, num_nodes) if isinstance(num_nodes, int) else num_nodes
-        if shape is not None and graph.shape != tuple(shape):
+        if num_nodes is not None and graph.shape != formats.size_of(num_nodes, graph.col):
             fail(f"num_nodes must be the graph's {graph.shape}", num_nodes)
         return graph
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 LIMIT = 2**31 - 1  # edges and nodes are counted in int32
+COMPRESSED = (torch.sparse_csr, torch.sparse_bsr, torch.sparse_csc, torch.sparse_bsc)
 
 
 def fail(expected: str, got, error: type[Exception] = ValueError):
@@ -25,8 +26,10 @@ def check_index(name: str, t, shape: str, ok) -> None:
         fail(f"{name} must be int32 or int64", str(t.dtype).removeprefix("torch."), TypeError)
     if not ok(t):
         fail(f"{name} must have shape {shape}", list(t.shape))
-    if t.numel() // (2 if t.dim() == 2 else 1) >= LIMIT:
+    if t.shape[-1] >= LIMIT:
         fail(f"{name} must have fewer than 2^31 - 1 edges or rows", list(t.shape))
+    if t.shape[-1] > 1 and t.stride(-1) == 0:  # it may claim more than there is memory for
+        fail(f"{name} must have memory for its elements (make it contiguous())", "one that is repeated")
 
 
 def check_edge_index(edge_index) -> None:
@@ -56,6 +59,8 @@ def _count(name: str, n) -> int:
 def size_of(num_nodes, edge_index: Tensor) -> tuple[int, int]:
     """(targets, sources)."""
     if num_nodes is None:
+        if edge_index.is_meta:
+            fail("num_nodes must be given for an edge_index on meta", None)
         num_nodes = int(edge_index.max()) + 1 if edge_index.numel() else 0
         num_nodes = max(num_nodes, 0)  # a negative index is reported as such
     if isinstance(num_nodes, (tuple, list)):
@@ -84,12 +89,15 @@ def check_csr(crow, col, num_cols) -> tuple[Tensor, Tensor]:
     """int32 ``crow`` and ``col`` of well-formed compressed rows."""
     check_index("crow", crow, "[M + 1]", lambda t: t.dim() == 1 and t.numel() >= 1)
     check_index("col", col, "[E]", lambda t: t.dim() == 1)
+    for name, t in (("crow", crow), ("col", col)):
+        if t.is_meta:
+            fail(f"{name} must hold data", "a tensor on meta")
     if crow.device != col.device:
         fail(f"col must be on the device of crow, {crow.device}", col.device)
     n = crow.numel() - 1 if num_cols is None else _count("num_cols", num_cols)
-    steps = crow.diff()
-    if crow[0] != 0 or (steps < 0).any() or crow[-1] != col.numel():
-        where = f"{int(crow[0])} .. {int(crow[-1])}" + (" with a decrease" if (steps < 0).any() else "")
+    falls = (crow[1:] < crow[:-1]).any()  # not by differences, which wrap
+    if crow[0] != 0 or falls or crow[-1] != col.numel():
+        where = f"{int(crow[0])} .. {int(crow[-1])}" + (" with a decrease" if falls else "")
         fail(f"crow must rise from 0 to the number of edges, {col.numel()}", where)
     if col.numel() and not 0 <= int(col.min()) <= int(col.max()) < n:
         fail(f"col must be in [0, {n})", int(col[(col < 0) | (col >= n)][0]))
@@ -131,21 +139,58 @@ def convert(cls, obj, num_nodes):
 
 
 def _from_torch_sparse(cls, a: Tensor):
+    if a.layout not in COMPRESSED and a.layout != torch.sparse_coo:
+        fail("graph must be torch.sparse in COO, CSR, CSC, BSR or BSC format", a.layout, TypeError)
     if a.dim() != 2 or a.dense_dim() != 0:
         fail("graph must be a sparse matrix of scalars", list(a.shape))
+    if a.is_meta:
+        fail("graph must hold data", "a tensor on meta")
     if a.layout == torch.sparse_csr:
-        return cls.from_csr(a.crow_indices(), a.col_indices(), as_weight(a.values()), a.size(1))
+        crow = a.crow_indices()
+        if crow.shape != (a.size(0) + 1,):
+            fail(f"crow must have shape [{a.size(0) + 1}]", list(crow.shape))
+        return cls.from_csr(crow, a.col_indices(), as_weight(a.values()), a.size(1))
+    try:  # torch's conversions trust the indices
+        _check_indices(a.detach())
+    except RuntimeError as e:
+        fail("graph must be a valid sparse matrix", str(e).splitlines()[0])
     a = (a if a.layout == torch.sparse_coo else a.to_sparse_coo()).coalesce()
     return cls.from_edge_index(a.indices().flip(0), tuple(a.shape), as_weight(a.values()))
 
 
+def _check_indices(a: Tensor) -> None:
+    """RuntimeError unless a matrix made anew from the parts of ``a`` is valid to torch."""
+    if a.layout == torch.sparse_coo:
+        torch.sparse_coo_tensor(a._indices(), a._values(), a.shape, check_invariants=True)
+        return
+    names = ("crow_indices", "col_indices") if a.layout == torch.sparse_bsr else ("ccol_indices", "row_indices")
+    indices = (getattr(a, name)() for name in names)
+    torch.sparse_compressed_tensor(*indices, a.values(), a.shape, layout=a.layout, check_invariants=True)
+
+
 def _from_scipy(cls, a):
+    if len(a.shape) != 2:
+        fail("graph must be a matrix", list(a.shape))
+    try:  # its conversions trust the indices
+        if hasattr(a, "check_format"):
+            a.check_format(full_check=True)
+        elif hasattr(a, "row") and not all(
+            i.size == a.data.size and (not i.size or 0 <= i.min() <= i.max() < n)
+            for i, n in zip((a.row, a.col), a.shape, strict=True)
+        ):
+            raise ValueError("indices must be in the matrix")
+    except ValueError as e:
+        fail("graph must be a valid scipy matrix", e)
     a = a.tocsr()
     if not a.has_sorted_indices:
         a = a.sorted_indices()
+    if a.data.dtype.kind not in "fiub" or a.data.dtype.itemsize > 8:
+        fail("graph must have real numbers as weights", a.data.dtype, TypeError)
     crow, col, val = (torch.as_tensor(v) for v in (a.indptr, a.indices, a.data))
     return cls.from_csr(crow, col, as_weight(val), a.shape[1])
 
 
 def as_weight(val: Tensor) -> Tensor:
+    if val.is_complex() or val.is_quantized:
+        fail("graph must have real numbers as weights", val.dtype, TypeError)
     return val if val.is_floating_point() else val.float()

@@ -301,7 +301,7 @@ def check_pattern(crow: Tensor, col: Tensor, rows: int, cols: int, op: str = "pa
     first, last = crow[0].item(), crow[-1].item()
     if first != 0 or last != col.numel():
         raise ValueError(f"{op}: crow must start at 0 and end at {col.numel()}, got {first} and {last}")
-    if (crow.diff() < 0).any():
+    if (crow[1:] < crow[:-1]).any():  # not by differences, which wrap
         raise ValueError(f"{op}: crow must not decrease, got a row that ends before it begins")
     if col.numel() and not 0 <= col.min().item() <= col.max().item() < cols:
         raise ValueError(f"{op}: col must be in [0, {cols}), got [{col.min().item()}, {col.max().item()}]")

@@ -9,12 +9,14 @@ or written, and what the file does not know follows the static policy.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
+import random
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import ceil
 from pathlib import Path
 from statistics import median
@@ -24,7 +26,18 @@ import torch
 from sparsegnn import policy
 from sparsegnn._version import __version__
 
+try:
+    import fcntl
+except ImportError:  # not a Unix
+    fcntl = None
+
 FORMAT = "sparsegnn-plans/1"
+FIELDS = ("ratio", "sparse_ms", "dense_ms")
+MOST_RATIO = 1e9  # a ratio or a time beyond this was not measured
+MOST_BYTES = 16 << 20  # of a file: some 50,000 verdicts
+PATIENCE = 20.0  # seconds that a writer waits for the others
+PAUSE = 0.02  # that it leaves to them after it has written, or it would always be the first
+_released = 0.0
 
 
 def choose(layer, rows: int) -> None:
@@ -122,38 +135,111 @@ def cache_file() -> Path:
 
 def read(path: Path) -> dict[str, dict]:
     """The verdicts of a file; those that make sense, none of a file that is not there or broken."""
-    try:
-        content = json.loads(path.read_text())
-        plans = content["plans"] if content["format"] == FORMAT else {}
-        return {name: plan for name, plan in plans.items() if plan["ratio"] >= 0}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return {}
+    return _entries(path) or {}
 
 
 def read_named(path: str) -> dict[str, dict]:
     """The same of a file that the user has named, which must be a plan file."""
-    try:
-        if json.loads(Path(path).read_text())["format"] == FORMAT:
-            return read(Path(path))
-    except (OSError, ValueError, TypeError, KeyError):
-        pass
-    raise ValueError(f"sparsify: SPARSEGNN_PLAN must name a plan file ({FORMAT}), got {path!r}")
+    found = _entries(Path(path))
+    if found is None:
+        raise ValueError(f"sparsify: SPARSEGNN_PLAN must name a plan file ({FORMAT}), got {path!r}")
+    return found
 
 
 def write(path: Path, plans: dict[str, dict]) -> bool:
-    """Add verdicts to a file, in one move, so that a reader never sees a part; False where it cannot be written."""
-    content = {"format": FORMAT, "plans": read(path) | plans}
+    """Add verdicts to a file, in one move, so that a reader never sees a part; False where it cannot be written.
+
+    Writers wait for each other, so that none loses what another has added. A link is followed, and what is there but
+    no regular file stays.
+    """
     temporary = None
     try:
+        path = Path(os.path.realpath(path))
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "w") as f:
-            json.dump(content, f, indent=1, sort_keys=True)
-        os.replace(temporary, path)
-    except OSError:  # a read-only home: measured again next time
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+        with _alone_in(path.parent):
+            if os.path.lexists(path) and not path.is_file():
+                return False
+            entries = sorted((read(path) | _sensible(plans)).items())
+            lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(plan, allow_nan=False)}" for name, plan in entries)
+            handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+            with os.fdopen(handle, "w") as f:
+                f.write(f'{{"format": "{FORMAT}", "plans": {{\n{lines}\n}}}}\n')
+            os.replace(temporary, path)
+            temporary = None
+    except (OSError, ValueError):  # a read-only home, a full disk, a NUL in a name: measured again next time
         return False
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+    return True
+
+
+def _entries(path: Path) -> dict[str, dict] | None:
+    """The sensible verdicts of a plan file; None of anything else, however large, deep or endless."""
+    try:
+        if not path.is_file():  # before it is opened, which a device may notice
+            return None
+        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as f:  # a pipe would wait
+            text = f.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
+            return None
+        content = json.loads(text, parse_int=float)  # so that one number of too many digits spoils one entry only
+        return _sensible(content["plans"]) if content["format"] == FORMAT else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+
+
+def _sensible(plans: dict[str, dict]) -> dict[str, dict]:
+    """The entries whose ratio is a number that time can have, with their times; nothing else that they hold."""
+    found = {}
+    for name, plan in plans.items():
+        if isinstance(plan, dict):
+            numbers = {key: plan[key] for key in FIELDS if _is_measure(plan.get(key))}
+            if "ratio" in numbers:
+                found[name] = numbers
+    return found
+
+
+def _is_measure(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= MOST_RATIO
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process writes plans into the folder; not where the system or the folder knows no locks.
+
+    The folder itself is locked, which leaves no file behind. OSError where another keeps it for ``PATIENCE`` seconds.
+    """
+    handle = None
+    with contextlib.suppress(OSError):  # a folder that cannot be listed
+        handle = os.open(folder, os.O_RDONLY)
+    if fcntl is None or handle is None:
+        yield
+        return
+    global _released
+    try:
+        time.sleep(max(0.0, _released + PAUSE - time.monotonic()))
+        last = time.monotonic() + PATIENCE
+        while not _locked(handle):
+            if time.monotonic() > last:
+                raise TimeoutError(f"{folder} is locked")
+            time.sleep(0.001 + 0.01 * random.random())
+        yield
+    finally:
+        _released = time.monotonic()
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)  # closing does not, where a forked child has the handle too
+        os.close(handle)
+
+
+def _locked(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
     return True
 
 

@@ -2,6 +2,10 @@
 
 import io
 import json
+import os
+import pickle
+import struct
+import warnings
 import zipfile
 import zlib
 
@@ -10,6 +14,7 @@ import pytest
 import torch
 
 from sparsegnn import data
+from sparsegnn.data import npz
 
 META = json.dumps({"format": data.FORMAT, "name": "tiny", "deduplicated": True})
 
@@ -179,6 +184,194 @@ def test_header_that_promises_too_much(save):
         z.writestr("x.npy", header.getvalue() + zlib.compress(b"x"))
     with pytest.raises(ValueError, match="graph.npz: array 'x' "):
         data.load(path)
+
+
+def headed(fields: bytes, content: bytes = b"", version=(1, 0)) -> bytes:
+    size = struct.pack("<H" if version == (1, 0) else "<I", len(fields) + 1)
+    return b"\x93NUMPY" + bytes(version) + size + fields + b"\n" + content
+
+
+def member(content: bytes, shape, descr="<f4", version=(1, 0)) -> bytes:
+    """A member of an archive whose header says `shape` and `descr` of `content`."""
+    return headed(repr({"descr": descr, "fortran_order": False, "shape": shape}).encode(), content, version)
+
+
+def text(value: str) -> bytes:
+    return member(value.encode("utf-32-le"), (), f"<U{len(value)}")
+
+
+DEEP = "[" * 100_000
+HOSTILE = {  # name: (array, its member, what is said)
+    "deep JSON": ("meta", text(DEEP), r"'meta' must be JSON, got '\[\[\["),
+    "deep JSON in the right format": ("meta", text(META[:-1] + f', "a": {DEEP}'), "'meta' must be JSON"),
+    "a number of too many digits": ("meta", text(META[:-1] + f', "a": {"1" * 10_000}' + "}"), "'meta' must be JSON"),
+    "meta that is no text": ("meta", member(b"\xff" * 8, (), "<U2"), "'meta' must be JSON, got what is no text"),
+    "meta of 4 MB": ("meta", text(META + " " * 2**20), "'meta' must have at most 1048576 bytes, got 4"),
+    "a name that is none": (
+        "meta",
+        text(META.replace('"tiny"', "[[]]")),
+        r"'meta' must have a text as name, got \[\[\]\]",
+    ),
+    "no magic": ("x", b"0" * 120, "'x' is truncated or damaged: the magic string is not correct"),
+    "no content": ("y", b"", "'y' is truncated or damaged: EOF"),
+    "a pickle": ("y", pickle.dumps([1]), "'y' is truncated or damaged: the magic"),
+    "an unknown version": ("x", member(bytes(120), (10, 3), version=(9, 0)), "'x' is truncated or damaged: ver"),
+    "a header without end": ("x", b"\x93NUMPY\x01\0\xff\xff{", "'x' is truncated or damaged: EOF"),
+    "a long header": (
+        "x",
+        member(bytes(120), (10, 3), "<f4" + " " * 20_000),
+        "'x' is truncated or damaged: Header info",
+    ),
+    "a deep header": ("x", headed(b"(" * 4000), "'x' is truncated or damaged"),
+    "a header of minus signs": ("x", headed(b"-" * 9000 + b"1"), "'x' is truncated or damaged"),
+    "a header that calls": (
+        "x",
+        member(bytes(120), (10, 3)).replace(b"(10, 3)", b"exit(3)"),
+        "'x' is truncated or dam",
+    ),
+    "a huge shape": ("x", member(bytes(9), (10, 2**62)), "features must fit 2 GiB"),
+    "a huge shape of a vector": ("x", member(bytes(9), (2**62,)), r"'x' must have shape \[10, \*\], got \[4611"),
+    "many edges": (
+        "edge_index",
+        member(bytes(99), (2, 2**50), "<i8"),
+        "'edge_index' must be complete, .* got 99 of 18014",
+    ),
+    "a wrapped product": ("edge_index", member(b"", (2, 2**63), "<i8"), "'edge_index' must be complete, .* got 0 of"),
+    "more data than the shape": ("y", member(bytes(88), (10,), "<i8"), "'y' must be complete, .* got 88 of 80 bytes"),
+    "a negative shape": ("x", member(b"", (10, -3)), r"'x' must have shape \[10, \*\], got \[10, -3\]"),
+    "two negative sizes": ("edge_index", member(bytes(128), (2, -8), "<i8"), r"'edge_index' must have shape \[2, \*\]"),
+    "no dimension": ("x", member(bytes(4), ()), r"'x' must have shape \[10, \*\], got \[\]"),
+    "many dimensions": ("x", member(bytes(4), (1,) * 70), r"'x' must have shape \[10, \*\]"),
+    "a size that is a truth": ("num_nodes", member(bytes(8), (True,), "<i8"), r"'num_nodes' must have shape \[\]"),
+    "an object": ("y", member(bytes(80), (10,), "|O"), "'y' holds pickled objects"),
+    "an object in a structure": ("y", member(bytes(80), (10,), [("a", "|O")]), "'y' holds pickled objects"),
+    "a structure": ("y", member(bytes(80), (10,), [("a", "<i8")]), r"'y' must be integers, got \[\('a', '<i8'\)\]"),
+    "an array of arrays": ("y", member(bytes(160), (10,), ("<i8", (2,))), "'y' must be integers"),
+    "dates": ("y", member(bytes(80), (10,), "<M8[s]"), "'y' must be integers, got datetime64"),
+    "durations": ("x", member(bytes(240), (10, 3), "<m8[s]"), "'x' must be numbers, got timedelta64"),
+    "complex numbers": ("x", member(bytes(240), (10, 3), "<c8"), "'x' must be numbers, got complex64"),
+    "bytes": ("y", member(bytes(80), (10,), "|S8"), "'y' must be integers"),
+    "void": ("y", member(bytes(80), (10,), "|V8"), "'y' must be integers"),
+    "no bytes at all": ("y", member(b"", (10,), "|V0"), "'y' must be integers"),
+    "a width beyond int64": (
+        "x_shape",
+        member(struct.pack("<QQ", 10, 2**64 - 1), (2,), "<u8"),
+        "'x_shape' must be below",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_members(tmp_path, kind):
+    name, content, message = HOSTILE[kind]
+    path = tmp_path / "graph.npz"
+    np.savez(path, **{k: v for k, v in (csr() if name.startswith("x_") else tiny()).items() if k != name})
+    with zipfile.ZipFile(path, "a") as z:
+        z.writestr(f"{name}.npy", content)
+    with warnings.catch_warnings(), pytest.raises(ValueError, match=message) as e:
+        warnings.simplefilter("error")
+        data.load(path)
+    assert str(path) in str(e.value) and len(str(e.value)) < 500
+
+
+@pytest.mark.parametrize("arrays", [tiny(x=np.ones((10, 3), ">f8"), y=(np.arange(10) % 2).astype(">i2")),
+                                    tiny(x=np.asfortranarray(tiny()["x"])), tiny(num_nodes=np.array(10, ">u4")),
+                                    tiny(meta=np.array(META).astype(f">U{len(META)}"))])  # fmt: skip
+def test_any_byte_order_and_memory_order(save, arrays):
+    g = data.load(save(arrays))
+    assert torch.equal(g.x, torch.tensor(arrays["x"].tolist())) and torch.equal(g.y, torch.arange(10) % 2)
+
+
+def rewritten(path, change):
+    """The archive with a change to the central directory, where a zip file says how large its members are."""
+    content = bytearray(path.read_bytes())
+    at = content.index(b"PK\x01\x02")
+    while content[at : at + 4] == b"PK\x01\x02":
+        name, extra, comment = struct.unpack_from("<3H", content, at + 28)
+        if content[at + 46 : at + 46 + name] == b"edge_index.npy":
+            change(content, at)
+        at += 46 + name + extra + comment
+    path.write_bytes(content)
+
+
+def put(form, where, value):
+    return lambda content, at: struct.pack_into(form, content, at + where, value)
+
+
+@pytest.mark.parametrize("change, message", [
+    (put("<H", 8, 1), "'edge_index' is encrypted"),
+    (put("<H", 10, 12), "'edge_index' must be stored or deflated, got compression 12"),
+    (put("<H", 10, 99), "'edge_index' must be stored or deflated, got compression 99"),
+    (put("<I", 16, 7), "'edge_index' is truncated or damaged: Bad CRC-32"),
+    (put("<I", 24, 2**31), "'edge_index' must be complete"),
+    (put("<I", 42, 3), "'edge_index' is truncated or damaged"),
+    (put("<I", 42, 2**31), "'edge_index' is truncated or damaged"),
+])  # fmt: skip
+def test_hostile_directory(save, change, message):
+    path = save(tiny())
+    rewritten(path, change)
+    with pytest.raises(ValueError, match=f"graph.npz: array {message}"):
+        data.load(path)
+
+
+def test_sizes_that_the_archive_cannot_hold_are_not_allocated(tmp_path, monkeypatch):
+    monkeypatch.setattr(np.lib.format, "read_array", lambda *args, **kwargs: pytest.fail("read"))
+    path, edges = tmp_path / "graph.npz", 2**26
+    np.savez_compressed(path, **tiny(edge_index=None))
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as z:
+        z.writestr("edge_index.npy", member(bytes(99), (2, edges), "<i8"))
+    size = 16 * edges + len(member(b"", (2, edges), "<i8"))
+    for where in (24, 20):  # the size of what is packed, and then of the packed, which an archive of 2 kB cannot have
+        rewritten(path, put("<I", where, size))
+        with pytest.raises(ValueError, match="array 'edge_index' must be complete, .* got a false size"):
+            npz._File(path).get("edge_index", (2, None), "iu", "integers")
+
+
+def test_a_bomb_is_refused_by_the_memory_there_is(save, monkeypatch):
+    path = save(tiny(edge_index=np.zeros((2, 500_000), dtype=np.int64)))
+    assert path.stat().st_size < 20_000 and data.load(path).num_edges == 500_000
+    monkeypatch.setattr(npz, "available_memory", lambda: 15e6)
+    with pytest.raises(ValueError, match="array 'edge_index' must fit into 0.0 GiB of memory, got 0.0 GiB"):
+        data.load(path)
+
+
+def test_names_in_an_archive(tmp_path):
+    path = tmp_path / "graph.npz"
+    np.savez(path, **tiny(y=None))
+    for twice in ("x.npy", "x"):  # numpy takes both for x
+        again = tmp_path / "again.npz"
+        again.write_bytes(path.read_bytes())
+        with warnings.catch_warnings(), zipfile.ZipFile(again, "a") as z:
+            warnings.simplefilter("ignore")
+            z.writestr(twice, b"")
+        with pytest.raises(ValueError, match="again.npz: array x is there more than once"):
+            data.load(again)
+    with zipfile.ZipFile(path, "w") as z:
+        z.writestr("\x1b[31m\n.npy", b"")
+        for i in range(1000):
+            z.writestr(f"a{i}", b"")
+    with pytest.raises(ValueError, match="'edge_index' is missing") as e:
+        data.load(path)
+    assert "\x1b" not in str(e.value) and "and 981 more" in str(e.value) and len(str(e.value)) < 500
+
+
+def test_what_is_no_regular_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    (tmp_path / "folder.npz").mkdir()
+    for name in (tmp_path / "pipe.npz", tmp_path / "folder.npz", "/dev/zero", tmp_path):
+        with pytest.raises(ValueError, match="not a file"):
+            data.load(name)
+    for name in ("n" * 5000, "n" * 5000 + ".npz", "a/" * 5000, "a\0b", "\ud800"):
+        with pytest.raises(ValueError, match="cannot be|no such file|no set named"):
+            data.load(name)
+
+
+def test_features_that_overflow(save):
+    large = {"x_data": np.full(10, 3e38), "x_indices": np.zeros(10, int), "x_indptr": np.array([0] + [10] * 10)}
+    for arrays in (tiny(x=np.array([[3e38, -3e38, 1e-9]] * 10)), csr(**large)):
+        with warnings.catch_warnings(), pytest.raises(ValueError, match=r"array '(x|x_data)' must be finite in sums"):
+            warnings.simplefilter("error")
+            data.load(save(arrays), normalize=True)
 
 
 def test_lookup(save, tmp_path, monkeypatch):

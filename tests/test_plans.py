@@ -1,8 +1,13 @@
 """Which kernel a sparse weight runs on: the static policy, measured verdicts, and the files that keep them."""
 
 import contextlib
+import errno
+import fcntl
 import json
+import multiprocessing
 import os
+import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -147,6 +152,171 @@ def test_a_cache_that_cannot_be_written_costs_nothing(monkeypatch, tmp_path, mea
     monkeypatch.setenv("SPARSEGNN_CACHE", str(tmp_path / "file"))
     assert sparsify(nn.Linear(20, 10), 0.9, only_if_faster=True).kernel == "dense"
     assert not plans.write(plans.cache_file(), {})
+
+
+def plan_text(entries: str, form=plans.FORMAT) -> str:
+    return f'{{"format": "{form}", "plans": {entries}}}'
+
+
+GOOD = '"good": {"ratio": 1.5, "sparse_ms": 3, "dense_ms": 2.0}, "also": {"ratio": 0}'
+BAD_ENTRIES = {
+    "NaN": '{"ratio": NaN}',
+    "infinite": '{"ratio": Infinity}',
+    "beyond float": '{"ratio": 1e999}',
+    "too many digits": '{"ratio": %s}' % ("1" * 10_000),
+    "an integer beyond float": '{"ratio": %s}' % ("1" * 400),
+    "beyond float32": '{"ratio": 1e300}',
+    "negative": '{"ratio": -1}',
+    "just negative": '{"ratio": -1e-300}',
+    "true": '{"ratio": true}',
+    "text": '{"ratio": "1.5"}',
+    "null": '{"ratio": null}',
+    "a list": '{"ratio": [1.5]}',
+    "no ratio": '{"sparse_ms": 1.0}',
+    "no entry": "{}",
+    "a number": "1.5",
+    "a list of pairs": '[["ratio", 1.5]]',
+    "nothing": "null",
+}
+
+
+@pytest.mark.parametrize("kind", BAD_ENTRIES)
+def test_good_entries_of_a_half_bad_file_are_kept(tmp_path, kind):
+    path = tmp_path / "plans.json"
+    path.write_text(plan_text(f'{{"bad": {BAD_ENTRIES[kind]}, {GOOD}}}'))
+    kept = {"good": {"ratio": 1.5, "sparse_ms": 3, "dense_ms": 2}, "also": {"ratio": 0}}
+    assert plans.read(path) == plans.read_named(str(path)) == kept
+    assert plans.write(path, {"new": {"ratio": 2.0}}) and plans.read(path) == kept | {"new": {"ratio": 2}}
+    json.loads(path.read_text(), parse_constant=lambda text: pytest.fail(text))
+
+
+def test_only_what_makes_sense_of_an_entry_is_kept(tmp_path):
+    path = tmp_path / "plans.json"
+    path.write_text(
+        plan_text(
+            f'{{"a": {{"ratio": 1, "sparse_ms": NaN, "more": {"[" * 500}{"]" * 500}}}, "\\ud800": {{"ratio": 2}}}}'
+        )
+    )
+    assert plans.read(path) == {"a": {"ratio": 1}, "\ud800": {"ratio": 2}}
+    assert plans.write(path, {"nan": {"ratio": float("nan")}, "b": {"ratio": 3.0, "dense_ms": float("inf")}})
+    assert plans.read(path) == {"a": {"ratio": 1}, "\ud800": {"ratio": 2}, "b": {"ratio": 3}}
+
+
+HOSTILE_FILES = {
+    "deep": ("[" * 200_000).encode(),
+    "deep in an entry": plan_text('{"a": ' + '{"b":' * 200_000).encode(),
+    "deep and closed": plan_text('{"a": ' + "[" * 200_000 + "]" * 200_000 + "}").encode(),
+    "binary": bytes(range(256)) * 100,
+    "latin-1": plan_text('{"\xe9": {"ratio": 1}}').encode("latin-1"),
+    "plans in a list": plan_text("[]").encode(),
+    "plans that are text": plan_text('"x"').encode(),
+    "another format": plan_text("{}", form="sparsegnn-plans/2").encode(),
+    "huge": plan_text("{}").encode() + b" " * (16 << 20),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE_FILES)
+def test_hostile_plan_files(tmp_path, kind):
+    path = tmp_path / "plans.json"
+    path.write_bytes(HOSTILE_FILES[kind])
+    assert plans.read(path) == {}
+    with pytest.raises(ValueError, match="SPARSEGNN_PLAN must name a plan file"):
+        plans.read_named(str(path))
+    assert plans.write(path, {"new": {"ratio": 2.0}}) and plans.read(path) == {"new": {"ratio": 2}}
+
+
+def test_what_is_no_regular_file_is_neither_read_nor_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link to null").symlink_to("/dev/null")
+    (tmp_path / "loop").symlink_to("loop")
+    for path in [*tmp_path.iterdir(), "/dev/zero", "/dev/null", "/proc/new.json", "/proc/self/mem", "a\0b", "n" * 5000]:
+        before = os.lstat(path).st_mode if os.path.lexists(path) else None
+        assert plans.read(Path(path)) == {} and not plans.write(Path(path), {"a": {"ratio": 1.0}}), path
+        with pytest.raises(ValueError, match="SPARSEGNN_PLAN must name a plan file"):
+            plans.read_named(str(path))
+        assert before == (os.lstat(path).st_mode if os.path.lexists(path) else None)
+    assert len(list(tmp_path.iterdir())) == 4  # no temporary file stays
+
+
+def test_a_link_is_followed(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "plans.json").symlink_to(tmp_path / "real" / "kept.json")
+    for name in "ab":
+        assert plans.write(tmp_path / "plans.json", {name: {"ratio": 1.0}})
+    assert (tmp_path / "plans.json").is_symlink()
+    assert plans.read(tmp_path / "real" / "kept.json") == {"a": {"ratio": 1}, "b": {"ratio": 1}}
+
+
+def _add(path, start, worker, entries):
+    start.wait()
+    for i in range(entries):
+        assert plans.write(path, {f"{worker} {i}": {"ratio": 1.0}})
+
+
+@pytest.mark.parametrize("entries", [20, pytest.param(100, marks=pytest.mark.deep)])
+def test_no_entry_of_eight_writers_is_lost(tmp_path, entries):
+    fork, path = multiprocessing.get_context("fork"), tmp_path / "plans.json"
+    start = fork.Barrier(9)
+    workers = [fork.Process(target=_add, args=(path, start, w, entries)) for w in range(8)]
+    for worker in workers:
+        worker.start()
+    start.wait()
+    while any(worker.is_alive() for worker in workers):
+        assert not path.exists() or plans._entries(path) is not None  # a reader never sees a part
+        workers[0].join(0.01)
+    assert [worker.exitcode for worker in workers] == [0] * 8
+    assert plans.read(path).keys() == {f"{w} {i}" for w in range(8) for i in range(entries)}
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_threads_wait_for_each_other_too(tmp_path):
+    path, start = tmp_path / "plans.json", threading.Barrier(4)
+    workers = [threading.Thread(target=_add, args=(path, start, w, 10)) for w in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(plans.read(path)) == 40
+
+
+def test_a_lock_that_another_keeps_is_not_waited_for_forever(tmp_path, monkeypatch):
+    monkeypatch.setattr(plans, "PATIENCE", 0.05)
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    assert not plans.write(tmp_path / "plans.json", {"a": {"ratio": 1.0}})
+    fcntl.flock(handle, fcntl.LOCK_UN)
+    assert plans.write(tmp_path / "plans.json", {"a": {"ratio": 1.0}})
+    os.close(handle)
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP, errno.EBADF, errno.EINVAL, None])
+def test_a_file_system_without_locks(tmp_path, monkeypatch, code):
+    def refuse(*args):
+        raise OSError(code, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    if code is None:
+        monkeypatch.setattr(plans, "fcntl", None)
+    assert plans.write(tmp_path / "plans.json", {"a": {"ratio": 1.0}})
+    assert plans.read(tmp_path / "plans.json") == {"a": {"ratio": 1}}
+
+
+def test_an_interrupted_or_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "plans.json"
+    plans.write(path, {"a": {"ratio": 1.0}})
+    before = path.read_bytes()
+    for error, raised in ((OSError(errno.ENOSPC, "full"), None), (KeyboardInterrupt(), KeyboardInterrupt)):
+        for name in ("os.fdopen", "os.replace", "tempfile.mkstemp"):
+            with monkeypatch.context() as m:
+                m.setattr(f"sparsegnn.plans.{name}", lambda *a, error=error, **k: _raise(error))
+                with pytest.raises(raised) if raised else contextlib.nullcontext():
+                    assert not plans.write(path, {"b": {"ratio": 1.0}})
+            assert path.read_bytes() == before and os.listdir(tmp_path) == [path.name]
+
+
+def _raise(error):
+    raise error
 
 
 def test_cache_folder(monkeypatch, tmp_path):

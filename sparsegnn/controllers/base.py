@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
@@ -20,8 +21,29 @@ def check_int(op: str, name: str, value, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{op}: {name} must be an integer, got {type(value).__name__}")
     if value < least:
-        raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
+        raise ValueError(f"{op}: {name} must be at least {least}, got {_shown(value)}")
+    if value >= 2**63:
+        raise ValueError(f"{op}: {name} must be below 2^63, got a number of {value.bit_length()} bits")
     return value
+
+
+def _shown(value) -> str:
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python writes no integers of thousands of digits
+        return type(value).__name__
+
+
+def _number(count):
+    """The number in an integer tensor []; anything else as it is."""
+    fits = isinstance(count, Tensor) and count.layout == torch.strided and not count.is_meta and count.dim() == 0
+    return count.item() if fits else count
+
+
+def _sizes(shape):
+    """A list of two integers as it is; of anything else its type."""
+    fits = isinstance(shape, (list, tuple)) and len(shape) == 2 and all(type(n) is int for n in shape)
+    return list(shape) if fits else type(shape)
 
 
 @dataclass
@@ -213,20 +235,39 @@ class Controller:
 
     def load_state_dict(self, state: Mapping) -> None:
         """Continue from :meth:`state_dict`, bit for bit, once model and optimizer are loaded too, in any order."""
+        step, seed, updates, grown = self._check_state(state)
+        before = self.step, self.seed, self.updates
+        self.step, self.seed, self.updates = step, seed, updates
+        try:
+            self.arm()
+        except BaseException:  # no memory for the probes, say
+            self.step, self.seed, self.updates = before
+            raise
+        for name, count in self.grown.items():
+            count.fill_(grown[name])
+        self._moved.clear()
+        if self._static is not None:
+            self._static.step = -1
+
+    def _check_state(self, state: Mapping) -> tuple[int, int, int, dict[str, int]]:
+        """What to continue from, once all of ``state`` is what :meth:`state_dict` could have returned."""
         op, mine = self._name, self.state_dict()
         if not isinstance(state, Mapping):
             raise TypeError(f"{op}: state must be a dict, got {type(state).__name__}")
         if missing := sorted(mine.keys() - state.keys()):
             raise ValueError(f"{op}: state must have the keys {sorted(mine)}, got none of {missing}")
-        for key in ("controller", "shapes"):
-            if state[key] != mine[key]:
-                raise ValueError(f"{op}: state must have {key} {mine[key]}, got {state[key]}")
-        self.step, self.seed, self.updates = (check_int(op, k, state[k], 0) for k in ("step", "seed", "updates"))
-        for name, count in self.grown.items():
-            count.copy_(state["grown"][name])
-        if self._static is not None:
-            self._static.step = -1
-        self.arm()
+        for key in ("shapes", "grown"):
+            if not isinstance(state[key], Mapping):
+                raise TypeError(f"{op}: state['{key}'] must be a dict, got {type(state[key]).__name__}")
+        kind, shapes = state["controller"], {k: _sizes(v) for k, v in state["shapes"].items()}
+        for key, got in (("controller", kind if isinstance(kind, str) else type(kind)), ("shapes", shapes)):
+            if got != mine[key]:
+                raise ValueError(f"{op}: state must have {key} {mine[key]}, got {_shown(state[key])}")
+        if state["grown"].keys() != self.grown.keys():
+            names = _shown(list(state["grown"]))
+            raise ValueError(f"{op}: state['grown'] must be of the layers {list(self.grown)}, got {names}")
+        counts = (check_int(op, key, state[key], 0) for key in ("step", "seed", "updates"))
+        return *counts, {k: check_int(op, f"grown[{k!r}]", _number(v), 0) for k, v in state["grown"].items()}
 
     def detach(self) -> None:
         """Leave the optimizer alone from now on."""

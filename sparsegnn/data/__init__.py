@@ -35,11 +35,14 @@ def load(name: str | Path, *, split_seed: int = 0, normalize: bool | None = None
         raise ValueError("data: must be a name or a path, got an empty string")
     if text in EMBEDDED:
         return EMBEDDED[text](split_seed=split_seed)
-    if text.endswith(".npz") or Path(text).name != text or Path(text).is_file():
-        return load_npz(text, split_seed, normalize)
-    for folder in folders():
-        if (folder / f"{text}.npz").is_file():
-            return load_npz(folder / f"{text}.npz", split_seed, normalize)
+    try:
+        if text.endswith(".npz") or Path(text).name != text or Path(text).is_file():
+            return load_npz(text, split_seed, normalize)
+        for folder in folders():
+            if (folder / f"{text}.npz").is_file():
+                return load_npz(folder / f"{text}.npz", split_seed, normalize)
+    except OSError as e:  # a name that is too long, say
+        raise ValueError(f"data: {text[:80]!r} cannot be looked up: {e.strerror}") from e
     key = text.lower().replace("-", "_")
     if key in SETS:
         return load_pyg(key, split_seed, normalize)

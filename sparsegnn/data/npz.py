@@ -9,20 +9,26 @@ file and the array.
 from __future__ import annotations
 
 import json
+import math
+import reprlib
 import zipfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
-from sparsegnn.data.types import GraphData, check_dense_size, from_numpy, normalize_rows
+from sparsegnn.data.types import GraphData, available_memory, check_dense_size, from_numpy, normalize_rows
 
 FORMAT = "sparsegnn-graph-npz/1"
 MASKS = ("train_mask", "val_mask", "test_mask")
 SPARSE = ("x_data", "x_indices", "x_indptr", "x_shape")
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+MOST_DEFLATED = 1032  # bytes that one byte of deflate can stand for
+MOST_META = 1 << 20
 
 
 class _File:
-    """The arrays of one archive, each checked when it is asked for."""
+    """The arrays of one archive, each checked when it is asked for, by what its header says before it is read."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -33,10 +39,19 @@ class _File:
                 "file is truncated" if start == b"PK" else "not an .npz file (a zip archive of .npy arrays)"
             )
         try:
-            self.archive = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+            self.archive = zipfile.ZipFile(path)
+        except OSError:
+            raise
+        except Exception as e:  # damage surfaces as zip, struct, value or decoding errors
             raise self.error(f"cannot be opened as .npz: {e}") from e
-        self.names = set(self.archive.files)
+        self.size = path.stat().st_size
+        self.members = {}
+        for info in self.archive.infolist():
+            name = info.filename.removesuffix(".npy")
+            if name in self.members:
+                raise self.error(f"array {_shown(name)} is there more than once")
+            self.members[name] = info
+        self.names = set(self.members)
 
     def error(self, text: str) -> ValueError:
         return ValueError(f"{self.path}: {text}")
@@ -45,31 +60,73 @@ class _File:
         if not condition:
             raise self.error(f"array '{name}' must {expected}, got {got}")
 
-    def get(self, name: str, shape: tuple[int | None, ...], kinds: str, what: str) -> np.ndarray:
-        """Array `name`; `None` in `shape` is any size, `kinds` are numpy's dtype kinds, `what` says it in words."""
+    def get(
+        self, name: str, shape: tuple[int | None, ...], kinds: str, what: str, most: int | None = None
+    ) -> np.ndarray:
+        """Array `name`; `None` in `shape` is any size, `kinds` are numpy's dtype kinds, `what` says it in words.
+
+        What its header claims must be what was asked for, no more bytes than `most`, than the archive holds, and than
+        there is memory for: once as it is, and once with the eight bytes for each number that it may need later.
+        """
+        found, dtype, start = self.header(name)
+        fits = len(shape) == len(found) and all(n is None or n == m for n, m in zip(shape, found, strict=True))
+        wanted = "[" + ", ".join("*" if n is None else str(n) for n in shape) + "]"
+        self.require(fits and min(found, default=0) >= 0, name, f"have shape {wanted}", list(found))
+        self.require(dtype.kind in kinds, name, f"be {what}", dtype)
+        size, info = math.prod(found) * dtype.itemsize, self.members[name]
+        if most is not None:
+            self.require(size <= most, name, f"have at most {most} bytes", size)
+        got = f"{info.file_size - start} of {size} bytes"
+        self.require(size == info.file_size - start, name, "be complete, not truncated or damaged", got)
+        possible = MOST_DEFLATED * min(info.compress_size, self.size) + 64
+        self.require(info.file_size <= possible, name, "be complete, not truncated or damaged", "a false size")
+        needed, free = size + 8 * math.prod(found), available_memory()
+        self.require(needed <= free, name, f"fit into {free / 2**30:.1f} GiB of memory", f"{needed / 2**30:.1f} GiB")
+        return self.guarded(name, lambda f: np.lib.format.read_array(f, allow_pickle=False))
+
+    def header(self, name: str) -> tuple[tuple[int, ...], np.dtype, int]:
+        """Shape, type, and position of the data of array `name`."""
         if name not in self.names:
-            raise self.error(f"array '{name}' is missing (has: {', '.join(sorted(self.names)) or 'nothing'})")
+            raise self.error(f"array '{name}' is missing (has: {_listed(self.names)})")
+        info = self.members[name]
+        if info.flag_bits & 1:
+            raise self.error(f"array '{name}' is encrypted, which is not supported")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise self.error(f"array '{name}' must be stored or deflated, got compression {info.compress_type}")
+
+        def read(f):
+            version = np.lib.format.read_magic(f)
+            if version not in HEADERS:
+                raise ValueError(f"version {version} of the .npy format")
+            try:
+                shape, _, dtype = HEADERS[version](f)
+            except MemoryError as e:  # of Python's parser
+                raise ValueError("a header that is too deep") from e
+            return shape, dtype, f.tell()
+
+        shape, dtype, start = self.guarded(name, read)
+        if dtype.hasobject:
+            raise self.error(f"array '{name}' holds pickled objects, which are never loaded")
+        return shape, dtype, start
+
+    def guarded(self, name: str, read: Callable):
+        """`read(file)` of array `name`, whose damage has many ways to show."""
         try:
-            value = self.archive[name]
+            with self.archive.open(self.members[name]) as f:
+                return read(f)
         except MemoryError as e:
             raise self.error(f"array '{name}' does not fit into memory: {e}") from e
-        except Exception as e:  # damage surfaces as zip, zlib, OS, tokenizer or syntax errors
-            if "allow_pickle" in str(e):
-                raise self.error(f"array '{name}' holds pickled objects, which are never loaded") from e
-            raise self.error(f"array '{name}' is truncated or damaged: {e}") from e
-        fits = len(shape) == value.ndim and all(n is None or n == m for n, m in zip(shape, value.shape, strict=True))
-        wanted = "[" + ", ".join("*" if n is None else str(n) for n in shape) + "]"
-        self.require(fits, name, f"have shape {wanted}", list(value.shape))
-        self.require(value.dtype.kind in kinds, name, f"be {what}", value.dtype)
-        return value
+        except Exception as e:  # zip, zlib, OS, tokenizer, syntax and recursion errors
+            text = (str(e).splitlines() or [type(e).__name__])[0][:120]
+            raise self.error(f"array '{name}' is truncated or damaged: {text}") from e
 
-    def integers(self, name: str, shape: tuple[int | None, ...], low: int, high: int | None) -> np.ndarray:
+    def integers(self, name: str, shape: tuple[int | None, ...], low: int, high: int) -> np.ndarray:
         """Integers in [low, high), as int64."""
         value = self.get(name, shape, "iu", "integers")
         if value.size:
             least, most = int(value.min()), int(value.max())
             self.require(least >= low, name, f"be at least {low}", least)
-            self.require(high is None or most < high, name, f"be below {high}", most)
+            self.require(most < high, name, f"be below {high}", most)
         return value.astype(np.int64)
 
     def numbers(self, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
@@ -96,19 +153,32 @@ def _refuse(file: _File, meta: dict) -> None:
 
 
 def _meta(file: _File) -> dict:
-    text = str(file.get("meta", (), "U", "JSON text"))
+    value, text = file.get("meta", (), "U", "JSON text", MOST_META), None
     try:
+        text = value.astype(value.dtype.newbyteorder("<")).tobytes().decode("utf-32-le").rstrip("\0")
         meta = json.loads(text)
-    except ValueError as e:
-        raise file.error(f"array 'meta' must be JSON, got {text[:40]!r}") from e
+    except (ValueError, RecursionError) as e:  # no characters, no JSON, or too deep
+        got = "what is no text" if text is None else reprlib.repr(text)
+        raise file.error(f"array 'meta' must be JSON, got {got}") from e
     found = meta.get("format") if isinstance(meta, dict) else None
-    file.require(found == FORMAT, "meta", f"say format {FORMAT!r}", repr(found))
+    file.require(found == FORMAT, "meta", f"say format {FORMAT!r}", reprlib.repr(found))
+    name = meta.get("name")
+    file.require(name is None or isinstance(name, str), "meta", "have a text as name", reprlib.repr(name))
     return meta
+
+
+def _shown(name: str) -> str:
+    return name if name.isidentifier() else reprlib.repr(name)
+
+
+def _listed(names: Iterable[str], most: int = 20) -> str:
+    shown = [_shown(name) for name in sorted(names)]
+    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "") or "nothing"
 
 
 def _sparse_features(file: _File, num_nodes: int) -> np.ndarray:
     """CSR features as a dense matrix."""
-    rows, width = (int(n) for n in file.integers("x_shape", (2,), 0, None))
+    rows, width = (int(n) for n in file.integers("x_shape", (2,), 0, 2**31))
     file.require(rows == num_nodes, "x_shape", f"start with the number of nodes {num_nodes}", rows)
     check_dense_size(rows, width, str(file.path))
     data = file.numbers("x_data", (None,))
@@ -119,7 +189,8 @@ def _sparse_features(file: _File, num_nodes: int) -> np.ndarray:
     file.require(bool((counts >= 0).all()), "x_indptr", "not decrease", "a decreasing step")
     indices = file.integers("x_indices", (data.size,), 0, width)
     x = np.zeros((rows, width), dtype=np.float32)
-    np.add.at(x.reshape(-1), np.repeat(np.arange(rows) * width, counts) + indices, data)
+    with np.errstate(over="ignore"):  # of entries given twice: infinite, which is refused later
+        np.add.at(x.reshape(-1), np.repeat(np.arange(rows) * width, counts) + indices, data)
     return x
 
 
@@ -144,14 +215,14 @@ def load_npz(path: str | Path, split_seed: int = 0, normalize: bool | None = Non
     A set without masks gets a 60/20/20 split over its labelled nodes by `split_seed`.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
     try:
+        if not path.is_file():
+            raise ValueError(f"{path}: " + ("not a file" if path.exists() else "no such file"))
         file = _File(path)
     except OSError as e:
         raise ValueError(f"{path}: cannot be read: {e}") from e
     with file.archive:
-        file.get("edge_index", (2, None), "iu", "integers")
+        file.header("edge_index")  # that it is missing is said before all else
         meta = _meta(file)
         _refuse(file, meta)
         num_nodes = int(file.integers("num_nodes", (), 1, 2**31))
@@ -164,8 +235,10 @@ def load_npz(path: str | Path, split_seed: int = 0, normalize: bool | None = Non
         if sparse:
             arrays["x"] = _sparse_features(file, num_nodes)
         else:
+            shape, _, _ = file.header("x")
+            if len(shape) == 2 and shape[0] == num_nodes:
+                check_dense_size(*shape, str(path))
             arrays["x"] = file.numbers("x", (num_nodes, None))
-            check_dense_size(*arrays["x"].shape, str(path))
         file.require(arrays["x"].shape[1] > 0, "x", "have at least one column", 0)
         if "edge_weight" in file.names:
             arrays["edge_weight"] = file.numbers("edge_weight", (arrays["edge_index"].shape[1],))
@@ -173,5 +246,8 @@ def load_npz(path: str | Path, split_seed: int = 0, normalize: bool | None = Non
         arrays.update(_masks(file, arrays["y"]))
     notes: tuple[str, ...] = ()
     if sparse if normalize is None else normalize:
-        arrays["x"], notes = normalize_rows(arrays["x"]), ("feature rows divided by their sum",)
+        with np.errstate(over="ignore", invalid="ignore"):
+            arrays["x"], notes = normalize_rows(arrays["x"]), ("feature rows divided by their sum",)
+    finite = bool(np.isfinite(arrays["x"]).all())  # still, with entries given twice added and rows divided
+    file.require(finite, "x_data" if sparse else "x", "be finite in sums and quotients", "an overflow")
     return from_numpy(arrays, str(meta.get("name") or path.stem), split_seed, notes)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -83,6 +85,18 @@ def check_dense_size(num_nodes: int, num_features: int, name: str) -> None:
             f"{name}: features must fit {MAX_DENSE_BYTES / 2**30:g} GiB as dense float32, "
             f"got {num_nodes} x {num_features} = {size / 2**30:.1f} GiB"
         )
+
+
+def available_memory() -> float:
+    """Bytes that could be allocated now without swapping, as far as the system says so; else infinity."""
+    found = [math.inf]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+        found += [int(Path("/sys/fs/cgroup/memory.max").read_text())]  # of a container
+    except (OSError, ValueError):  # another system, or "max"
+        pass
+    return min(found)
 
 
 def from_numpy(arrays: dict[str, np.ndarray], name: str, split_seed: int, notes: tuple[str, ...] = ()) -> GraphData:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsegnn import pattern as patterns
+from sparsegnn.nn import storage
 from sparsegnn.nn.kernel_choice import KernelChoice
-from sparsegnn.nn.storage import check_saved, resize_
 from sparsegnn.ops.dense_weight import apply as dense_weight
 
 DERIVED = ("ccol", "row", "perm")  # not saved: the transpose
@@ -30,7 +30,7 @@ class SparseWeight(KernelChoice):
         self.block = patterns.BLOCKS[pattern]
         self.grid = patterns.block_grid(out_features, in_features, pattern, op)
         crow, col = patterns.random_pattern(out_features, in_features, sparsity=sparsity, kind=pattern, device=device)
-        self.values = nn.Parameter(torch.empty(self._weights(col), device=device, dtype=dtype))
+        self.values = nn.Parameter(torch.empty(self.weights_of(col), device=device, dtype=dtype))
         for name in ("crow", "col", *DERIVED):
             self.register_buffer(name, None, persistent=name not in DERIVED)
         self.register_buffer("shape", self._shape(crow.device))  # or a narrower checkpoint would load unnoticed
@@ -39,7 +39,7 @@ class SparseWeight(KernelChoice):
     def _shape(self, device: torch.device) -> Tensor:
         return torch.tensor([self.out_features, self.in_features], dtype=torch.int32, device=device)
 
-    def _weights(self, col: Tensor) -> int:
+    def weights_of(self, col: Tensor) -> int:
         return col.numel() * self.block[0] * self.block[1]
 
     @property
@@ -70,12 +70,12 @@ class SparseWeight(KernelChoice):
         """
         op = type(self).__name__
         patterns.check_pattern(crow, col, *self.grid, op)
-        if values.shape != (self._weights(col),):
-            raise ValueError(f"{op}: values must have shape [{self._weights(col)}], got {list(values.shape)}")
+        if values.shape != (self.weights_of(col),):
+            raise ValueError(f"{op}: values must have shape [{self.weights_of(col)}], got {list(values.shape)}")
         patterns.check_regular(crow, col, self.in_features, self.structure, op)
         derived = self._derive(crow, col)
         if values.shape != self.values.shape:
-            resize_(self.values, values.shape)
+            storage.resize_(self.values, values.shape)
         self.values.copy_(values)
         self._place(crow, col, derived)
 
@@ -114,7 +114,7 @@ class SparseWeight(KernelChoice):
 
     def _place(self, crow: Tensor, col: Tensor, derived: tuple[Tensor, ...] | None = None) -> None:
         """Store positions and what is derived from them, in place where they fit."""
-        self._follow_policy(self._weights(col))
+        self._follow_policy(self.weights_of(col))
         derived = derived or self._derive(crow, col)
         for name, new in zip(("crow", "col", *DERIVED), (crow, col, *derived), strict=True):
             if (old := getattr(self, name)) is not None and old.shape == new.shape and old.device == new.device:
@@ -132,10 +132,18 @@ class SparseWeight(KernelChoice):
         self._follow_policy(self.values.numel())
         return self
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):
-        col = check_saved(self, state_dict, prefix)
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, *reports):
+        """Load all that a checkpoint has of this layer; where anything about it is wrong the layer stays as it was."""
+        assign = local_metadata.get("assign_to_params_buffers", False)
+        if not storage.is_complete(self, state_dict, prefix) and storage.is_strict():
+            kept = storage.with_own(self, state_dict, prefix)  # torch says what, and changes nothing
+            return nn.Module._load_from_state_dict(self, kept, prefix, {}, strict, *reports)
+        saved, crow, col = storage.prepared(self, state_dict, prefix, assign)
+        derived = self._derive(crow, col)
         if col.shape != self.col.shape:  # another number of weights: same Parameter object, new storage
-            resize_(self.values, torch.Size([self._weights(col)]))
-            self.col = self.col.new_empty(col.shape)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self._place(self.crow, self.col)
+            new = self.col.new_empty(col.shape)
+            storage.resize_(self.values, torch.Size([self.weights_of(col)]))
+            self.col = new
+        saved = {**state_dict, **{prefix + name: t for name, t in saved.items()}}
+        super()._load_from_state_dict(saved, prefix, local_metadata, strict, *reports)
+        self._place(self.crow, self.col, derived)

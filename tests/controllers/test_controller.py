@@ -1,6 +1,7 @@
 """What all controllers share: clock, attachment, in-place updates, checkpoints, refusals."""
 
 import copy
+import functools
 import io
 
 import pytest
@@ -201,9 +202,102 @@ def test_refused_checkpoints():
         controller.load_state_dict([])
     with pytest.raises(ValueError, match="state must have the keys .* got none of"):
         controller.load_state_dict({"step": 1})
-    with pytest.raises(ValueError, match="state must have controller RigL, got SET"):
+    with pytest.raises(ValueError, match="state must have controller RigL, got 'SET'"):
         controller.load_state_dict({**state, "controller": "SET"})
     with pytest.raises(ValueError, match=r"state must have shapes .*'0': \[16, 20\].*, got .*\[5, 5\]"):
         controller.load_state_dict({**state, "shapes": {"0": [5, 5]}})
     with pytest.raises(ValueError, match="step must be at least 0, got -1"):
         controller.load_state_dict({**state, "step": -1})
+
+
+LAST = "2"  # layer
+BAD_STATES = {  # name: (changes to a good state, exception, message)
+    "no controller": ({"controller": None}, ValueError, "state must have controller RigL, got None"),
+    "a tensor as controller": (
+        {"controller": torch.zeros(2)},
+        ValueError,
+        "state must have controller RigL, got tensor",
+    ),
+    "shapes in a list": ({"shapes": [16, 20]}, TypeError, r"state\['shapes'\] must be a dict, got list"),
+    "shapes of tensors": ({"shapes": {"0": torch.zeros(2), "2": 3}}, ValueError, "state must have shapes"),
+    "a deep shape": (
+        {"shapes": {"0": functools.reduce(lambda a, _: [a], range(99_999), [])}},
+        ValueError,
+        "have shapes",
+    ),
+    "a shape of a huge number": ({"shapes": {"0": [10**5000, 20]}}, ValueError, "state must have shapes"),
+    "names of huge numbers": ({"grown": {10**5000: 1}}, ValueError, r"state\['grown'\] must be of the layers"),
+    "shapes of other layers": ({"shapes": {"a": [16, 20]}}, ValueError, "state must have shapes"),
+    "no grown": ({"grown": {}}, ValueError, r"state\['grown'\] must be of the layers .* got \[\]"),
+    "grown of another": ({"grown": {"a": torch.tensor(1)}}, ValueError, r"state\['grown'\] must be of the layers"),
+    "grown is none": ({"grown": None}, TypeError, r"state\['grown'\] must be a dict, got NoneType"),
+    "a negative step": ({"step": -1}, ValueError, "step must be at least 0, got -1"),
+    "a huge step": ({"step": 10**5000}, ValueError, "step must be below 2.63, got a number of 16610 bits"),
+    "a huge negative seed": ({"seed": -(10**5000)}, ValueError, "seed must be at least 0"),
+    "a huge seed": ({"seed": 2**63}, ValueError, "seed must be below 2.63"),
+    "a step that is a tensor": ({"step": torch.tensor(3)}, TypeError, "step must be an integer, got Tensor"),
+    "updates that are true": ({"updates": True}, TypeError, "updates must be an integer, got bool"),
+    "a seed of text": ({"seed": "7"}, TypeError, "seed must be an integer, got str"),
+    **{
+        f"grown: {kind}": ({"grown": {"0": torch.tensor(5), LAST: bad}}, error, rf"grown\['{LAST}'\] must be {words}")
+        for kind, bad, error, words in (
+            ("a vector", torch.ones(3, dtype=torch.int64), TypeError, "an integer, got Tensor"),
+            ("repeated", torch.zeros(1, dtype=torch.int64).expand(2**40), TypeError, "an integer, got Tensor"),
+            ("floating", torch.tensor(1.5), TypeError, "an integer, got float"),
+            ("true", torch.tensor(True), TypeError, "an integer, got bool"),
+            ("on meta", torch.zeros((), dtype=torch.int64, device="meta"), TypeError, "an integer, got Tensor"),
+            ("sparse", torch.ones(1).to_sparse(), TypeError, "an integer, got Tensor"),
+            ("none", None, TypeError, "an integer, got NoneType"),
+            ("negative", torch.tensor(-1), ValueError, "at least 0, got -1"),
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("kind", BAD_STATES)
+def test_a_refused_state_changes_nothing(kind):
+    change, error, message = BAD_STATES[kind]
+    model, optimizer, controller = setup(update_every=2)
+    train(model, optimizer, 3)
+    before, probes = controller.state_dict(), {name: x.probe for name, x in controller.layers.items()}
+    other = {**before, "step": 7, "seed": 5, "updates": 3, "grown": {k: v + 9 for k, v in before["grown"].items()}}
+    with pytest.raises(error, match=message) as e:
+        controller.load_state_dict({**other, **change})
+    assert len(str(e.value)) < 600
+    assert controller.state_dict() == before
+    assert all(controller.layers[name].probe is probe for name, probe in probes.items())
+    controller.load_state_dict(other)
+    assert (controller.step, controller.seed, controller.updates) == (7, 5, 3)
+    assert {k: int(v) for k, v in controller.grown.items()} == {k: int(v) for k, v in other["grown"].items()}
+
+
+def test_without_memory_for_probes_a_state_is_not_loaded(monkeypatch):
+    model, optimizer, controller = setup(update_every=2)
+    train(model, optimizer, 2)
+    before = controller.state_dict()
+
+    def fail(*args):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(controller, "_probe", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        controller.load_state_dict(
+            {**before, "step": 3, "seed": 9, "grown": {k: v + 1 for k, v in before["grown"].items()}}
+        )
+    assert controller.state_dict() == before
+
+
+def test_an_update_that_failed_is_forgotten_with_the_state():
+    model, optimizer, controller = setup(SET, update_every=2)
+    train(model, optimizer, 1)
+    state, wanted = controller.state_dict(), [x.col.clone() for x in controller.layers.values()]
+    controller._moved.update(controller.layers)  # as an update that failed after the last layer leaves it
+    controller.load_state_dict(state)
+    train(model, optimizer, 1)
+    assert not any(torch.equal(x.col, old) for x, old in zip(controller.layers.values(), wanted, strict=True))
+
+
+def test_settings_beyond_int64_are_refused():
+    for name in ("update_every", "stop_at", "seed"):
+        with pytest.raises(ValueError, match=f"{name} must be below 2.63, got a number of"):
+            setup(SET, **{name: 10**5000})

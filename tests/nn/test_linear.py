@@ -170,11 +170,11 @@ def test_broken_checkpoints():
     model, good = SparseLinear(13, 9), SparseLinear(13, 9).state_dict()
     with pytest.raises(ValueError, match="checkpoint 'values' must have shape"):
         model.load_state_dict({**good, "values": good["values"][:-1]})
-    with pytest.raises(RuntimeError, match="size mismatch for bias"):
+    with pytest.raises(ValueError, match=r"checkpoint 'bias' must have shape \[9\], got \[8\]"):
         model.load_state_dict({**good, "bias": good["bias"][:-1]})
     with pytest.raises(ValueError, match="checkpoint '': col must ascend strictly"):
         model.load_state_dict({**good, "col": good["col"].flip(0)})
-    with pytest.raises(TypeError, match="col must be an int32 tensor"):
+    with pytest.raises(TypeError, match="col. must hold integers, got torch.float64"):
         model.load_state_dict({**good, "col": good["col"].double()})
     with pytest.raises(RuntimeError, match="Missing key"):
         model.load_state_dict({k: v for k, v in good.items() if k != "shape"})
