@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,20 @@ def resize_(parameter: nn.Parameter, shape: torch.Size) -> None:
     # change of the dtype makes it forget that node.
     parameter.data = new.to(other)
     parameter.data, parameter.grad = new, None
+
+
+def move_(tensor: Tensor | None, fn: Callable[[Tensor], Tensor]) -> Tensor | None:
+    """The same Tensor object, which hooks know, after ``fn``, as Module._apply does; None where it cannot follow."""
+    if tensor is None:
+        return None
+    with torch.no_grad():
+        new, gradient = fn(tensor), tensor.grad
+        if not torch._has_compatible_shallow_copy_type(tensor, new):  # to the meta device or from it
+            return None
+        tensor.grad = None
+        tensor.data = new
+        tensor.grad = None if gradient is None else fn(gradient)
+    return tensor
 
 
 def check_saved(layer, state_dict: Mapping[str, Tensor], prefix: str) -> Tensor:
