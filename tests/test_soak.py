@@ -80,7 +80,7 @@ class Life:
 
     def make(self) -> None:
         pruning = self.method == "GradualMagnitude"
-        self.model = Model(0.0 if pruning else 0.8)
+        self.model = Model(1e-6 if pruning else 0.8)  # at 0 the convolutions would be dense layers
         self.optimizer = OPTIMIZERS[self.number % len(OPTIMIZERS)](self.model.parameters())
         settings = {"update_every": 10, "stop_at": max(self.steps - 5, 0), **({"sparsity": 0.8} if pruning else {})}
         self.controller = getattr(controllers, self.method)(self.model, self.optimizer, **settings)
