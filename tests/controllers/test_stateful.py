@@ -326,7 +326,7 @@ def search(method: str, pattern: str, examples: int, steps: int) -> None:
 
 @pytest.mark.parametrize("method,pattern", CASES)
 def test_training(method, pattern):
-    search(method, pattern, 2, 6)
+    search(method, pattern, 2, 5)
 
 
 @pytest.mark.deep
