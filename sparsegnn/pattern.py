@@ -276,13 +276,13 @@ def subset(crow: Tensor, col: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
     return torch.searchsorted(slots, crow.long()).int(), col[slots]
 
 
-def rearrange(tensor: Tensor, source: Tensor) -> Tensor:
-    """``tensor[source]`` with zero where ``source`` is -1: anything held per weight, after the positions moved.
+def rearrange(tensor: Tensor, source: Tensor, start: float | Tensor = 0) -> Tensor:
+    """``tensor[source]`` with ``start`` where ``source`` is -1: anything held per weight, after the positions moved.
 
     ``tensor`` [nnz] may hold several weights per position: it then moves block by block.
     """
     moved = tensor.reshape(source.numel(), -1)[source.clamp(min=0).long()]
-    return moved.masked_fill_((source < 0)[:, None], 0).view(tensor.shape)
+    return moved.masked_fill_((source < 0)[:, None], start).view(tensor.shape)
 
 
 def check_pattern(crow: Tensor, col: Tensor, rows: int, cols: int, op: str = "pattern") -> None:

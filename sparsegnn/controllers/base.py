@@ -11,6 +11,7 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
+from sparsegnn.controllers.attachment import Accumulation, check_free, check_held, fresh, slots
 from sparsegnn.controllers.schedules import Cosine
 from sparsegnn.nn import SparseLinear
 
@@ -62,9 +63,10 @@ class Controller:
     It attaches to ``optimizer.step()``, so the training loop stays as it is. After every ``update_every``-th step that
     the optimizer really made (steps that a GradScaler skips do not count) each layer drops the fraction
     ``drop_fraction`` of its weights with the lowest :meth:`drop_scores` and grows as many where :meth:`grow_scores` is
-    highest. The step of an update has been taken before it. Grown weights and their optimizer state (every tensor of
-    the shape of the parameter: momentum, Adam moments) start at zero, all others keep theirs. Indices, values and
-    state are rewritten in place, without reallocation, recompilation or host synchronisation, so that
+    highest. The step of an update has been taken before it. Grown weights start at zero, their optimizer state (every
+    tensor of the shape of the parameter: momentum, Adam moments) at what the optimizer gives a new parameter, all
+    others keep theirs. Layers whose values are frozen (``requires_grad=False``) rest. Indices, values and state are
+    rewritten in place, without reallocation, recompilation or host synchronisation, so that
     :class:`~sparsegnn.CapturedStep` can replay an update within a CUDA graph. It replays own scores too: what changes
     in them from update to update must come from tensors or :meth:`random_scores`, not from Python numbers.
 
@@ -115,8 +117,9 @@ class Controller:
         self._moved: set[str] = set()  # layers that an update has moved which then failed
         self.grown = {name: torch.zeros((), dtype=torch.int64, device=x.col.device) for name, x in self.layers.items()}
         self._static: Static | None = None
-        self._handle = optimizer.register_step_post_hook(self._after_step)
-        self.arm()
+        self._accumulations: list[Accumulation] = []
+        self._handle = None
+        self._attach()
 
     # --- to override ---
 
@@ -138,17 +141,19 @@ class Controller:
 
         Another call then moves the layers that have not.
         """
+        check_held(self._name, self.layers, self.optimizer)
         if self._static is not None and self._static.step != self.step:
             self.prepare(self.step)
         moves = self.moves(self.step) if self._static is None else self._static.moves
         for name, n in moves.items():
-            if name in self._moved:
-                continue
             layer = self.layers[name]
+            if name in self._moved or not layer.values.requires_grad:
+                continue
             grow = self.grow_scores(name, layer)
             if grow is None:
                 continue
-            source = layer.rewire_(self.drop_scores(name, layer), grow, n, self.carried(layer.values))
+            carried = self.carried(layer.values)
+            source = layer.rewire_(self.drop_scores(name, layer), grow, n, carried, self._fresh(layer.values, carried))
             self._moved.add(name)
             self.grown[name] += (source < 0).sum() * (layer.values.numel() // layer.col.numel())
         self._moved.clear()
@@ -184,9 +189,9 @@ class Controller:
         return static.scores[name]
 
     def carried(self, parameter: nn.Parameter) -> list[Tensor]:
-        """The gradient and the optimizer's state of a parameter, as far as they have its shape: they move with it."""
-        slots = (parameter.grad, *self.optimizer.state.get(parameter, {}).values())
-        return [slot for slot in slots if isinstance(slot, Tensor) and slot.shape == parameter.shape]
+        """The gradient and the optimizer's state of a parameter, which move with it. Other state raises TypeError."""
+        gradient = [] if parameter.grad is None else [parameter.grad]
+        return gradient + list(slots(self._name, self.optimizer, parameter).values())
 
     # --- for steps that are recorded once and replayed; see sparsegnn.capture ---
 
@@ -216,9 +221,12 @@ class Controller:
     def arm(self) -> None:
         """Ask for dense gradients if the next step is an update, and for none otherwise."""
         wanted = self.needs_dense_gradient and self.due(self.step + 1)
-        probes = {name: self._probe(name, layer) if wanted else None for name, layer in self.layers.items()}
+        wanted = [name for name, layer in self.layers.items() if wanted and layer.values.requires_grad]
+        probes = {name: self._probe(name, self.layers[name]) for name in wanted}
+        self._forget_gradients()
         for name, layer in self.layers.items():
-            layer.probe = probes[name]
+            layer.probe = probes.get(name)
+        self._accumulations = [Accumulation(self.layers[name].values, probe) for name, probe in probes.items()]
 
     # --- checkpoints ---
 
@@ -271,9 +279,20 @@ class Controller:
 
     def detach(self) -> None:
         """Leave the optimizer alone from now on."""
-        self._handle.remove()
-        for layer in self.layers.values():
-            layer.probe = None
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+            self._forget_gradients()
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_handle": self._handle is not None, "_accumulations": []}
+
+    def __setstate__(self, state: dict) -> None:
+        """A copy made together with model and optimizer, by deepcopy or pickle, controls the copies."""
+        self.__dict__.update(state)
+        self._handle = None
+        if state["_handle"]:
+            self._attach()
 
     def __repr__(self) -> str:
         return (
@@ -286,6 +305,25 @@ class Controller:
     @property
     def _name(self) -> str:
         return type(self).__name__
+
+    def _attach(self) -> None:
+        hooks = self.optimizer._optimizer_step_post_hooks.values()
+        owners = [getattr(hook, "__self__", None) for hook in hooks]
+        check_free(self._name, self.layers, [owner for owner in owners if isinstance(owner, Controller)])
+        self._handle = self.optimizer.register_step_post_hook(self._after_step)
+        self.arm()
+
+    def _forget_gradients(self) -> None:
+        for accumulation in self._accumulations:
+            accumulation.remove()
+        self._accumulations = []
+        for layer in self.layers.values():
+            layer.probe = None
+
+    def _fresh(self, parameter: nn.Parameter, carried: list[Tensor]) -> list[float]:
+        """What each tensor that moves with a parameter holds for a new weight."""
+        state, start = self.optimizer.state.get(parameter, {}), fresh(self.optimizer, parameter)
+        return [next((start[key] for key in start if state.get(key) is t), 0.0) for t in carried]
 
     def _find_layers(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, SparseLinear]:
         op = self._name

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from sparsegnn.controllers.attachment import check_held
+from sparsegnn.controllers.attachment import slots as slots_of
 from sparsegnn.controllers.base import UPDATES, Controller, check_int
 from sparsegnn.controllers.distributions import allocate, global_magnitude
 from sparsegnn.controllers.schedules import Cubic
@@ -80,20 +82,20 @@ class GradualMagnitude(Controller):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Prune every layer to its count; a layer that has fewer weights already is left as it is."""
+        """Prune every layer to its count; a layer that has fewer weights already, or is frozen, is left as it is."""
+        check_held(self._name, self.layers, self.optimizer)
         for (name, layer), n in zip(self.layers.items(), self.counts().values(), strict=True):
-            if n < layer.values.numel():
+            if n < layer.values.numel() and layer.values.requires_grad:
                 self._keep(layer, survivors(layer, layer.per_position(self.drop_scores(name, layer)), n))
 
     def _keep(self, layer: SparseLinear, slots: Tensor) -> None:
         def kept(tensor: Tensor) -> Tensor:
             return tensor.view(layer.col.numel(), -1)[slots].flatten()
 
-        state, full = self.optimizer.state.get(layer.values, {}), layer.values.shape
-        fits = {key: slot for key, slot in state.items() if isinstance(slot, Tensor) and slot.shape == full}
-        moved = {key: kept(slot) for key, slot in fits.items()}
+        moved = {key: kept(slot) for key, slot in slots_of(self._name, self.optimizer, layer.values).items()}
         layer.set_pattern_(*subset(*layer.pattern(), slots), kept(layer.values))
-        state.update(moved)  # last: where memory runs out nothing has changed
+        if moved:
+            self.optimizer.state[layer.values].update(moved)  # last: where memory runs out nothing has changed
 
 
 def survivors(layer: SparseLinear, score: Tensor, n: int) -> Tensor:

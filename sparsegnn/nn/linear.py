@@ -43,7 +43,6 @@ class SparseLinear(SparseWeight):
         super().__init__(in_features, out_features, sparsity=sparsity, pattern=pattern, device=device, dtype=dtype)
         bias_value = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
         self.register_parameter("bias", bias_value)
-        self.probe: Tensor | None = None  # [out, in] requiring grad, while a controller wants the dense gradient
         self.reset_parameters()
 
     @classmethod

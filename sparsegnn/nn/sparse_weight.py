@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 import torch
 from torch import Tensor, nn
 
 from sparsegnn import pattern as patterns
-from sparsegnn.nn import storage
+from sparsegnn.nn import checkpoint, storage
 from sparsegnn.nn.kernel_choice import KernelChoice
 from sparsegnn.ops.dense_weight import apply as dense_weight
 
@@ -35,6 +37,7 @@ class SparseWeight(KernelChoice):
             self.register_buffer(name, None, persistent=name not in DERIVED)
         self.register_buffer("shape", self._shape(crow.device))  # or a narrower checkpoint would load unnoticed
         self._place(crow, col)
+        self.probe: Tensor | None = None  # [out, in] requiring grad, while a controller wants the dense gradient
 
     def _shape(self, device: torch.device) -> Tensor:
         return torch.tensor([self.out_features, self.in_features], dtype=torch.int32, device=device)
@@ -80,13 +83,14 @@ class SparseWeight(KernelChoice):
         self._place(crow, col, derived)
 
     @torch.no_grad()
-    def rewire_(self, drop_score: Tensor, grow_score: Tensor, n: int | Tensor, carried=()) -> Tensor:
+    def rewire_(self, drop_score: Tensor, grow_score: Tensor, n: int | Tensor, carried=(), fresh=()) -> Tensor:
         """Drop the ``n`` weights of lowest ``drop_score`` [nnz], grow ``n`` of highest ``grow_score`` [out, in].
 
-        Grown weights are zero, one that was just dropped may return with its value; tensors ``carried`` [nnz] go along.
-        In place, without waiting for a GPU, ``n`` an int64 tensor [] too; where memory runs out nothing has changed.
-        Returns ``source``, one per entry of ``col``: where it was before, -1 for a new one. Blocks move as a whole, by
-        the sums of their scores; ``"fan_in"`` moves ``n // out`` of every output, ``"2:4"`` one each of ``n`` fours.
+        Grown weights are zero, one that was just dropped may return with its value; tensors ``carried`` [nnz] go along,
+        grown ones from ``fresh`` numbers (else 0). In place, without waiting for a GPU, ``n`` an int64 tensor [] too;
+        where memory runs out nothing has changed. Returns ``source``, one per entry of ``col``: where it was before, -1
+        for a new one. Blocks move as a whole, by the sums of their scores; ``"fan_in"`` moves ``n // out`` of every
+        output, ``"2:4"`` one each of ``n`` fours.
         """
         crow, col = self.crow, self.col
         if self.structure in patterns.REGULAR:
@@ -98,7 +102,8 @@ class SparseWeight(KernelChoice):
             n = n if isinstance(n, Tensor) else torch.full((), n, device=col.device)
             crow, col = crow.clone(), col.clone()
             source = torch.ops.sparsegnn.topology_(crow, col, self.per_position(drop_score), grow_score, n)
-        moved = [(t, patterns.rearrange(t, source)) for t in (self.values, *carried)]
+        tensors = zip_longest((self.values, *carried), (0, *fresh), fillvalue=0)
+        moved = [(t, patterns.rearrange(t, source, start)) for t, start in tensors]
         derived = self._derive(crow, col, check=False)  # no memory is needed from here on
         torch._foreach_copy_([t for t, _ in moved], [new for _, new in moved])
         self._place(crow, col, derived)
@@ -130,20 +135,11 @@ class SparseWeight(KernelChoice):
             self._place(*patterns.random_pattern(self.out_features, self.in_features, **size))
             self.shape = self._shape(self.crow.device)
         self._follow_policy(self.values.numel())
+        self.probe = storage.move_(self.probe, fn)
         return self
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, *reports):
-        """Load all that a checkpoint has of this layer; where anything about it is wrong the layer stays as it was."""
-        assign = local_metadata.get("assign_to_params_buffers", False)
-        if not storage.is_complete(self, state_dict, prefix) and storage.is_strict():
-            kept = storage.with_own(self, state_dict, prefix)  # torch says what, and changes nothing
-            return nn.Module._load_from_state_dict(self, kept, prefix, {}, strict, *reports)
-        saved, crow, col = storage.prepared(self, state_dict, prefix, assign)
-        derived = self._derive(crow, col)
-        if col.shape != self.col.shape:  # another number of weights: same Parameter object, new storage
-            new = self.col.new_empty(col.shape)
-            storage.resize_(self.values, torch.Size([self.weights_of(col)]))
-            self.col = new
-        saved = {**state_dict, **{prefix + name: t for name, t in saved.items()}}
-        super()._load_from_state_dict(saved, prefix, local_metadata, strict, *reports)
-        self._place(self.crow, self.col, derived)
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "probe": None}  # a controller that is copied along asks anew
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        checkpoint.load(self, state_dict, prefix, *args)

@@ -148,6 +148,7 @@ def test_own_scores():
     train(model, optimizer, 1)
     assert model[0].to_dense().weight.count_nonzero() < nnz  # most of them new
     assert masks(model)[0].ravel()[-nnz:].all()
+    controller.detach()
     plain = Controller(model, optimizer, update_every=1)
     with pytest.raises(NotImplementedError, match="must define grow_scores"):
         train(model, optimizer, 1)

@@ -1,0 +1,87 @@
+"""What ties a controller to an optimizer and its layers: which weights it may move, with which state and gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from sparsegnn.nn import SparseLinear
+
+#: optimizers whose state of a new weight is not zero: key -> the setting that it starts at
+FRESH = {torch.optim.Rprop: {"step_size": "lr"}, torch.optim.Adagrad: {"sum": "initial_accumulator_value"}}
+
+
+def slots(op: str, optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+    """The optimizer's state per weight. Single numbers are not; anything else could not move and raises TypeError."""
+    found = {}
+    for key, slot in optimizer.state.get(parameter, {}).items():
+        if isinstance(slot, Tensor) and slot.shape == parameter.shape:
+            found[key] = slot
+        elif slot.numel() > 1 if isinstance(slot, Tensor) else isinstance(slot, (list, tuple, Mapping)) and slot:
+            shape = f"shape {list(slot.shape)}" if isinstance(slot, Tensor) else f"a {type(slot).__name__}"
+            raise TypeError(
+                f"{op}: optimizer must keep its state per weight, {list(parameter.shape)}, or in single numbers, got "
+                f"{key!r} of {shape} in {type(optimizer).__name__}, which could not follow the weights that move"
+            )
+    return found
+
+
+def fresh(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, float]:
+    """What a new weight's state starts at, where that is not zero."""
+    keys = next((keys for kind, keys in FRESH.items() if isinstance(optimizer, kind)), {})
+    group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
+    return {key: group[setting] for key, setting in keys.items()}
+
+
+def check_free(op: str, layers: Mapping[str, SparseLinear], others: Iterable) -> None:
+    """Raise unless no other controller of the optimizer moves the weights of one of the layers."""
+    for other in others:
+        theirs = {id(layer) for layer in other.layers.values()}
+        if shared := [name for name, layer in layers.items() if id(layer) in theirs]:
+            raise ValueError(
+                f"{op}: model must have no layer that another controller of this optimizer moves, got {shared} of "
+                f"{other}; detach() that one first, or give each controller its own part of the model"
+            )
+
+
+def check_held(op: str, layers: Mapping[str, SparseLinear], optimizer: torch.optim.Optimizer) -> None:
+    """Raise unless the optimizer still trains the layers' values, and they are somewhere."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for name, layer in layers.items():
+        if layer.values.is_meta:
+            raise RuntimeError(f"{op}: layer {name!r} is on the meta device, where it has no weights to move")
+        if id(layer.values) not in held:
+            raise RuntimeError(
+                f"{op}: optimizer no longer holds the values of layer {name!r}, which were replaced, by "
+                "load_state_dict(assign=True) or to_empty(), say; make optimizer and controller after that"
+            )
+
+
+class Accumulation:
+    """Lets the gradient of a probe begin anew whenever that of the layer's values does.
+
+    ``zero_grad()`` knows the values only: what it throws away, the NaN of a batch that is left out or of a step that a
+    GradScaler skips, would stay in the dense gradient. So each backward pass looks, before its first gradient arrives,
+    whether those of the values are None or, where others wrote to them, zero.
+    """
+
+    def __init__(self, values: nn.Parameter, probe: Tensor):
+        self.values, self.probe, self.version = values, probe, None
+        arrived = torch.autograd.graph.register_multi_grad_hook((values, probe), self._begin, mode="any")
+        self.handles = arrived, values.register_post_accumulate_grad_hook(self._added)
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _begin(self, _: Tensor) -> None:
+        if self.probe.grad is None:
+            return
+        gradient = self.values.grad
+        if gradient is None or (gradient._version != self.version and not gradient.any()):
+            self.probe.grad = None
+
+    def _added(self, values: Tensor) -> None:
+        self.version = values.grad._version
