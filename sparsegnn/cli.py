@@ -13,6 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sparsegnn import _native
+
+MOST_THREADS = 1024  # as csrc/common/parallel.h
 USAGE = "the command line needs typer and rich: pip install 'sparsegnn[cli]' (only `sparsegnn info` works without)"
 
 
@@ -37,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: list[str]) -> int:
+    _native.check_isa()
     try:
         import rich  # noqa: F401
         import tqdm  # noqa: F401
@@ -138,6 +142,8 @@ def train(
     for name, value in (("seeds", seeds), ("threads", threads)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value}")
+    if threads is not None and threads > MOST_THREADS:
+        raise ValueError(f"threads must be at most {MOST_THREADS}, got {threads}")
     if save is not None and seeds > 1:
         raise ValueError("save must be used with a single seed, got seeds " + str(seeds))
     import torch

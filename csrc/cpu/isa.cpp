@@ -60,18 +60,19 @@ struct Choice {
 };
 
 Choice choose() {
-  const char* wish = std::getenv("SPARSEGNN_ISA");
-  if (wish == nullptr || *wish == '\0') return {best_isa(), ""};
+  const char* value = std::getenv("SPARSEGNN_ISA");
+  const std::string wish = value == nullptr ? "" : value, have = name(best_isa());
+  if (wish.empty()) return {best_isa(), ""};
   for (const Isa isa : all) {
-    if (std::string(wish) != name(isa)) continue;
+    if (wish != name(isa)) continue;
     if (!runs_here(isa))
-      return {isa, std::string(" is not supported by this processor, which has ") + name(best_isa())};
+      return {isa, "SPARSEGNN_ISA=" + wish + " is not supported by this processor, which has " + have};
     if (!is_built(isa))
-      return {isa, " is not in this build, which has " + isa_names() +
+      return {isa, "SPARSEGNN_ISA=" + wish + " is not in this build, which has " + isa_names() +
                        ": SPARSEGNN_ISAS=all pip install --no-build-isolation . builds every one"};
     return {isa, ""};
   }
-  return {best_isa(), " must be portable, avx2 or avx512"};
+  return {best_isa(), "SPARSEGNN_ISA must be portable, avx2 or avx512, got " + wish};
 }
 
 const Choice choice = choose();
@@ -95,7 +96,7 @@ Isa best_isa() {
 }
 
 Isa isa() {
-  STD_TORCH_CHECK(choice.error.empty(), "SPARSEGNN_ISA=", std::getenv("SPARSEGNN_ISA"), choice.error);
+  STD_TORCH_CHECK(choice.error.empty(), choice.error);
   return choice.isa;
 }
 

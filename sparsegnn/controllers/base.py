@@ -10,6 +10,7 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
+from sparsegnn.controllers.interrupt import uninterrupted
 from sparsegnn.controllers.schedules import Cosine
 from sparsegnn.nn import SparseLinear
 
@@ -268,6 +269,7 @@ class Controller:
 
     @torch.compiler.disable
     @torch.no_grad()
+    @uninterrupted
     def _after_step(self, optimizer, args, kwargs) -> None:
         skipped = getattr(optimizer, "found_inf", None)  # fused optimizers skip inside step()
         if skipped is not None and self._static is not None:

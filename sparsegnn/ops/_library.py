@@ -162,7 +162,7 @@ def _refuse_tangents(op, args) -> None:
 
 def _raise_out_of_memory(error: RuntimeError) -> None:
     """As torch's own ops do: a kernel can raise RuntimeError only, and callers that retry catch the other."""
-    if "out of memory" in str(error) or "can't allocate memory" in str(error):
+    if any(words in str(error) for words in ("out of memory", "can't allocate memory", "bad_alloc")):
         raise torch.OutOfMemoryError(str(error)) from error
 
 
