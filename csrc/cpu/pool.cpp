@@ -121,9 +121,9 @@ class Pool {
   }
 
   std::mutex mutex_;
-  std::vector<Block> kept_;  // oldest first
+  std::vector<Block> kept_;                        // oldest first
   size_t live_ = 0, kept_bytes_ = 0, blocks_ = 0;  // blocks_: live ones
-  size_t now_ = 0, before_ = 0;  // most live bytes in this epoch and in the one before
+  size_t now_ = 0, before_ = 0;                    // most live bytes in this epoch and in the one before
   uint64_t allocations_ = 0;
 };
 

@@ -117,12 +117,13 @@ def _matrix(op: str, a: SimpleNamespace, prefix: str, rows: int | None, cols: in
     for name, t in ((crow_name, crow), (col_name, col), (ccol_name, ccol), (row_name, row), (perm_name, perm)):
         if t is not None and (t.dtype != torch.int32 or t.dim() != 1):
             raise TypeError(f"{op}: {name} must be int32 of one dimension, got {t.dtype} of shape {list(t.shape)}")
-    held = next((t.numel() for t in (col, row, getattr(a, "val", None)) if t is not None), None)
+    entries = ((col_name, col), (row_name, row), ("val", getattr(a, "val", None)))
+    counted, held = next(((name, t.numel()) for name, t in entries if t is not None), ("", None))
     if crow is not None:
-        _offsets(op, crow_name, crow, rows, held)
+        _offsets(op, crow_name, crow, rows, counted, held)
         rows = crow.numel() - 1
     if ccol is not None:
-        _offsets(op, ccol_name, ccol, cols, held)
+        _offsets(op, ccol_name, ccol, cols, counted, held)
         cols = ccol.numel() - 1
     for name, t, limit in ((col_name, col, cols), (row_name, row, rows)):
         if t is not None:
@@ -134,22 +135,25 @@ def _matrix(op: str, a: SimpleNamespace, prefix: str, rows: int | None, cols: in
         _expect(perm.numel() == held, op, perm_name, f"have {held} elements", perm.numel())
         _in_range(op, perm_name, perm, 0, held)
         every = torch.arange(held, dtype=perm.dtype, device=perm.device)
-        _expect(torch.equal(perm.sort().values, every), op, perm_name, f"be a permutation of [0, {held})", "repetitions")
+        _expect(
+            torch.equal(perm.sort().values, every), op, perm_name, f"be a permutation of [0, {held})", "repetitions"
+        )
     if not any(t is None for t in (crow, col, ccol, row, perm)):
         same = torch.equal(col[perm], _rows_of(ccol)) and torch.equal(_rows_of(crow)[perm], row)
         names = f"the transpose of ({crow_name}, {col_name})"
         _expect(same, op, f"({ccol_name}, {row_name}, {perm_name})", f"be {names}", "that of another matrix")
 
 
-def _offsets(op: str, name: str, crow: Tensor, rows: int | None, held: int | None) -> None:
+def _offsets(op: str, name: str, crow: Tensor, rows: int | None, counted: str, held: int | None) -> None:
     _expect(crow.numel() >= 1, op, name, "have at least one element", "none")
     _expect(rows is None or crow.numel() == rows + 1, op, name, f"have {rows} + 1 elements", crow.numel())
     first, last = crow[0].item(), crow[-1].item()
     end = last if held is None else held
-    _expect((first, last) == (0, end), op, name, f"rise from 0 to {end}", f"{first} to {last}")
+    expected = f"rise from 0 to {end}" + (f", the number of entries of {counted}" if counted else "")
+    _expect((first, last) == (0, end), op, name, expected, f"{first} to {last}")
     falls = (crow[1:] < crow[:-1]).nonzero()
-    where = "" if not falls.numel() else f"a decrease behind element {falls[0].item()}"
-    _expect(not falls.numel(), op, name, f"rise from 0 to {end}", where)
+    where = f"a fall behind element {falls[0].item()}" if falls.numel() else ""
+    _expect(not falls.numel(), op, name, expected, where)
 
 
 def _ascend(op: str, name: str, crow: Tensor, col: Tensor) -> None:
