@@ -174,8 +174,8 @@ def test_a_graph_that_was_written_to_is_refused():
     graph = sparsegnn.CSRGraph.from_edge_index(torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]]))
     x = torch.rand(4, 8, requires_grad=True)
     y = sparsegnn.ops.spmm(graph, x)
-    graph.transpose()[1].numpy()[0] = 10**6  # unseen by autograd
-    with pytest.raises(ValueError, match=r"row must be in \[0, 4\), got 1000000"):
+    graph.transpose()[1].numpy()[0] = 10**6  # unseen by autograd; backward is spmm with the transpose
+    with pytest.raises(ValueError, match=r"spmm: col must be in \[0, 4\), got 1000000"):
         y.sum().backward()
     layer = SparseLinear(16, 16)
     layer.perm[0] = layer.perm[1]
