@@ -87,8 +87,9 @@ def test_workers_of_a_loader(method):
         assert torch.equal(y, want) and torch.equal(z, want_z)
 
 
-def answer(queue, graph, model, x):
+def answer(queue, received, graph, model, x):
     queue.put((graph, model, model(x, graph).detach()))
+    received.wait(120)  # torch hands memory over from process to process
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", pytest.param("forkserver", marks=pytest.mark.deep)])
@@ -96,10 +97,11 @@ def test_graphs_and_models_travel_between_processes(method):
     graph, model, x = ring(), GCNConv(8, 16, sparsity=0.5), torch.rand(50, 8)
     graph.transpose(), graph.gcn_norm()
     context = torch.multiprocessing.get_context(method)
-    queue = context.Queue()
-    process = context.Process(target=answer, args=(queue, graph, model, x))
+    queue, received = context.Queue(), context.Event()
+    process = context.Process(target=answer, args=(queue, received, graph, model, x))
     process.start()
     other, copy, y = queue.get(timeout=120)
+    received.set()
     assert torch.equal(y, model(x, graph)) and torch.equal(copy(x, other), y)
     assert other.shape == graph.shape and torch.equal(other.transpose()[2], graph.transpose()[2])
     queue.close()
