@@ -15,6 +15,7 @@ from sparsegnn._version import __version__
 #: every environment variable that the package, its build or its tests read
 VARIABLES = {
     "SPARSEGNN_STRICT": "1: falling back to plain PyTorch is an error",
+    "SPARSEGNN_CHECK": "1: every op checks the numbers in its index arguments before it runs",
     "SPARSEGNN_ISA": "instruction set of the CPU kernels: portable, avx2, avx512; default the best there is",
     "SPARSEGNN_KERNEL": "sparse or dense: force the kernel of every sparse layer; auto: choose, the default",
     "SPARSEGNN_DATA": "folder(s) in which `train --data NAME` looks for NAME.npz",

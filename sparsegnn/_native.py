@@ -4,6 +4,7 @@ import ctypes
 import functools
 import mmap
 import os
+import stat
 import struct
 from pathlib import Path
 
@@ -23,21 +24,58 @@ def strict() -> bool:
 
 
 def load() -> None:
-    """Load libsparsegnn_cpu.so, and libsparsegnn_cuda.so where this torch has CUDA."""
+    """Load libsparsegnn_cpu.so, and libsparsegnn_cuda.so where this torch has CUDA; what does not load is no error."""
     for name in ("cpu", "cuda"):
         path = FOLDER / f"libsparsegnn_{name}.so"
-        if not path.exists():
-            status[name] = "not built"
-        elif name == "cuda" and torch.version.cuda is None:
-            status[name] = "built, but this torch has no CUDA"
-        elif name == "cpu" and (wrong := missing_isa(instruction_sets(path), processor_isas())):
-            status[name] = wrong
-        else:
-            try:
-                torch.ops.load_library(str(path))
-                status[name] = ""
-            except OSError as error:
-                status[name] = f"does not load: {error}"
+        try:
+            status[name] = _load(name, path)
+        except Exception as error:  # whatever lies there instead of a library
+            status[name] = f"does not load: {error}"
+
+
+def _load(name: str, path: Path) -> str:
+    """Load a library; why not, or ""."""
+    if not os.path.lexists(path):
+        return "not built"
+    if name == "cuda" and torch.version.cuda is None:
+        return "built, but this torch has no CUDA"
+    if wrong := broken(path):
+        return f"does not load: {wrong}"
+    if name == "cpu" and (wrong := missing_isa(instruction_sets(path), processor_isas())):
+        return wrong
+    torch.ops.load_library(str(path))
+    return ""
+
+
+def broken(path: Path) -> str:
+    """What would stop or stall the process that loads this file, or be named wrongly by the loader; "" if nothing."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        return f"{path}: not a regular file"
+    if not os.access("/proc/self/exe", os.R_OK):  # this interpreter, to compare with
+        return ""
+    with open(path, "rb") as f, open("/proc/self/exe", "rb") as here:
+        header, mine, size = f.read(64), here.read(64), os.fstat(f.fileno()).st_size
+        if len(header) < 64 or header[:6] != mine[:6]:
+            return f"{path}: not a library of this system"
+        if header[18:20] != mine[18:20]:  # e_machine
+            return f"{path}: built for another kind of processor"
+        offset, entry, count = *struct.unpack_from("<Q", header, 32), *struct.unpack_from("<HH", header, 54)
+        f.seek(offset)
+        segments = [f.read(entry).ljust(56, b"\xff") for _ in range(count)]
+    end = max((start + length for start, length in (struct.unpack_from("<Q16xQ", s, 8) for s in segments)), default=0)
+    return f"{path}: cut off after {size} of {end} bytes" if size < end else ""  # beyond the end: SIGBUS
+
+
+def check_isa() -> None:
+    """ValueError where SPARSEGNN_ISA names what cannot be had; without it the first op raises, in words of C++."""
+    wish = os.environ.get("SPARSEGNN_ISA")
+    if wish and wish not in FLAGS:
+        raise ValueError(f"SPARSEGNN_ISA must be one of {', '.join(FLAGS)}, got {wish!r}")
+    if wish and status.get("cpu") == "":
+        try:
+            torch.ops.sparsegnn.isa()
+        except RuntimeError as error:
+            raise ValueError(str(error).splitlines()[0]) from None
 
 
 def reason(device: str) -> str:

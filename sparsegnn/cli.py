@@ -21,8 +21,9 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from sparsegnn import _console
+from sparsegnn import _console, _native
 
+MOST_THREADS = 1024  # as csrc/common/parallel.h
 USAGE = "the command line needs typer and rich: pip install 'sparsegnn[cli]' (only `sparsegnn info` works without)"
 
 
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: list[str]) -> int:
+    _native.check_isa()
     try:
         import rich  # noqa: F401
         import tqdm  # noqa: F401
@@ -198,8 +200,8 @@ def train(
     for name, value in (("seeds", seeds), ("threads", threads)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value}")
-    if threads is not None and threads > max(1024, os.cpu_count() or 1):  # OpenMP ends the process that has too many
-        raise ValueError(f"threads must be at most 1024 or the number of processors, got {threads}")
+    if threads is not None and threads > max(MOST_THREADS, os.cpu_count() or 1):
+        raise ValueError(f"threads must be at most {MOST_THREADS} or the number of processors, got {threads}")
     if save is not None and seeds > 1:
         raise ValueError("save must be used with a single seed, got seeds " + str(seeds))
     import torch

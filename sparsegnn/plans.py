@@ -129,8 +129,14 @@ def on_gpu(device: torch.device, sample_ms: float = 2.0, most: int = 100) -> Cal
 
 def cache_file() -> Path:
     """Where measured verdicts are kept: in SPARSEGNN_CACHE, else in XDG_CACHE_HOME, else in ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("SPARSEGNN_CACHE") or Path(base) / "sparsegnn") / f"plans-{__version__}.json"
+    base = os.environ.get("SPARSEGNN_CACHE")
+    if not base and (cache := os.environ.get("XDG_CACHE_HOME")):
+        base = Path(cache) / "sparsegnn"
+    try:
+        folder = Path(base or Path.home() / ".cache" / "sparsegnn")
+    except RuntimeError:  # a user without a home: below what is no folder nothing is found, and nothing written
+        folder = Path(os.devnull)
+    return folder / f"plans-{__version__}.json"
 
 
 def read(path: Path) -> dict[str, dict]:

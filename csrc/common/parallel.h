@@ -12,6 +12,9 @@
 
 namespace sparsegnn {
 
+// However many are asked for: none has as many processors, and a process that cannot start a thread is ended.
+constexpr int64_t most_threads = 1024;
+
 // Runs body(chunk) for every chunk in [0, chunks). Bodies must not throw. Every thread begins with a range of its own,
 // the same at every call, so that it finds in its caches what it wrote there, and then helps the others.
 template <typename F>
@@ -24,7 +27,7 @@ void for_each_chunk(int64_t chunks, const F& body) {
     std::atomic<int64_t> next;
     int64_t end;
   };
-  const int64_t threads = std::min<int64_t>(chunks, torch::stable::get_num_threads());
+  const int64_t threads = std::min<int64_t>({chunks, torch::stable::get_num_threads(), most_threads});
   std::vector<Range> ranges(static_cast<size_t>(threads));
   for (int64_t t = 0; t < threads; ++t) {
     ranges[size_t(t)].next = chunks * t / threads;

@@ -53,20 +53,35 @@ std::string isa_names() {
   return joined;
 }
 
-Isa choose() {
-  const char* wish = std::getenv("SPARSEGNN_ISA");
-  if (wish == nullptr || *wish == '\0') return best_isa();
+// Made as the library is loaded, so that a fork never finds it half made; an error waits for the first call.
+struct Choice {
+  Isa isa;
+  std::string error;
+};
+
+Choice choose() {
+  const char* value = std::getenv("SPARSEGNN_ISA");
+  const std::string wish = value == nullptr ? "" : value, have = name(best_isa());
+  if (wish.empty()) return {best_isa(), ""};
   for (const Isa isa : all) {
-    if (std::string(wish) != name(isa)) continue;
-    STD_TORCH_CHECK(runs_here(isa), "SPARSEGNN_ISA=", wish, " is not supported by this processor, which has ",
-                    name(best_isa()));
-    STD_TORCH_CHECK(is_built(isa), "SPARSEGNN_ISA=", wish, " is not in this build, which has ", isa_names(),
-                    ": SPARSEGNN_ISAS=all pip install --no-build-isolation . builds every one");
-    return isa;
+    if (wish != name(isa)) continue;
+    if (!runs_here(isa))
+      return {isa, "SPARSEGNN_ISA=" + wish + " is not supported by this processor, which has " + have};
+    if (!is_built(isa))
+      return {isa, "SPARSEGNN_ISA=" + wish + " is not in this build, which has " + isa_names() +
+                       ": SPARSEGNN_ISAS=all pip install --no-build-isolation . builds every one"};
+    return {isa, ""};
   }
-  STD_TORCH_CHECK(false, "SPARSEGNN_ISA must be portable, avx2 or avx512, got ", wish);
-  return best_isa();
+  return {best_isa(), "SPARSEGNN_ISA must be portable, avx2 or avx512, got " + wish};
 }
+
+const Choice choice = choose();
+
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+const bool large_caches = sysconf(_SC_LEVEL1_DCACHE_SIZE) > 32 << 10;
+#else
+const bool large_caches = false;
+#endif
 
 std::string isa_name() { return name(isa()); }
 std::string best_isa_name() { return name(best_isa()); }
@@ -81,18 +96,11 @@ Isa best_isa() {
 }
 
 Isa isa() {
-  static const Isa chosen = choose();
-  return chosen;
+  STD_TORCH_CHECK(choice.error.empty(), choice.error);
+  return choice.isa;
 }
 
-bool two_wide_fmas() {
-#if defined(_SC_LEVEL1_DCACHE_SIZE)
-  static const bool large = sysconf(_SC_LEVEL1_DCACHE_SIZE) > 32 << 10;
-  return large && isa() == Isa::avx512;
-#else
-  return false;
-#endif
-}
+bool two_wide_fmas() { return large_caches && isa() == Isa::avx512; }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sparsegnn, m) {
   m.def("isa() -> str");

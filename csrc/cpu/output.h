@@ -23,18 +23,16 @@ namespace sparsegnn {
 // Outputs of at least this size come from the pool: below, malloc reuses its memory by itself.
 constexpr size_t pool_from = size_t{4} << 20;
 
-// SPARSEGNN_POOL=0 switches the pool off; so does the address sanitizer, which finds more in fresh memory.
-inline bool pool_enabled() {
+// SPARSEGNN_POOL=0 switches the pool off; so does the address sanitizer, which finds more in fresh memory. Read as the
+// library is loaded: a fork never finds it half read.
 #if defined(__SANITIZE_ADDRESS__)
-  return false;
+inline const bool pool_enabled = false;
 #else
-  static const bool enabled = [] {
-    const char* value = std::getenv("SPARSEGNN_POOL");
-    return torch_from_blob != nullptr && (value == nullptr || std::string_view(value) != "0");
-  }();
-  return enabled;
+inline const bool pool_enabled = [] {
+  const char* value = std::getenv("SPARSEGNN_POOL");
+  return torch_from_blob != nullptr && (value == nullptr || std::string_view(value) != "0");
+}();
 #endif
-}
 
 inline size_t element_size(ScalarType dtype) {
   switch (dtype) {
@@ -77,7 +75,7 @@ inline Tensor new_output(const Tensor& like, std::initializer_list<int64_t> shap
   const auto cpu = code(torch::headeronly::DeviceType::CPU);
   const int64_t ndim = int64_t(shape.size());
   AtenTensorHandle handle = nullptr;
-  if (bytes < pool_from || !pool_enabled()) {  // half the time of aten::new_empty, which goes through the dispatcher
+  if (bytes < pool_from || !pool_enabled) {  // half the time of aten::new_empty, which goes through the dispatcher
     STABLE_TORCH_ERROR_CODE_CHECK(
         aoti_torch_empty_strided(ndim, shape.begin(), strides.data(), code(dtype), cpu, -1, &handle));
     return Tensor(handle);

@@ -5,6 +5,7 @@
 // at once lately, so that the pool never holds more than its tensors needed, and gives back what is no longer used.
 #include "pool.h"
 
+#include <pthread.h>
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -13,6 +14,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <mutex>
+#include <new>
 #include <vector>
 
 namespace sparsegnn {
@@ -43,6 +45,11 @@ class Pool {
  public:
   void* allocate(size_t size) {
     const std::lock_guard<std::mutex> lock(mutex_);
+    try {
+      kept_.reserve(kept_.size() + blocks_ + 1);  // free() must not need memory
+    } catch (const std::bad_alloc&) {
+      return nullptr;
+    }
     live_ += size;
     if (++allocations_ % epoch == 0) before_ = now_, now_ = 0;
     now_ = std::max(now_, live_);
@@ -53,6 +60,7 @@ class Pool {
       void* p = best->p;
       kept_bytes_ -= size;
       kept_.erase(best);
+      ++blocks_;
       return p;
     }
     trim(limit());
@@ -61,13 +69,17 @@ class Pool {
       trim(0);
       p = map(size);
     }
-    if (p == nullptr) live_ -= size;
+    if (p == nullptr) {
+      live_ -= size;
+    } else {
+      ++blocks_;
+    }
     return p;
   }
 
   void free(void* p, size_t size) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    live_ -= size;
+    live_ -= size, --blocks_;
     kept_.push_back({p, size});
     kept_bytes_ += size;
     trim(limit());
@@ -82,6 +94,10 @@ class Pool {
     const std::lock_guard<std::mutex> lock(mutex_);
     return {live_, kept_bytes_};
   }
+
+  // Around a fork: a child has none of the other threads, and would wait for ever for a lock that one of them holds.
+  void lock() { mutex_.lock(); }
+  void unlock() { mutex_.unlock(); }
 
  private:
   struct Block {
@@ -105,27 +121,26 @@ class Pool {
   }
 
   std::mutex mutex_;
-  std::vector<Block> kept_;  // oldest first
-  size_t live_ = 0, kept_bytes_ = 0;
-  size_t now_ = 0, before_ = 0;  // most live bytes in this epoch and in the one before
+  std::vector<Block> kept_;                        // oldest first
+  size_t live_ = 0, kept_bytes_ = 0, blocks_ = 0;  // blocks_: live ones
+  size_t now_ = 0, before_ = 0;                    // most live bytes in this epoch and in the one before
   uint64_t allocations_ = 0;
 };
 
-Pool& pool() {
-  static Pool* const p = new Pool;  // never destroyed: tensors may outlive it
-  return *p;
-}
+// Never destroyed, as tensors may outlive it; made as the library is loaded, so that no fork finds it half made.
+Pool& pool = *new Pool;
+const int forks = pthread_atfork([] { pool.lock(); }, [] { pool.unlock(); }, [] { pool.unlock(); });
 
 }  // namespace
 
 void* pool_allocate(size_t bytes, size_t* size) {
   *size = (bytes + page - 1) / page * page;
-  return pool().allocate(*size);
+  return pool.allocate(*size);
 }
 
-void pool_free(void* p, size_t size) { pool().free(p, size); }
-void pool_release() { pool().release(); }
-PoolUse pool_use() { return pool().use(); }
+void pool_free(void* p, size_t size) { pool.free(p, size); }
+void pool_release() { pool.release(); }
+PoolUse pool_use() { return pool.use(); }
 
 }  // namespace sparsegnn
 

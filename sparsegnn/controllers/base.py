@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsegnn.controllers.attachment import Accumulation, check_free, check_held, fresh, slots
+from sparsegnn.controllers.interrupt import uninterrupted
 from sparsegnn.controllers.schedules import Cosine
 from sparsegnn.nn import SparseLinear
 
@@ -347,6 +348,7 @@ class Controller:
 
     @torch.compiler.disable
     @torch.no_grad()
+    @uninterrupted
     def _after_step(self, optimizer, args, kwargs) -> None:
         skipped = getattr(optimizer, "found_inf", None)  # fused optimizers skip inside step()
         if skipped is not None and self._static is not None:

@@ -27,7 +27,10 @@ SETS = {
 
 def cache_folder() -> Path:
     """Where downloads are kept: SPARSEGNN_CACHE, or the user's cache folder."""
-    return Path(os.environ.get("SPARSEGNN_CACHE") or Path.home() / ".cache" / "sparsegnn")
+    try:
+        return Path(os.environ.get("SPARSEGNN_CACHE") or Path.home() / ".cache" / "sparsegnn")
+    except RuntimeError:
+        raise ValueError("data: SPARSEGNN_CACHE must name a folder for downloads: this user has no home") from None
 
 
 def load_pyg(name: str, split_seed: int = 0, normalize: bool | None = None) -> GraphData:

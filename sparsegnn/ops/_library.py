@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from sparsegnn import _native
+from sparsegnn.ops import _indices
 
 LIBRARY = torch.library.Library("sparsegnn", "FRAGMENT")
 COMPOSITE: set[str] = set()  # ops that are plain PyTorch by design
@@ -32,6 +33,8 @@ def define(schema: str, reference: Callable, fake: Callable, *, cast: tuple[str,
     torch.library.register_fake(op, fake, lib=LIBRARY)
     for device in ("cpu", "cuda") if cast else ():
         LIBRARY.impl(name, _autocast(op, device, cast, reference), f"Autocast{device.upper()}", with_keyset=True)
+    if _indices.ENABLED:
+        _indices.install(name, op, LIBRARY)
     return op
 
 
@@ -159,7 +162,7 @@ def _refuse_tangents(op, args) -> None:
 
 def _raise_out_of_memory(error: RuntimeError) -> None:
     """As torch's own ops do: a kernel can raise RuntimeError only, and callers that retry catch the other."""
-    if "out of memory" in str(error) or "can't allocate memory" in str(error):
+    if any(words in str(error) for words in ("out of memory", "can't allocate memory", "bad_alloc")):
         raise torch.OutOfMemoryError(str(error)) from error
 
 

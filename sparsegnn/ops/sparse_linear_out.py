@@ -7,8 +7,8 @@ from sparsegnn.ops._library import define
 
 def reference(out, x, values, bias, crow, col, ccol, act="none", dropout=0.0, seed=None):
     """The same in plain PyTorch."""
-    unused = col  # the rest of the transpose is for gradients
-    out.copy_(torch.ops.sparsegnn.sparse_linear(x, values, bias, crow, col, ccol, unused, unused, act, dropout, seed))
+    pattern = (crow, col, *torch.ops.sparsegnn.csr_transpose(crow, col, x.size(1)))
+    out.copy_(torch.ops.sparsegnn.sparse_linear(x, values, bias, *pattern, act, dropout, seed))
 
 
 def fake(out, x, values, bias, crow, col, ccol, act="none", dropout=0.0, seed=None):

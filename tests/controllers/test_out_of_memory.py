@@ -1,5 +1,10 @@
 """Memory runs out at every place of an update in turn: each layer is as it was or has moved, and a retry completes."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -69,9 +74,10 @@ def same(a: list, b: list) -> bool:
     return all(p.shape == q.shape and torch.equal(p, q) for p, q in zip(a, b, strict=True))
 
 
+@pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.deep)])
 @pytest.mark.parametrize("kernel", ["sparse", "dense"])
 @pytest.mark.parametrize("method", METHODS)
-def test_an_update_can_be_repeated(method, kernel):
+def test_an_update_can_be_repeated(method, kernel, stride):
     reference = Run(method, kernel)
     reference.controller._handle.remove()
     reference.optimizer.step()
@@ -81,7 +87,7 @@ def test_an_update_can_be_repeated(method, kernel):
     after, failures = reference.states(), 0
     moved = [not same(a, b) for a, b in zip(before, after, strict=True)]
     assert moved[0] and moved[1]  # of few blocks the dropped ones may return
-    for n in range(0, 1000, 3):
+    for n in range(0, 1000, stride):
         trial = Run(method, kernel)
         trial.controller._handle.remove()
         trial.optimizer.step()
@@ -141,3 +147,102 @@ def test_forward_and_backward_change_nothing(kernel):
         assert all(same(a, b) for a, b in zip(trial.states(), before, strict=True))
     assert failures > 5
     assert same([p.grad for p in trial.model.parameters()], wanted)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_optimizer_that_fails_moves_no_weight(method):
+    """Whatever it did to their values: they are as many as before, and the next step makes up for the update."""
+    failures = 0
+    for n in range(0, 1000, 4):
+        trial = Run(method, "sparse")
+        try:
+            with OutOfMemoryAt(n):
+                trial.optimizer.step()
+            break
+        except torch.OutOfMemoryError:
+            failures += 1
+        assert (trial.controller.step, trial.controller.updates) == (1, 0)
+        for layer in trial.layers:
+            pattern.check_pattern(*layer.pattern(), *layer.grid)
+            assert layer.values.numel() == layer.col.numel() * layer.block[0] * layer.block[1]
+        trial.forward()
+        trial.optimizer.step()
+        assert (trial.controller.step, trial.controller.updates) == (2, 1)
+    assert failures > 5
+
+
+LIMITED = """
+import resource
+import torch
+from torch import nn
+from sparsegnn import RigL, pattern
+from sparsegnn.nn import SparseLinear
+
+MIB = 1 << 20
+x = torch.randn(8192, 256)  # outputs of 8 MiB: from the pool
+
+class Run:
+    def __init__(self):
+        torch.manual_seed(0)
+        self.layers = [SparseLinear(256, 256, sparsity=0.5) for _ in range(2)]
+        self.model = nn.Sequential(*self.layers)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
+        self.controller = RigL(self.model, self.optimizer, update_every=1, stop_at=9)
+        self.forward()
+        self.controller._handle.remove()
+        self.optimizer.step()
+        self.controller.step = 1
+
+    def forward(self):
+        self.optimizer.zero_grad()
+        self.model(x).square().mean().backward()
+
+    def state(self):
+        return [*self.model.state_dict().values(), *(p.grad for p in self.model.parameters())]
+
+def size():
+    with open("/proc/self/statm") as f:
+        return int(f.read().split()[0]) * resource.getpagesize()
+
+def limited(action, room):
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (size() + room, most))
+    try:
+        action()
+        return False
+    except (RuntimeError, MemoryError):
+        return True
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+torch.ops.sparsegnn.isa()
+for name in ("update", "forward"):
+    reference = Run()
+    getattr(reference.controller if name == "update" else reference, name)()
+    failed = 0
+    for room in range(MIB // 4, 64 * MIB, MIB // 2 if name == "update" else 4 * MIB):
+        trial = Run()
+        import sparsegnn
+        sparsegnn.empty_cache()
+        action = getattr(trial.controller if name == "update" else trial, name)
+        if not limited(action, room):
+            break
+        failed += 1
+        for layer in trial.layers:
+            pattern.check_pattern(*layer.pattern(), *layer.grid)
+        action()
+        for a, b in zip(trial.state(), reference.state(), strict=True):
+            assert torch.equal(a, b), (name, room)
+    assert failed > 2, (name, failed)
+print("right")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space of a process")
+def test_a_process_that_has_no_more_memory():
+    """Allocations fail inside of the kernels too, and in the pool: an error, and then all as if it had not been."""
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED], env=env, capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    assert done.stdout == "right\n", done.stderr[-2000:]
