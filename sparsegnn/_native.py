@@ -75,7 +75,8 @@ def check_isa() -> None:
         try:
             torch.ops.sparsegnn.isa()
         except RuntimeError as error:
-            raise ValueError(str(error).splitlines()[0]) from None
+            text = str(error).splitlines()[0]
+            raise ValueError(text[text.find("SPARSEGNN_ISA") :]) from None  # after the place in the source
 
 
 def reason(device: str) -> str:
