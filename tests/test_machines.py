@@ -62,6 +62,7 @@ print("trained")
 """
 
 
+@pytest.mark.deep
 def test_a_user_without_home_name_or_rights(tmp_path):
     """The package, and the folder that the cache would be in, can be read only."""
     if os.getuid() != 0 or not shutil.which("setpriv"):
@@ -98,23 +99,9 @@ def test_the_command_line_says_so_in_one_line():
         assert done.stderr.startswith("sparsegnn: SPARSEGNN_ISA") and done.stderr.count("\n") == 1, done.stderr
 
 
-THREADS = """
-import torch, sparsegnn
-torch.set_num_threads(100_000)
-i = torch.arange(400_000)
-graph = sparsegnn.CSRGraph.from_edge_index(torch.stack([i, i]))
-x = torch.rand(400_000, 2)
-assert torch.equal(sparsegnn.ops.spmm(graph, x), x)
-print("right")
-"""
-
-
-@built
-def test_more_threads_than_a_system_has(monkeypatch):
+def test_more_threads_than_a_machine_has_are_refused():
     from sparsegnn import cli
 
-    done = python("-c", THREADS)
-    assert done.stdout == "right\n", done.stderr[-2000:]
     with pytest.raises(ValueError, match="threads must be at most 1024, got 100000"):
         cli.train(threads=100_000)
 
