@@ -4,6 +4,7 @@ import ctypes
 import functools
 import mmap
 import os
+import re
 import stat
 import struct
 from pathlib import Path
@@ -103,9 +104,9 @@ FLAGS = {
 def instruction_sets(library: Path) -> list[str]:
     """The instruction sets that a build of the CPU library has, as it says of itself; none: an unknown build."""
     with open(library, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        at = content.find(b"sparsegnn-isas:")
-        names = content[at : content.find(b"\0", at)].decode(errors="replace") if at >= 0 else ":"
-    return [name for name in names.partition(":")[2].split(",") if name in FLAGS]
+        found = re.search(rb"sparsegnn-isas:([a-z0-9,]+),\0", content)  # whole: the compiler may also copy it in parts
+        names = found[1].decode().split(",") if found else []
+    return [name for name in names if name in FLAGS]
 
 
 def processor_isas() -> list[str]:

@@ -21,7 +21,7 @@ def free_gib() -> float:
         return 0
 
 
-pytestmark = pytest.mark.skipif(free_gib() < 14, reason="needs 14 GiB of free memory")
+pytestmark = [pytest.mark.deep, pytest.mark.skipif(free_gib() < 14, reason="needs 14 GiB of free memory")]
 
 
 @pytest.fixture

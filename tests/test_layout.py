@@ -168,6 +168,7 @@ def test_files_are_short():
 
 
 @needs_checkout
+@pytest.mark.deep
 @pytest.mark.parametrize("isa, flags", [("avx512", "-march=x86-64-v4"), ("avx2", "-march=x86-64-v3")])
 def test_weak_symbols_of_a_variant_are_its_own(isa, flags, tmp_path):
     """A weak symbol outside of the variant's namespace may replace the baseline's, and then runs everywhere."""

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from sparsegnn import _native
+
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
+pytestmark = pytest.mark.deep
 
 
 def runtime(name: str) -> str:
@@ -25,10 +28,11 @@ def libraries(tmp_path_factory) -> Path:
         pytest.skip("needs g++ and cmake")
     build, out = ROOT / "build" / "sanitize", tmp_path_factory.mktemp("sanitized")
     torch = importlib.util.find_spec("torch").submodule_search_locations[0]
-    flags = ["-DSPARSEGNN_CUDA=off", "-DSPARSEGNN_SANITIZE=address,undefined"]
+    isas = ",".join(_native.processor_isas())
+    flags = ["-DSPARSEGNN_CUDA=off", "-DSPARSEGNN_SANITIZE=address,undefined", f"-DSPARSEGNN_ISAS={isas}"]
     configure = ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DSPARSEGNN_TORCH={torch}", *flags]
     subprocess.check_call([*configure, f"-DSPARSEGNN_OUTPUT={out}"], stdout=subprocess.DEVNULL)
-    subprocess.check_call(["cmake", "--build", str(build), "-j", "2"], stdout=subprocess.DEVNULL)
+    subprocess.check_call(["cmake", "--build", str(build), "-j", str(os.cpu_count())], stdout=subprocess.DEVNULL)
     return out
 
 
@@ -45,14 +49,9 @@ def run(libraries: Path, *command: str, **variables: str) -> subprocess.Complete
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+@pytest.mark.parametrize("isa", list(_native.FLAGS))
 def test_ops(libraries, isa):
-    import torch
-
-    import sparsegnn  # noqa: F401
-
-    isas = ("portable", "avx2", "avx512")
-    if isas.index(isa) > isas.index(torch.ops.sparsegnn.best_isa()):
+    if isa not in _native.processor_isas():
         pytest.skip(f"this processor has no {isa}")
     variables = {"SPARSEGNN_ISA": isa, "SPARSEGNN_TEST_STRIDE": "8"}
     arguments = ("-m", "pytest", "-s", "-q", "-x", "-p", "no:cacheprovider", str(TESTS / "ops"), "-k", "values")

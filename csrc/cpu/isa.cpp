@@ -48,8 +48,11 @@ bool runs_here(Isa isa) {
 // Of the build, from the least to the best.
 std::string isa_names() {
   std::string joined;
-  for (const Isa isa : all)
-    if (is_built(isa)) joined += (joined.empty() ? "" : ",") + std::string(name(isa));
+  for (const Isa isa : all) {
+    if (!is_built(isa)) continue;
+    if (!joined.empty()) joined += ',';
+    joined += name(isa);
+  }
   return joined;
 }
 

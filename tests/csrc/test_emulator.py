@@ -114,6 +114,7 @@ def run_code(code: str) -> subprocess.CompletedProcess:
     return run_sanitized("-c", textwrap.dedent(prelude) + textwrap.dedent(code))
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     "code, report, line",
     [
@@ -128,6 +129,7 @@ def test_out_of_bounds_access_is_reported(code, report, line):
     assert done.returncode != 0 and report in done.stderr and line in done.stderr, done.stderr
 
 
+@pytest.mark.deep
 def test_clean_kernels_pass_the_sanitizers():
     done = run_code("""
         for order in ("forward", "reversed", "shuffled"):
@@ -144,7 +146,8 @@ def test_clean_kernels_pass_the_sanitizers():
     assert done.returncode == 0 and "ERROR" not in done.stderr, done.stderr
 
 
-@pytest.mark.timeout(1000)
+@pytest.mark.deep
+@pytest.mark.timeout(1500)
 @pytest.mark.skipif("SPARSEGNN_EMULATED" in os.environ, reason="this is the inner run")
 def test_every_op_under_the_sanitizers():
     """All other tests of this folder again, with the module built by -fsanitize=address,undefined."""
