@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from sparsegnn import _console, _native
+from sparsegnn import _console
 
 MOST_THREADS = 1024  # as csrc/common/parallel.h
 USAGE = "the command line needs typer and rich: pip install 'sparsegnn[cli]' (only `sparsegnn info` works without)"
@@ -56,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: list[str]) -> int:
+    from sparsegnn import _native
+
     _native.check_isa()
     try:
         import rich  # noqa: F401

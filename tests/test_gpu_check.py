@@ -50,6 +50,7 @@ def check_rows(folder: Path) -> None:
 
 
 @without_gpu
+@pytest.mark.deep
 def test_every_stage(in_process, monkeypatch, tmp_path, capsys):  # noqa: F811
     """All of a dry run but that its programs run in this process, and its tests do not."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

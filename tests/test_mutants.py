@@ -32,6 +32,7 @@ def toml(**entry) -> str:
     return "\n".join(["[[mutant]]", *(f"{key} = {json.dumps(value)}" for key, value in entry.items()), ""])
 
 
+@pytest.mark.deep
 def test_runner(tmp_path, capsys, monkeypatch):
     """In a checkout of one function, whose test sees one change and not another, which changes nothing."""
     fault = {"file": "half.py", "old": "n / 2", "breaks": "halves", "tests": ["tests/test_half.py"]}

@@ -25,7 +25,8 @@ GRAPH = CSRGraph.from_edge_index(torch.randint(30, (2, 200), generator=torch.Gen
 ISA = f"cpu/{torch.ops.sparsegnn.isa()}"
 
 
-def test_summary(capsys):
+def test_summary(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     rows = sparsegnn.summary(GCN(0.9))
     assert [r["layer"] for r in rows] == ["first", "first.lin", "second", "second.lin", "total"]
     first, lin, second, dense, total = rows

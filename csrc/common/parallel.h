@@ -3,6 +3,8 @@
 // The chunks depend on the input alone, never on the number of threads, and each owns its outputs: results are the same
 // bits for any thread count.
 #pragma once
+#include <pthread.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
@@ -15,11 +17,15 @@ namespace sparsegnn {
 // However many are asked for: none has as many processors, and a process that cannot start a thread is ended.
 constexpr int64_t most_threads = 1024;
 
+// OpenMP's threads do not survive a fork, and it would wait for them: a child of a process that had them does without.
+inline std::atomic<bool> had_threads{false}, lost_threads{false};
+inline const int forks = pthread_atfork(nullptr, nullptr, [] { lost_threads = had_threads.load(); });
+
 // Runs body(chunk) for every chunk in [0, chunks). Bodies must not throw. Every thread begins with a range of its own,
 // the same at every call, so that it finds in its caches what it wrote there, and then helps the others.
 template <typename F>
 void for_each_chunk(int64_t chunks, const F& body) {
-  if (chunks <= 1 || torch::stable::get_num_threads() == 1) {
+  if (chunks <= 1 || torch::stable::get_num_threads() == 1 || lost_threads.load(std::memory_order_relaxed)) {
     for (int64_t c = 0; c < chunks; ++c) body(c);
     return;
   }
@@ -33,6 +39,7 @@ void for_each_chunk(int64_t chunks, const F& body) {
     ranges[size_t(t)].next = chunks * t / threads;
     ranges[size_t(t)].end = chunks * (t + 1) / threads;
   }
+  if (!had_threads.load(std::memory_order_relaxed)) had_threads = true;
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)
       for (int64_t other = 0; other < threads; ++other) {

@@ -129,7 +129,7 @@ class Pool {
 
 // Never destroyed, as tensors may outlive it; made as the library is loaded, so that no fork finds it half made.
 Pool& pool = *new Pool;
-const int forks = pthread_atfork([] { pool.lock(); }, [] { pool.unlock(); }, [] { pool.unlock(); });
+const int forks_of_pool = pthread_atfork([] { pool.lock(); }, [] { pool.unlock(); }, [] { pool.unlock(); });
 
 }  // namespace
 

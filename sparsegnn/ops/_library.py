@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from sparsegnn import _native
-from sparsegnn.ops import _indices
+from sparsegnn.ops._indices import ENABLED, install
 
 LIBRARY = torch.library.Library("sparsegnn", "FRAGMENT")
 COMPOSITE: set[str] = set()  # ops that are plain PyTorch by design
@@ -33,8 +33,8 @@ def define(schema: str, reference: Callable, fake: Callable, *, cast: tuple[str,
     torch.library.register_fake(op, fake, lib=LIBRARY)
     for device in ("cpu", "cuda") if cast else ():
         LIBRARY.impl(name, _autocast(op, device, cast, reference), f"Autocast{device.upper()}", with_keyset=True)
-    if _indices.ENABLED:
-        _indices.install(name, op, LIBRARY)
+    if ENABLED:
+        install(name, op, LIBRARY)
     return op
 
 

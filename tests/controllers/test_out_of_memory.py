@@ -238,6 +238,7 @@ print("right")
 """
 
 
+@pytest.mark.deep
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space of a process")
 def test_a_process_that_has_no_more_memory():
     """Allocations fail inside of the kernels too, and in the pool: an error, and then all as if it had not been."""
