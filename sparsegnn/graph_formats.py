@@ -174,6 +174,8 @@ def _from_scipy(cls, a):
     try:  # its conversions trust the indices
         if hasattr(a, "check_format"):
             a.check_format(full_check=True)
+            if (a.indptr[1:] < a.indptr[:-1]).any():  # which scipy does not see of an empty matrix, nor where it wraps
+                raise ValueError("indptr must not decrease")
         elif hasattr(a, "row") and not all(
             i.size == a.data.size and (not i.size or 0 <= i.min() <= i.max() < n)
             for i, n in zip((a.row, a.col), a.shape, strict=True)

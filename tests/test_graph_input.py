@@ -131,6 +131,36 @@ BAD = {  # name: (call, exception, message)
         ValueError,
         "valid scipy matrix",
     ),
+    "scipy CSR that ends at 0": (
+        lambda: read(changed("csr", indptr=[0, 2, 3, 0])),
+        ValueError,
+        "valid scipy matrix, got indptr must not decrease",
+    ),
+    "scipy CSR that wraps": (
+        lambda: read(changed("csr", indptr=[0, 2**31 - 1, -(2**31), 3])),
+        ValueError,
+        "valid scipy matrix",
+    ),
+    "scipy CSC that ends at 0": (
+        lambda: read(changed("csc", indptr=[0, 2, 3, 0])),
+        ValueError,
+        "valid scipy matrix, got indptr must not decrease",
+    ),
+    "scipy CSC that wraps": (
+        lambda: read(changed("csc", indptr=[0, 2**31 - 1, -(2**31), 3])),
+        ValueError,
+        "valid scipy matrix",
+    ),
+    "scipy BSR that ends at 0": (
+        lambda: read(changed("bsr", indptr=[0, 2, 3, 0])),
+        ValueError,
+        "valid scipy matrix, got indptr must not decrease",
+    ),
+    "scipy BSR that wraps": (
+        lambda: read(changed("bsr", indptr=[0, 2**31 - 1, -(2**31), 3])),
+        ValueError,
+        "valid scipy matrix",
+    ),
     "scipy COO beyond": (lambda: read(changed("coo", row=2**20)), ValueError, "valid scipy matrix"),
     "scipy COO negative": (lambda: read(changed("coo", col=-5)), ValueError, "valid scipy matrix"),
     "scipy complex": (lambda: read(changed("csr").astype(complex)), TypeError, "real numbers as weights"),
