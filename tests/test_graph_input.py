@@ -106,6 +106,16 @@ BAD = {  # name: (call, exception, message)
         "val must have sh",
     ),
     "a CSR beyond": (lambda: read(compressed(torch.sparse_csr, CROW, COL + 5)), ValueError, "col must be in"),
+    "a CSR of sparse values": (
+        lambda: read(compressed(torch.sparse_csr, CROW, COL, torch.ones(4).to_sparse())),
+        ValueError,
+        "valid sparse matrix",
+    ),
+    "a CSR of sparse rows": (
+        lambda: read(compressed(torch.sparse_csr, CROW.to_sparse(), COL)),
+        ValueError,
+        "valid sparse matrix",
+    ),
     "a CSC beyond": (
         lambda: read(compressed(torch.sparse_csc, CROW, COL + 2**20)),
         ValueError,
