@@ -145,15 +145,17 @@ def _from_torch_sparse(cls, a: Tensor):
         fail("graph must be a sparse matrix of scalars", list(a.shape))
     if a.is_meta:
         fail("graph must hold data", "a tensor on meta")
-    if a.layout == torch.sparse_csr:
-        crow = a.crow_indices()
-        if crow.shape != (a.size(0) + 1,):
-            fail(f"crow must have shape [{a.size(0) + 1}]", list(crow.shape))
-        return cls.from_csr(crow, a.col_indices(), as_weight(a.values()), a.size(1))
-    try:  # torch's conversions trust the indices
-        _check_indices(a.detach())
+    try:  # torch's conversions trust the indices, and its parts may be anything
+        if a.layout == torch.sparse_csr:
+            crow, col, val = a.crow_indices(), a.col_indices(), a.values()
+        else:
+            _check_indices(a.detach())
     except RuntimeError as e:
         fail("graph must be a valid sparse matrix", str(e).splitlines()[0])
+    if a.layout == torch.sparse_csr:
+        if crow.shape != (a.size(0) + 1,):
+            fail(f"crow must have shape [{a.size(0) + 1}]", list(crow.shape))
+        return cls.from_csr(crow, col, as_weight(val), a.size(1))
     a = (a if a.layout == torch.sparse_coo else a.to_sparse_coo()).coalesce()
     return cls.from_edge_index(a.indices().flip(0), tuple(a.shape), as_weight(a.values()))
 
@@ -174,6 +176,8 @@ def _from_scipy(cls, a):
     try:  # its conversions trust the indices
         if hasattr(a, "check_format"):
             a.check_format(full_check=True)
+            if (a.indptr[1:] < a.indptr[:-1]).any():  # which scipy does not see of an empty matrix, nor where it wraps
+                raise ValueError("indptr must not decrease")
         elif hasattr(a, "row") and not all(
             i.size == a.data.size and (not i.size or 0 <= i.min() <= i.max() < n)
             for i, n in zip((a.row, a.col), a.shape, strict=True)

@@ -106,6 +106,16 @@ BAD = {  # name: (call, exception, message)
         "val must have sh",
     ),
     "a CSR beyond": (lambda: read(compressed(torch.sparse_csr, CROW, COL + 5)), ValueError, "col must be in"),
+    "a CSR of sparse values": (
+        lambda: read(compressed(torch.sparse_csr, CROW, COL, torch.ones(4).to_sparse())),
+        ValueError,
+        "valid sparse matrix",
+    ),
+    "a CSR of sparse rows": (
+        lambda: read(compressed(torch.sparse_csr, CROW.to_sparse(), COL)),
+        ValueError,
+        "valid sparse matrix",
+    ),
     "a CSC beyond": (
         lambda: read(compressed(torch.sparse_csc, CROW, COL + 2**20)),
         ValueError,
@@ -128,6 +138,36 @@ BAD = {  # name: (call, exception, message)
     "scipy CSC beyond": (lambda: read(changed("csc", indices=2**20)), ValueError, "valid scipy matrix"),
     "scipy CSC of long columns": (
         lambda: read(changed("csc", indptr=[0, 2**30, 1, 3])),
+        ValueError,
+        "valid scipy matrix",
+    ),
+    "scipy CSR that ends at 0": (
+        lambda: read(changed("csr", indptr=[0, 2, 3, 0])),
+        ValueError,
+        "valid scipy matrix, got indptr must not decrease",
+    ),
+    "scipy CSR that wraps": (
+        lambda: read(changed("csr", indptr=[0, 2**31 - 1, -(2**31), 3])),
+        ValueError,
+        "valid scipy matrix",
+    ),
+    "scipy CSC that ends at 0": (
+        lambda: read(changed("csc", indptr=[0, 2, 3, 0])),
+        ValueError,
+        "valid scipy matrix, got indptr must not decrease",
+    ),
+    "scipy CSC that wraps": (
+        lambda: read(changed("csc", indptr=[0, 2**31 - 1, -(2**31), 3])),
+        ValueError,
+        "valid scipy matrix",
+    ),
+    "scipy BSR that ends at 0": (
+        lambda: read(changed("bsr", indptr=[0, 2, 3, 0])),
+        ValueError,
+        "valid scipy matrix, got indptr must not decrease",
+    ),
+    "scipy BSR that wraps": (
+        lambda: read(changed("bsr", indptr=[0, 2**31 - 1, -(2**31), 3])),
         ValueError,
         "valid scipy matrix",
     ),
