@@ -35,6 +35,24 @@ def test_updates_happen_in_place(cls):
     assert sum(int(n) for n in controller.grown.values()) == grown > 0
 
 
+def test_gradients_move_with_their_weights():
+    """After an update, what accumulation would add to: the gradient of a kept weight, nothing for a grown one."""
+    model, optimizer, controller = setup(SET)
+    layer, seen = model[0], {}
+
+    def gradients() -> dict[int, float]:
+        rows = torch.repeat_interleave(torch.arange(layer.out_features), layer.crow.diff().long())
+        places = rows * layer.in_features + layer.col
+        return dict(zip(places.tolist(), layer.values.grad.tolist(), strict=True))
+
+    optimizer.register_step_pre_hook(lambda *_: seen.update(now=gradients()))
+    train(model, optimizer, 3)
+    assert controller.updates == 1
+    after = gradients()
+    assert after.keys() - seen["now"].keys() and any(after.values())
+    assert after == {place: seen["now"].get(place, 0.0) for place in after}
+
+
 def test_static_never_moves():
     model, optimizer, controller = setup(StaticSparse)
     before = masks(model)
