@@ -323,7 +323,9 @@ def test_sizes_that_the_archive_cannot_hold_are_not_allocated(tmp_path, monkeypa
     size = 16 * edges + len(member(b"", (2, edges), "<i8"))
     for where in (24, 20):  # the size of what is packed, and then of the packed, which an archive of 2 kB cannot have
         rewritten(path, put("<I", where, size))
-        with pytest.raises(ValueError, match="array 'edge_index' must be complete, .* got a false size"):
+        with pytest.raises(
+            ValueError, match="'edge_index' (must be complete, .* got a false|is .*damaged: Overlapped)"
+        ):
             npz._File(path).get("edge_index", (2, None), "iu", "integers")
 
 

@@ -10,19 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from other_process import Products, answer, ring
+from torch.utils.data import DataLoader
 
 from sparsegnn import RigL
 from sparsegnn.controllers.interrupt import uninterrupted
-from sparsegnn.graph import CSRGraph
 from sparsegnn.nn import GCNConv, SparseLinear
 from sparsegnn.ops import spmm
-
-
-def ring(n: int = 50) -> CSRGraph:
-    index = torch.arange(n)
-    return CSRGraph.from_edge_index(torch.stack([index, (index + 1) % n]), n)  # y[i + 1] = x[i]
-
 
 FORKS = """
 import os, signal, sys, threading
@@ -65,20 +59,6 @@ def test_a_child_forked_while_kernels_run_is_usable():
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-class Products(Dataset):
-    """Items that are made by our ops, in whatever process asks for them."""
-
-    def __init__(self):
-        self.graph, self.layer = ring(), SparseLinear(8, 4)
-
-    def __len__(self):
-        return 6
-
-    def __getitem__(self, i):
-        x = torch.full((50, 8), float(i))
-        return spmm(self.graph, x), self.layer(x).detach()
-
-
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.deep)])
 def test_workers_of_a_loader(method):
     data = Products()
@@ -87,11 +67,6 @@ def test_workers_of_a_loader(method):
     for i, (y, z) in enumerate(loader):
         want, want_z = data[i]
         assert torch.equal(y, want) and torch.equal(z, want_z)
-
-
-def answer(queue, received, graph, model, x):
-    queue.put((graph, model, model(x, graph).detach()))
-    received.wait(120)  # torch hands memory over from process to process
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", pytest.param("forkserver", marks=pytest.mark.deep)])

@@ -187,7 +187,8 @@ def _run(op: Op, inputs: dict, function=None, flow_dtype=None):
     if not leaves or not real:
         return outputs, {n: torch.zeros_like(t) for n, t in leaves.items()}
     g = torch.Generator().manual_seed(5)
-    flows = [torch.randn(o.shape, generator=g, dtype=torch.float64).to(flow_dtype or o.dtype) for o in real]
+    flows = [torch.randn(o.shape, generator=g, dtype=torch.float64) + 0.5 for o in real]  # off zero, as inputs are
+    flows = [f.to(flow_dtype or o.dtype) for f, o in zip(flows, real, strict=True)]
     flows = [f.to(o) for f, o in zip(flows, real, strict=True)]  # rounded alike for the op and its oracle
     grads = torch.autograd.grad(real, list(leaves.values()), flows, allow_unused=True)
     zero = (torch.zeros_like(t) if v is None else v for t, v in zip(leaves.values(), grads, strict=True))
