@@ -99,4 +99,4 @@ build-emulator:
 build-deep:
 	cmake --build build/emulator -j $(MAX_JOBS) --target sparsegnn_emulated_asan
 	$(CMAKE) -B build/cuda -DSPARSEGNN_CUDA=auto -DSPARSEGNN_OUTPUT=$(CURDIR)/build/cuda/lib
-	cmake --build build/cuda -j $(MAX_JOBS) --target ptxas_logs
+	cmake --build build/cuda -j $(MAX_JOBS) --target cuda_checks

@@ -1,4 +1,4 @@
-# libsparsegnn_cuda.so, and for every csrc/cuda/<op>.cu its PTX and what ptxas says of its kernels (target `ptxas_logs`,
+# libsparsegnn_cuda.so, and for every csrc/cuda/<op>.cu its PTX and what ptxas says of its kernels (target `cuda_checks`,
 # read by tests/test_cuda_build.py).
 # Needs nvcc alone: no GPU, and torch's CPU build will do.
 if(NOT CMAKE_CUDA_ARCHITECTURES)
@@ -17,7 +17,7 @@ if(NOT CMAKE_CUDA_COMPILER)
   if(SPARSEGNN_CUDA STREQUAL "on")
     message(FATAL_ERROR "SPARSEGNN_CUDA=on, but nvcc was not found or does not work")
   endif()
-  add_custom_target(ptxas_logs)
+  add_custom_target(cuda_checks)
   return()
 endif()
 set(CMAKE_CUDA_STANDARD 17)  # CMake 3.25 knows no CUDA20
@@ -56,4 +56,5 @@ foreach(entry ${cuda_entries})
     COMMENT "Asking ptxas about ${op}" VERBATIM)
   list(APPEND ptxas_logs ${log})
 endforeach()
-add_custom_target(ptxas_logs DEPENDS ${ptxas_logs})
+add_custom_target(cuda_checks DEPENDS ${ptxas_logs})
+add_dependencies(cuda_checks sparsegnn_cuda)

@@ -39,7 +39,7 @@ def kernels() -> dict[str, list[dict[str, int]]]:
     """Kernel name, with its Op but no other template argument -> what ptxas said of each instantiation."""
     logs = [BUILD / "ptxas" / f"{source.stem}.txt" for source in SOURCES]
     if absent := [log.name for log in logs if not log.is_file()]:
-        missing(f"{BUILD}/ptxas lacks {', '.join(absent)}; run `make build-ptxas`")
+        missing(f"{BUILD}/ptxas lacks {', '.join(absent)}; run `make build-deep`")
     text = "\n".join(log.read_text() for log in logs)
     text = subprocess.run(["c++filt"], input=text.replace("'", " "), capture_output=True, text=True, check=True).stdout
     result: dict[str, list[dict[str, int]]] = {}
@@ -82,7 +82,7 @@ def test_kernels_keep_their_budget(kernels):
 def test_ptx_has_no_float_atomics_and_no_local_memory(source):
     ptx = BUILD / "ptxas" / f"{source.stem}.ptx"
     if not ptx.is_file():
-        missing(f"{ptx} is missing; run `make build-ptxas`")
+        missing(f"{ptx} is missing; run `make build-deep`")
     text = ptx.read_text()
     assert not re.search(r"\b(atom|red)\.[\w.]*\.(f16|f32|f64|bf16)", text), "float atomics make results change"
     assert not re.search(r"\b(ld|st)\.local\b", text)
@@ -99,7 +99,7 @@ def test_block_indices_are_multiplied_in_64_bits(source):
         assert not narrow, (header.name, narrow)
     ptx = BUILD / "ptxas" / f"{source.stem}.ptx"
     if not ptx.is_file():
-        missing(f"{ptx} is missing; run `make build-ptxas`")
+        missing(f"{ptx} is missing; run `make build-deep`")
     for function in ptx.read_text().split(".entry ")[1:]:
         for index in re.findall(r"mov\.u32\s+(%r\d+), %ctaid\.[xyz];", function):
             found = re.findall(rf"m(?:ul|ad)\.lo\.[su]32\s+%r\d+, (?:\S+, )?{index}[,;].*", function)
@@ -110,7 +110,7 @@ def test_block_indices_are_multiplied_in_64_bits(source):
 def test_rows_are_read_128_bits_at_a_time(stem):
     ptx = BUILD / "ptxas" / f"{stem}.ptx"
     if not ptx.is_file():
-        missing(f"{ptx} is missing; run `make build-ptxas`")
+        missing(f"{ptx} is missing; run `make build-deep`")
     assert "ld.global.nc.v4" in ptx.read_text()
 
 
@@ -118,7 +118,7 @@ def test_tensor_cores_multiply_where_they_may():
     """block_linear in 16 bits and in TF32; the kernels of strict fp32, fp64 and groups of 4 do without."""
     ptx = BUILD / "ptxas" / "block_linear.ptx"
     if not ptx.is_file():
-        missing(f"{ptx} is missing; run `make build-ptxas`")
+        missing(f"{ptx} is missing; run `make build-deep`")
     kinds, strict = set(), 0
     for entry in ptx.read_text().split(".entry ")[1:]:
         name = entry.partition("(")[0]
