@@ -38,7 +38,7 @@ OPTIMIZERS = {
     "sgd": partial(optim.SGD, lr=0.2),
     "momentum": partial(optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-2),
     "nesterov": partial(optim.SGD, lr=0.1, momentum=0.9, nesterov=True, foreach=True),
-    "sgd-fused": partial(optim.SGD, lr=0.1, momentum=0.8, fused=True),
+    "sgd-fused": partial(optim.SGD, lr=0.1, fused=True),  # its momentum in bfloat16 is uninitialised memory in torch
     "adam": partial(optim.Adam, lr=0.02, foreach=False),
     "amsgrad": partial(optim.Adam, lr=0.02, amsgrad=True, weight_decay=1e-2, foreach=True),
     "adam-fused": partial(optim.Adam, lr=0.02, fused=True),
