@@ -17,7 +17,7 @@ RUN = PATH="$(abspath $(BIN)):$(PATH)" SPARSEGNN_STRICT=1 OMP_WAIT_POLICY=passiv
 PYTEST = $(RUN) $(BIN)/pytest -n $(MAX_JOBS) --maxprocesses 8 --dist loadfile
 export MAX_JOBS
 
-.PHONY: demo test test-deep bench wheel test-wheel lint format clean dev build-emulator build-deep
+.PHONY: demo test test-deep bench wheel test-wheel lint format clean dev build-emulator build-sanitized build-cuda
 
 # Trains dense and 90 %-sparse GCN and GAT and prints one table: under five minutes on two cores.
 demo: $(VENV)/.demo
@@ -28,10 +28,11 @@ test: $(VENV)/.test
 	$(RUN) $(MAKE) -s build-emulator
 	$(PYTEST) $(ARGS)
 
-# What takes longer: sanitizers, the other instruction sets, what nvcc makes of the CUDA kernels, fuzz, soak.
+# What takes longer: sanitizers, the other instruction sets, fuzz, soak, what nvcc makes of the CUDA kernels, the wheel;
+# without the last two, which take longest: make test-deep SKIP="nvcc wheel".
 test-deep: $(VENV)/.test
-	$(RUN) $(MAKE) -s build-emulator build-deep
-	$(PYTEST) --deep -m deep $(ARGS)
+	$(RUN) $(MAKE) -s build-emulator build-sanitized $(if $(filter nvcc,$(SKIP)),,build-cuda)
+	$(PYTEST) --deep -m "deep$(SKIP:%= and not %)" $(ARGS)
 
 # Kernel microbenchmarks against dense torch, torch.sparse and the torch-sparse family.
 bench: $(VENV)/.test
@@ -95,8 +96,11 @@ build-emulator:
 	$(CMAKE) -B build/emulator -DSPARSEGNN_CUDA=off -DSPARSEGNN_EMULATOR=ON
 	cmake --build build/emulator -j $(MAX_JOBS) --target sparsegnn_emulated sparsegnn_emulated_entries
 
-# The emulator under sanitizers; the CUDA library, PTX and register use of its kernels, nothing where nvcc is missing.
-build-deep:
+# The emulator and, for the instruction sets that run here, the CPU library, under sanitizers.
+build-sanitized:
 	cmake --build build/emulator -j $(MAX_JOBS) --target sparsegnn_emulated_asan
+
+# The CUDA library, PTX and register use of its kernels; nothing where nvcc is missing.
+build-cuda:
 	$(CMAKE) -B build/cuda -DSPARSEGNN_CUDA=auto -DSPARSEGNN_OUTPUT=$(CURDIR)/build/cuda/lib
 	cmake --build build/cuda -j $(MAX_JOBS) --target cuda_checks

@@ -1,5 +1,7 @@
 """The command line: what it prints, its exit codes, and that bad input leaves nothing behind."""
 
+import inspect
+import itertools
 import json
 import os
 import subprocess
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparsegnn import cli
+from sparsegnn import cli, data
 
 pytest.importorskip("typer")
 pytest.importorskip("sklearn")
@@ -130,6 +132,29 @@ def test_bad_arguments_exit_with_2(run, args, message):
     code, out, err = run("train", "--json", *args)
     assert code == 2 and message in err and "Traceback" not in err and err.count("\n") == 1
     assert err == f"sparsegnn: {json.loads(out)['error']}\n" and json.loads(out)["type"] in ("ValueError", "TypeError")
+
+
+HOSTILE = ("", " ", "nan", "-inf", "-1", "0", "1e400", "9" * 5000, "\udcff", "[/red]x", "../..", "0x10", "\0", "\u202e")
+
+
+def test_any_value_of_any_option_is_run_or_refused(run, monkeypatch, tmp_path):
+    """One strict JSON value, exit code 2, no traceback; what gets as far as a run is refused there."""
+
+    def refuse(config, graph):
+        raise ValueError("as far as a run")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sparsegnn.train.train", refuse)
+    graph, load = data.load("digits"), data.load
+    monkeypatch.setattr(data, "load", lambda name, **kw: graph if name == "digits" else load(name, **kw))
+    options = [name for name in inspect.signature(cli.train).parameters if name not in ("as_json", "threads")]
+    ran = set()
+    for name, value in itertools.product(options, HOSTILE):
+        code, out, err = run("train", "--json", f"--{name.replace('_', '-')}={value}")
+        assert code == 2 and "Traceback" not in err, (name, value, err)
+        if out and json.loads(out)["error"] == "as far as a run":
+            ran.add(name)
+    assert {"lr", "seed", "dropout"} <= ran < set(options) and not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize("args", [["--bogus"], ["--epochs", "many"], ["surplus"]])

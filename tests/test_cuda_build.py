@@ -16,7 +16,7 @@ import sparsegnn
 ROOT = Path(__file__).parents[1]
 BUILD = Path(os.environ.get("SPARSEGNN_CUDA_BUILD", ROOT / "build" / "cuda"))
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-pytestmark = pytest.mark.deep
+pytestmark = [pytest.mark.deep, pytest.mark.nvcc]
 
 
 def missing(what: str):

@@ -98,6 +98,7 @@ def test_metadata_needs_no_torch(source, without_torch, tmp_path):
 
 
 @pytest.mark.deep
+@pytest.mark.wheel
 @pytest.mark.timeout(1800)
 def test_wheel_of_the_sdist_runs_in_a_clean_environment(sdist, tmp_path):
     """Built for this machine's instruction set, without CUDA; `make wheel test-wheel` does the rest."""

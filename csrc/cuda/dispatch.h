@@ -65,7 +65,7 @@ inline void check_device(const char* op, const char* name, const Tensor& t, cons
 }
 #endif
 
-// Calls f(T{}) with the kernel's element type for `dtype`; SG_FEW_TYPES is for the emulator's build of the fast tests.
+// Calls f(T{}) with the kernel's element type for `dtype`; SG_NO_FP16 is for the emulated entries of the tests.
 template <typename F>
 void dispatch(const char* op, ScalarType dtype, F&& f) {
   switch (dtype) {
@@ -75,7 +75,7 @@ void dispatch(const char* op, ScalarType dtype, F&& f) {
       return f(double{});
     case ScalarType::BFloat16:
       return f(bf16{});
-#if !defined(SG_FEW_TYPES)
+#if !defined(SG_NO_FP16)
     case ScalarType::Half:
       return f(fp16{});
 #endif

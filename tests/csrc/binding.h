@@ -83,15 +83,19 @@ class Optional {
   std::unique_ptr<Array<T>> array_;
 };
 
-// Calls f(T{}) with the element type of the array; of few types in the build of the fast tests.
+// Calls f(T{}) with the element type of the array: the types that this build has, CMakeLists.txt says which.
 template <typename F>
 auto by_dtype(const py::array& a, F f) {
   if (a.dtype().is(dtype_of<float>())) return f(float{});
-#if !defined(SG_FEW_TYPES)
+#if !defined(SG_NO_FP64)
   if (a.dtype().is(dtype_of<double>())) return f(double{});
+#endif
+#if !defined(SG_NO_FP16)
   if (a.dtype().is(dtype_of<fp16>())) return f(fp16{});
 #endif
+#if !defined(SG_NO_BF16)
   if (a.dtype().is(dtype_of<bf16>())) return f(bf16{});
+#endif
   throw py::type_error("expected float32, float64, float16 or uint16 (bfloat16 bits)");
 }
 

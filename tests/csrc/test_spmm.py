@@ -27,7 +27,6 @@ WIDTHS = [
     130,
     300,
 ]  # one, two or 16 bytes' worth of columns a lane
-SMALL = ["float32", "bfloat16"]
 
 
 def expected_sum(g, x, val, row_scale=None, col_scale=None, diag=None, mean=False):

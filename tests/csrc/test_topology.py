@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from .conftest import Dtype
+from .conftest import HALF, Dtype
 
 
 def highest(score, count):
@@ -69,10 +69,10 @@ def test_full_and_empty_patterns(emulated, dtype, n):
 def test_scores_may_differ_in_type(emulated):
     rng = np.random.default_rng(3)
     mask = rng.random((20, 30)) < 0.3
-    drop, bf16 = rng.standard_normal(mask.sum()).astype(np.float32), Dtype("bfloat16")
-    grow = bf16.pack(rng.standard_normal(mask.shape))
+    drop, half = rng.standard_normal(mask.sum()).astype(np.float32), Dtype(HALF)
+    grow = half.pack(rng.standard_normal(mask.shape))
     got = emulated.topology(*csr_of(np.flatnonzero(mask), mask.shape), drop, grow, 40)
-    for actual, wanted in zip(got, expected(mask, drop.astype(np.float64), bf16.unpack(grow), 40), strict=True):
+    for actual, wanted in zip(got, expected(mask, drop.astype(np.float64), half.unpack(grow), 40), strict=True):
         np.testing.assert_array_equal(actual, wanted)
 
 
