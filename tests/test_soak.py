@@ -20,6 +20,8 @@ import sparsegnn
 from sparsegnn import controllers
 from sparsegnn.nn import GATConv, GCNConv, SparseLinear
 
+from .test_leaks import heap_in_use
+
 STEPS = int(os.environ.get("SPARSEGNN_SOAK_STEPS", 100_000))
 LIVES = 50
 NODES, WIDTH = 60, 16
@@ -29,9 +31,9 @@ OPTIMIZERS = (
     lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9),
     lambda p: torch.optim.AdamW(p, lr=1e-3, fused=True),
 )
-#: A leaked tensor of one number is some 300 bytes of RSS: one in ten steps would show. The rest is what the allocator's
-#: arenas were seen to move by between equal lives.
-RSS_PER_STEP, RSS_NOISE = 30, 3 << 20
+#: The heap in use has no noise but the last lives' caches: 48 bytes lost at every tenth step would show. RSS too
+#: moves by what the allocator's arenas were seen to differ by between equal lives.
+HEAP_PER_STEP, RSS_PER_STEP, RSS_NOISE = 4, 30, 3 << 20
 OBJECTS = 200  # Python objects, over all lives after the warm-up; one per graph or copy would be thousands
 
 
@@ -54,6 +56,7 @@ class Use:
     """What this process holds."""
 
     rss: int
+    heap: int
     objects: int
     threads: int
     files: int
@@ -64,7 +67,7 @@ class Use:
         sparsegnn.empty_cache()
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         threads, files = (len(os.listdir(f"/proc/self/{what}")) for what in ("task", "fd"))
-        return cls(pages * os.sysconf("SC_PAGESIZE"), len(gc.get_objects()), threads, files)
+        return cls(pages * os.sysconf("SC_PAGESIZE"), heap_in_use(), len(gc.get_objects()), threads, files)
 
 
 class Life:
@@ -142,12 +145,11 @@ def test_soak():
         torch.set_num_threads(threads)
     uses = uses[LIVES // 5 :]  # each method and each number of threads has been there twice
     steps = each * np.arange(len(uses))
-    slope = np.polyfit(steps, [u.rss for u in uses], 1)[0]
+    slope, heap = (np.polyfit(steps, [getattr(u, name) for u in uses], 1)[0] for name in ("rss", "heap"))
     first, last = (np.median([u.rss for u in part]) for part in (uses[:10], uses[-10:]))
-    print(
-        f"\nsoak: {each * LIVES} steps, RSS slope {slope:.1f} bytes a step, medians {int(last - first) >> 10} KiB off"
-    )
-    print(f"{uses[0]} to {uses[-1]}")
+    grown = f"RSS {slope:.1f} and heap {heap:.2f} bytes a step, medians of RSS {int(last - first) >> 10} KiB off"
+    print(f"\nsoak: {each * LIVES} steps, {grown}\n{uses[0]} to {uses[-1]}")
+    assert heap < HEAP_PER_STEP
     assert last - first < RSS_NOISE + RSS_PER_STEP * steps[-1]
     assert max(u.objects for u in uses[-10:]) - min(u.objects for u in uses[:10]) < OBJECTS
     assert max(u.threads for u in uses) <= uses[0].threads

@@ -4,6 +4,9 @@
 #include <torch/csrc/stable/macros.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <string>
+#include <utility>
+
 // What the last exception inside torch said; from torch 2.13 on.
 extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
 
@@ -27,3 +30,28 @@ namespace sparsegnn {
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+
+namespace sparsegnn {
+
+// A string argument of an op. Torch's own conversion to std::string (2.10 to 2.13) leaks one std::string at each call.
+struct Text : std::string {
+  explicit Text(std::string text) : std::string(std::move(text)) {}
+};
+
+}  // namespace sparsegnn
+
+HIDDEN_NAMESPACE_BEGIN(torch, stable, detail)
+template <>
+struct ToImpl<sparsegnn::Text> {
+  static sparsegnn::Text call(StableIValue value, uint64_t, bool) {
+    const auto handle = to<StringHandle>(value);
+    size_t length = 0;
+    const char* data = nullptr;
+    TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+    TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
+    sparsegnn::Text text(std::string(data, length));
+    TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+    return text;
+  }
+};
+HIDDEN_NAMESPACE_END(torch, stable, detail)

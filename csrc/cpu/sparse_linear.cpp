@@ -55,7 +55,7 @@ void multiply(const SparseLinearWeight<T>& w, const T* x, const A* bias, T* y, i
 }
 
 void forward(const Tensor& x_in, const Tensor& values_in, const std::optional<Tensor>& bias_in, const Tensor& crow,
-             const Tensor& col, const std::string& act, double dropout, const std::optional<Tensor>& seed, Tensor& y) {
+             const Tensor& col, const Text& act, double dropout, const std::optional<Tensor>& seed, Tensor& y) {
   STD_TORCH_CHECK(act == "none" || act == "relu", "sparse_linear: act must be none or relu, got ", act);
   const int64_t samples = x_in.size(0), outputs = crow.numel() - 1, inputs = x_in.size(1), nnz = col.numel();
   if (bias_in) {
@@ -100,7 +100,7 @@ void forward(const Tensor& x_in, const Tensor& values_in, const std::optional<Te
 
 Tensor sparse_linear(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias, const Tensor& crow,
                      const Tensor& col, const Tensor& ccol, const Tensor& /*row*/, const Tensor& /*perm*/,
-                     const std::string& act, double dropout, const std::optional<Tensor>& seed) {
+                     const Text& act, double dropout, const std::optional<Tensor>& seed) {
   check(x, values, crow, col, ccol);
   Tensor y = new_output(x, {x.size(0), crow.numel() - 1});
   forward(x, values, bias, crow, col, act, dropout, seed, y);
@@ -108,8 +108,8 @@ Tensor sparse_linear(const Tensor& x, const Tensor& values, const std::optional<
 }
 
 void sparse_linear_out(Tensor y, const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias,
-                       const Tensor& crow, const Tensor& col, const Tensor& ccol, const std::string& act,
-                       double dropout, const std::optional<Tensor>& seed) {
+                       const Tensor& crow, const Tensor& col, const Tensor& ccol, const Text& act, double dropout,
+                       const std::optional<Tensor>& seed) {
   check(x, values, crow, col, ccol);
   check_same_dtype(name, "out", y, x);
   STD_TORCH_CHECK(y.dim() == 2 && y.size(0) == x.size(0) && y.size(1) == crow.numel() - 1 && y.is_contiguous(),

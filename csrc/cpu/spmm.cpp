@@ -93,7 +93,7 @@ SpmmArgs<T, A> with_table(const SpmmArgs<T, A>& args, const Tensor& x, uint64_t 
 bool is_extremum(const std::string& reduce) { return reduce == "max" || reduce == "min"; }
 
 void check(const Tensor& x, const Tensor& crow, const Tensor& col, const Optional& val, const Optional& row_scale,
-           const Optional& col_scale, const Optional& diag, const std::string& reduce) {
+           const Optional& col_scale, const Optional& diag, const Text& reduce) {
   check_index("spmm", "crow", crow);
   check_index("spmm", "col", col);
   STD_TORCH_CHECK(x.dim() == 2, "spmm: x must have shape [N, K], got ", x.dim(), " dimension(s)");
@@ -115,7 +115,7 @@ void check(const Tensor& x, const Tensor& crow, const Tensor& col, const Optiona
 // Writes y, and arg where it has elements; both contiguous.
 void reduce_into(Tensor& y, Tensor& arg, const Tensor& x_in, const Tensor& crow, const Tensor& col,
                  const Optional& val_in, const Optional& row_scale_in, const Optional& col_scale_in,
-                 const Optional& diag_in, const std::string& reduce) {
+                 const Optional& diag_in, const Text& reduce) {
   static std::atomic<uint64_t> calls{0};
   const bool turned = is_turned(x_in);
   const uint64_t call = turned ? ++calls : 0;
@@ -160,7 +160,7 @@ void reduce_into(Tensor& y, Tensor& arg, const Tensor& x_in, const Tensor& crow,
 std::tuple<Tensor, Tensor> spmm(const Tensor& x, const Tensor& crow, const Tensor& col, const Optional& val,
                                 const Optional& row_scale, const Optional& col_scale, const Optional& diag,
                                 const Optional& /*ccol*/, const Optional& /*row*/, const Optional& /*perm*/,
-                                const std::string& reduce, bool need_arg) {
+                                const Text& reduce, bool need_arg) {
   check(x, crow, col, val, row_scale, col_scale, diag, reduce);
   const int64_t rows = crow.numel() - 1, width = x.size(1);
   const bool with_arg = need_arg && is_extremum(reduce);
@@ -171,7 +171,7 @@ std::tuple<Tensor, Tensor> spmm(const Tensor& x, const Tensor& crow, const Tenso
 }
 
 void spmm_out(Tensor y, const Tensor& x, const Tensor& crow, const Tensor& col, const Optional& val,
-              const Optional& row_scale, const Optional& col_scale, const Optional& diag, const std::string& reduce) {
+              const Optional& row_scale, const Optional& col_scale, const Optional& diag, const Text& reduce) {
   check(x, crow, col, val, row_scale, col_scale, diag, reduce);
   check_same_dtype("spmm", "out", y, x);
   STD_TORCH_CHECK(y.dim() == 2 && y.size(0) == crow.numel() - 1 && y.size(1) == x.size(1) && y.is_contiguous(),

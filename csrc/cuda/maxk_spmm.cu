@@ -18,7 +18,7 @@ struct Inputs {
 
 Inputs check_inputs(const char* op, const Tensor& values, const Tensor& index, int64_t width, const Tensor& crow,
                     const Tensor& col, const Optional& val, const Optional& row_scale, const Optional& col_scale,
-                    const Optional& diag, const std::string& reduce) {
+                    const Optional& diag, const Text& reduce) {
   check_index_on(op, "crow", crow, values);
   check_index_on(op, "col", col, values);
   check_device(op, "index", index, values);
@@ -80,7 +80,7 @@ void by_types(const char* op, const Inputs& in, const F& f) {
 
 Tensor maxk_spmm(const Tensor& values, const Tensor& index, int64_t width, const Tensor& crow, const Tensor& col,
                  const Optional& val, const Optional& row_scale, const Optional& col_scale, const Optional& diag,
-                 const Optional& /*ccol*/, const Optional& /*row*/, const Optional& /*perm*/, const std::string& reduce,
+                 const Optional& /*ccol*/, const Optional& /*row*/, const Optional& /*perm*/, const Text& reduce,
                  int64_t group) {
   const OnDevice device(values);
   STD_TORCH_CHECK(group >= 0, "maxk_spmm: group must be at least 0, got ", group);
@@ -99,7 +99,7 @@ std::tuple<Tensor, Tensor> maxk_spmm_backward(const Tensor& dy_in, const Tensor&
                                               const Tensor& crow, const Tensor& col, const Optional& val,
                                               const Optional& row_scale, const Optional& col_scale,
                                               const Optional& diag, const Optional& ccol, const Optional& row,
-                                              const Optional& perm, const std::string& reduce, bool need_dvalues,
+                                              const Optional& perm, const Text& reduce, bool need_dvalues,
                                               bool need_dval) {
   const char* op = "maxk_spmm_backward";
   const OnDevice device(values);

@@ -40,8 +40,7 @@ void multiply(const Tensor& x, const Tensor& values, const acc_t<T>* bias, const
 }
 
 void forward(const Tensor& x_in, const Tensor& values_in, const std::optional<Tensor>& bias_in, const Tensor& crow,
-             const Tensor& col, const std::string& act, double dropout, const std::optional<Tensor>& seed_in,
-             Tensor& y) {
+             const Tensor& col, const Text& act, double dropout, const std::optional<Tensor>& seed_in, Tensor& y) {
   const OnDevice device(x_in);
   STD_TORCH_CHECK(act == "none" || act == "relu", "sparse_linear: act must be none or relu, got ", act);
   const int64_t* seed = check_dropout(name, dropout, seed_in, x_in);
@@ -62,8 +61,8 @@ void forward(const Tensor& x_in, const Tensor& values_in, const std::optional<Te
 }
 
 Tensor sparse_linear(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias, const Tensor& crow,
-                     const Tensor& col, const Tensor& ccol, const Tensor& row, const Tensor& perm,
-                     const std::string& act, double dropout, const std::optional<Tensor>& seed) {
+                     const Tensor& col, const Tensor& ccol, const Tensor& row, const Tensor& perm, const Text& act,
+                     double dropout, const std::optional<Tensor>& seed) {
   check(x, values, crow, col, ccol, row, perm);
   Tensor y = torch::stable::new_empty(x, {x.size(0), crow.numel() - 1});
   forward(x, values, bias, crow, col, act, dropout, seed, y);
@@ -71,8 +70,8 @@ Tensor sparse_linear(const Tensor& x, const Tensor& values, const std::optional<
 }
 
 void sparse_linear_out(Tensor y, const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias,
-                       const Tensor& crow, const Tensor& col, const Tensor& ccol, const std::string& act,
-                       double dropout, const std::optional<Tensor>& seed) {
+                       const Tensor& crow, const Tensor& col, const Tensor& ccol, const Text& act, double dropout,
+                       const std::optional<Tensor>& seed) {
   check(x, values, crow, col, ccol, col, col);
   check_device(name, "out", y, x);
   check_same_dtype(name, "out", y, x);

@@ -58,7 +58,7 @@ void reduce_into(Tensor& y, Tensor& arg, const Tensor& x_in, const Tensor& crow,
 std::tuple<Tensor, Tensor> spmm(const Tensor& x, const Tensor& crow, const Tensor& col, const Optional& val,
                                 const Optional& row_scale, const Optional& col_scale, const Optional& diag,
                                 const Optional& /*ccol*/, const Optional& /*row*/, const Optional& /*perm*/,
-                                const std::string& name, bool need_arg) {
+                                const Text& name, bool need_arg) {
   const OnDevice device(x);
   const Reduce reduce = reduce_of(name);
   check_spmm(x, crow, col, val, row_scale, col_scale, diag, reduce);
@@ -71,7 +71,7 @@ std::tuple<Tensor, Tensor> spmm(const Tensor& x, const Tensor& crow, const Tenso
 }
 
 void spmm_out(Tensor y, const Tensor& x, const Tensor& crow, const Tensor& col, const Optional& val,
-              const Optional& row_scale, const Optional& col_scale, const Optional& diag, const std::string& name) {
+              const Optional& row_scale, const Optional& col_scale, const Optional& diag, const Text& name) {
   const OnDevice device(x);
   const Reduce reduce = reduce_of(name);
   check_spmm(x, crow, col, val, row_scale, col_scale, diag, reduce);

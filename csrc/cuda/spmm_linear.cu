@@ -56,7 +56,7 @@ Tensor spmm_linear(const Tensor& x, const Tensor& crow, const Tensor& col, const
                    const Optional& row_scale, const Optional& col_scale, const Optional& diag, const Optional& /*ccol*/,
                    const Optional& /*row*/, const Optional& /*perm*/, const Tensor& values_in, const Optional& bias_in,
                    const Tensor& w_crow, const Tensor& w_col, const Tensor& w_ccol, const Tensor& w_row,
-                   const Tensor& w_perm, const std::string& act, double dropout, const Optional& seed_in) {
+                   const Tensor& w_perm, const Text& act, double dropout, const Optional& seed_in) {
   const char* op = "spmm_linear";
   const OnDevice device(x);
   const Graph graph(op, x, crow, col, val, row_scale, col_scale, diag);
