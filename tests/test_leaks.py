@@ -4,6 +4,7 @@ Found in use: torch's own conversion of a string argument (2.10 to 2.13) keeps 4
 """
 
 import ctypes
+import gc
 
 import pytest
 import torch
@@ -33,16 +34,20 @@ def heap_in_use() -> int:
     return info.uordblks + info.hblkhd
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def in_use():
     if heap_in_use() == 0:
         pytest.skip("needs glibc's mallinfo2")
 
     def count() -> int:
+        gc.collect()
         sparsegnn.empty_cache()
         return heap_in_use()
 
-    return count
+    gc.collect()
+    gc.freeze()  # what is there need not be looked through at every count
+    yield count
+    gc.unfreeze()
 
 
 def kept(call, in_use) -> float:
