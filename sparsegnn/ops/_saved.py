@@ -1,0 +1,31 @@
+"""Outputs that a backward reads and that their caller may overwrite, as an activation in place does."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sparsegnn.ops._library import transformed
+
+
+def keep_output(ctx, y: Tensor) -> Tensor:
+    """``y`` as ``ctx`` should save it: writing to it is no error, and :func:`kept_output` finds that it happened.
+
+    What is traced has copies for writes, and saves ``y`` itself.
+    """
+    ctx.watch = None
+    if type(y) is not Tensor or torch.compiler.is_compiling() or transformed():
+        return y
+    ctx.watch = y.detach()  # shares the counter of writes with y
+    if not torch._C._len_torch_dispatch_stack():  # which would see this, and could not record it
+        ctx.watch.data = y.new_empty(0)  # but not the memory, which would be held longer than what is saved
+    ctx.version = y._version
+    return y.data
+
+
+def kept_output(ctx, y: Tensor, make: Callable, *inputs) -> Tensor:
+    """``y`` as it was, made again from the inputs of the op where it has been overwritten."""
+    if ctx.watch is None or ctx.watch._version == ctx.version:
+        return y
+    with torch.autocast(y.device.type, enabled=False):
+        return make(*inputs)[0]
