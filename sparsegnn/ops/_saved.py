@@ -11,13 +11,13 @@ from sparsegnn.ops._library import transformed
 def keep_output(ctx, y: Tensor) -> Tensor:
     """``y`` as ``ctx`` should save it: writing to it is no error, and :func:`kept_output` finds that it happened.
 
-    What is traced has copies for writes, and saves ``y`` itself.
+    Under torch.func it stays an error.
     """
     ctx.watch = None
-    if type(y) is not Tensor or torch.compiler.is_compiling() or transformed():
+    if transformed():
         return y
     ctx.watch = y.detach()  # shares the counter of writes with y
-    if not torch._C._len_torch_dispatch_stack():  # which would see this, and could not record it
+    if type(y) is Tensor and not torch._C._len_torch_dispatch_stack():  # nothing records this
         ctx.watch.data = y.new_empty(0)  # but not the memory, which would be held longer than what is saved
     ctx.version = y._version
     return y.data
