@@ -1,11 +1,18 @@
 """Outputs that a backward reads and that their caller may overwrite, as an activation in place does."""
 
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from sparsegnn.ops._library import transformed
+
+
+@functools.cache
+def _empty(dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.empty(0, dtype=dtype, device=device)
 
 
 def keep_output(ctx, y: Tensor) -> Tensor:
@@ -18,7 +25,7 @@ def keep_output(ctx, y: Tensor) -> Tensor:
         return y
     ctx.watch = y.detach()  # shares the counter of writes with y
     if type(y) is Tensor and not torch._C._len_torch_dispatch_stack():  # nothing records this
-        ctx.watch.data = y.new_empty(0)  # but not the memory, which would be held longer than what is saved
+        ctx.watch.data = _empty(y.dtype, y.device)  # but not the memory, which would be held longer than what is saved
     ctx.version = y._version
     return y.data
 
