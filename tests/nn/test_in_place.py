@@ -65,8 +65,11 @@ OPS = {
 }
 
 
-@pytest.mark.parametrize("mode", ["plain", "again", "checkpoint", "reentrant", "compiled", "autocast"])
-@pytest.mark.parametrize("op", OPS)
+MODES = ["plain", "again", "checkpoint", "reentrant", "autocast"]
+CASES = [(op, mode) for op in OPS for mode in MODES] + [("gat", "compiled"), ("gatv2", "compiled")]
+
+
+@pytest.mark.parametrize("op, mode", CASES)
 def test_ops_in_every_mode_are_as_with_a_copy(op, mode):
     graph, call = CSRGraph.from_edge_index(edges(), N), OPS[op]
     inputs = [torch.randn(N, 8), torch.randn(N, 2)]
