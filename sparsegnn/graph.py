@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from sparsegnn import graph_formats as formats
-from sparsegnn.graph_formats import check_weight, fail
+from sparsegnn.graph_formats import check_weight, fail, outside_inference
 
 Csr = tuple[Tensor, Tensor, Tensor]
 
@@ -27,6 +29,7 @@ class CSRGraph:
         val: ``[E]`` edge weights in slot order, or None.
         num_cols: N, the number of sources.
         perm: int32 ``[E]``, position of every slot in the edge list that the graph was made from; None: the same.
+        num_given: length of that list; None: E.
     """
 
     crow: Tensor
@@ -36,31 +39,43 @@ class CSRGraph:
     perm: Tensor | None = None
     _structure: dict = field(default_factory=dict)  # derived from crow and col; shared by copies with other weights
     _norms: dict = field(default_factory=dict)
+    num_given: int | None = None
 
     # --- making one ---
 
     @classmethod
+    @outside_inference
     def from_edge_index(
         cls, edge_index: Tensor, num_nodes: int | tuple[int, int] | None = None, edge_weight: Tensor | None = None
     ) -> CSRGraph:
         """From ``edge_index`` [2, E], int32 or int64: row 0 the sources, row 1 the targets, in any order.
 
         Args:
-            num_nodes: number of nodes, or ``(M, N)`` = (targets, sources) when bipartite; None: largest index + 1.
+            num_nodes: number of nodes, or ``(M, N)`` = (targets, sources) when bipartite; None: largest index + 1,
+                as long as that takes memory in proportion to the edges.
             edge_weight: ``[E]``, floating point, in the order of ``edge_index``; differentiable.
         """
         formats.check_edge_index(edge_index)
         rows, cols = formats.size_of(num_nodes, edge_index)
         crow, col, perm = formats.sort_edges(edge_index, rows, cols)
         check_weight("edge_weight", edge_weight, col)
-        return cls(crow, col, None if edge_weight is None else edge_weight.index_select(0, perm), cols, perm)
+        graph = cls(crow, col, None if edge_weight is None else edge_weight.index_select(0, perm), cols, perm)
+        if torch.compiler.is_compiling():
+            graph._structure["inside"] = True
+        return graph
 
     @classmethod
+    @outside_inference
     def from_csr(cls, crow: Tensor, col: Tensor, val: Tensor | None = None, num_cols: int | None = None) -> CSRGraph:
-        """From compressed rows of A[target, source]; ``num_cols`` None: as many as rows."""
-        crow, col = formats.check_csr(crow, col, num_cols)
+        """From compressed rows of A[target, source]; ``num_cols`` None: as many as rows.
+
+        Copied: later writes to these arrays do not reach the graph. Only a ``val`` that needs a gradient is the
+        caller's own.
+        """
+        formats.check_csr(crow, col, num_cols)
         check_weight("val", val, col)
-        return cls(crow, col, val, crow.numel() - 1 if num_cols is None else num_cols)
+        num_cols = crow.numel() - 1 if num_cols is None else num_cols
+        return cls(formats.int32_copy(crow), formats.int32_copy(col), own(val), num_cols)
 
     @classmethod
     def from_any(cls, obj, num_nodes: int | tuple[int, int] | None = None) -> CSRGraph:
@@ -86,6 +101,11 @@ class CSRGraph:
         return self.col.shape[0]
 
     @property
+    def given(self) -> int:
+        """Length of the edge list that ``perm`` counts in."""
+        return self.num_edges if self.num_given is None else self.num_given
+
+    @property
     def device(self) -> torch.device:
         return self.crow.device
 
@@ -102,7 +122,7 @@ class CSRGraph:
 
     def transpose(self) -> Csr:
         """``(ccol, row, perm)`` of the transpose; ``ccol`` and ``row`` are ``crow`` and ``col`` when A is symmetric."""
-        return self._structure.get("transpose") or keep(self._structure, "transpose", self._transpose())
+        return self._structure.get("transpose") or keep(self._structure, "transpose", self._transpose)
 
     def _transpose(self) -> Csr:
         ccol, row, perm = torch.ops.sparsegnn.csr_transpose(self.crow, self.col, self.num_cols)
@@ -111,11 +131,17 @@ class CSRGraph:
             return self.crow, self.col, perm
         return ccol, row, perm
 
+    @outside_inference
     def weighted(self, edge_weight: Tensor | None) -> CSRGraph:
-        """The same graph with these weights, ``[E]`` in the order of the edges that it was made from."""
-        check_weight("edge_weight", edge_weight, self.col)
-        val = edge_weight if edge_weight is None or self.perm is None else edge_weight.index_select(0, self.perm)
-        return CSRGraph(self.crow, self.col, val, self.num_cols, self.perm, self._structure)
+        """The same graph with these weights, in the order of the edge list that it was made from, ``[num_given]``.
+
+        Of a graph whose self-loops were removed that is the list with them; where self-loops were added, behind the
+        list comes one weight per node, which counts where its loop is new.
+        """
+        check_weight("edge_weight", edge_weight, self.col, self.given)
+        ordered = edge_weight is None or self.perm is None
+        val = own(edge_weight) if ordered else edge_weight.index_select(0, self.perm)
+        return CSRGraph(self.crow, self.col, val, self.num_cols, self.perm, self._structure, num_given=self.num_given)
 
     def gcn_norm(
         self, improved: bool = False, add_self_loops: bool = True, dtype: torch.dtype = torch.float32
@@ -125,36 +151,73 @@ class CSRGraph:
         ``scale`` [M] is D^-1/2 (0 where a degree is 0), for rows and columns; ``diag`` [M] is what L adds, or None.
         As PyG's ``gcn_norm`` on an edge list: L gives every node one self-loop; the last of those that a node has
         keeps its weight; others weigh 1, or 2 when ``improved`` and the graph has weights (without, PyG adds 1).
+        Where a node has several, sums over A and ``diag`` cancel: there use :meth:`normed`.
         """
-        key = f"{improved} {add_self_loops} {dtype}"
-        return self._norms.get(key) or keep(self._norms, key, self._gcn_norm(improved, add_self_loops, dtype))
+        graph, scale, diag = self.normed(improved, add_self_loops, dtype)
+        if graph is self or not add_self_loops:
+            return scale, diag
+        key = f"{improved} {dtype} whole"
+        return scale, (self._norms.get(key) or keep(self._norms, key, lambda: (self._canceling(improved, dtype),)))[0]
 
-    def _gcn_norm(self, improved: bool, add_self_loops: bool, dtype: torch.dtype):
+    def _canceling(self, improved: bool, dtype: torch.dtype) -> Tensor:
+        """The loops that L leaves, less all those of A."""
+        slot, row, last = self._loops()
+        wide = torch.ones_like(self.col, dtype=torch.float64) if self.val is None else self.val.detach().double()
+        fill = 2.0 if improved and self.val is not None else 1.0
+        kept = torch.where(last < 0, fill, torch.cat([wide, wide.new_zeros(1)])[last])
+        return kept.index_put((row,), -wide[slot], accumulate=True).to(dtype)  # deterministic
+
+    def normed(
+        self, improved: bool = False, add_self_loops: bool = True, dtype: torch.dtype = torch.float32
+    ) -> tuple[CSRGraph, Tensor, Tensor | None]:
+        """``(graph, scale, diag)`` of :meth:`gcn_norm`, of a graph with at most one self-loop per node, this one if
+        it is: nothing is summed that ``diag`` has to take away again."""
+        key = f"{improved} {add_self_loops} {dtype}"
+        found = self._norms.get(key)
+        if found is None:
+            cache = {} if self.val is not None and self.val.requires_grad else self._norms  # an optimizer changes it
+            found = keep(cache, key, lambda: self._normed(improved, add_self_loops, dtype))
+        graph, scale, diag = found
+        return self if graph is None else graph, scale, diag
+
+    def _normed(self, improved: bool, add_self_loops: bool, dtype: torch.dtype):
+        """As :meth:`normed`, with None for this graph, which must not hold itself."""
         self._check_square("gcn_norm")
-        degrees = torch.ops.sparsegnn.csr_degrees
-        val = None if self.val is None else self.val.detach().to(dtype)
-        deg, diag = degrees(self.crow, val).to(dtype), None
-        if add_self_loops:
-            slot, row, last = self._loops()
-            weight = (slot >= 0).to(dtype) if val is None else torch.where(slot >= 0, val[slot.clamp(min=0)], 0)
-            kept = 1.0 if val is None or not self.num_edges else val[last.clamp(min=0)]
-            fill = 2.0 if improved and val is not None else 1.0
-            diag = torch.where(last < 0, fill, kept).to(dtype)
-            diag = diag.index_put((row,), -weight, accumulate=True)  # deterministic, unlike index_add
-            deg = deg + diag
-        scale = deg.pow(-0.5)
-        return scale.masked_fill(scale == float("inf"), 0), diag
+        graph, val, diag = None, None if self.val is None else self.val.detach(), None
+        fill = 2.0 if improved and val is not None else 1.0
+        if add_self_loops and torch.compiler.is_compiling():  # sizes must not depend on data: weigh them 0
+            loop, slot, last = self._fixed_loops()
+            surplus = loop & (slot != last.index_select(0, self.col))
+            val = torch.where(surplus, 0, torch.ones_like(self.col, dtype=dtype) if val is None else val)
+            graph = CSRGraph(self.crow, self.col, val, self.num_cols, self.perm, self._structure)
+            diag = torch.where(last < 0, fill, 0.0).to(dtype)
+        elif add_self_loops:
+            slot, _, last = self._loops()
+            new = last < 0
+            if slot.numel() > self.num_rows - int(new.sum()):
+                looped, slot = self.looped()
+                val = extend(val, slot, fill)
+                graph = CSRGraph(looped.crow, looped.col, val, self.num_cols, None, looped._structure)
+            else:
+                diag = torch.where(new, fill, 0.0).to(dtype)
+        crow = self.crow if graph is None else graph.crow
+        deg = torch.ops.sparsegnn.csr_degrees(crow, None if val is None else val.to(dtype)).to(dtype)
+        scale = (deg if diag is None else deg + diag).pow(-0.5)
+        return graph, scale.masked_fill(scale == float("inf"), 0), diag
 
     def _loops(self) -> Csr:
         """Slots of self-loops, their rows, and the last such slot of every row, or -1."""
         row = self.rows()
-        is_loop = row == self.col
-        if torch.compiler.is_compiling():  # sizes must not depend on data: all slots, -1 for those that are none
-            slot = torch.where(is_loop, torch.arange(self.num_edges, device=self.device), -1)
-        else:
-            slot = torch.nonzero(is_loop).view(-1)
-            row = row[slot]
+        slot = torch.nonzero(row == self.col).view(-1)
+        row = row[slot]
         return slot, row, slot.new_full((self.num_rows,), -1).scatter_reduce(0, row, slot, "amax")
+
+    def _fixed_loops(self) -> Csr:
+        """Whether a slot is a self-loop, all slots, and the last of :meth:`_loops`; of sizes that no data decides."""
+        row, slot = self.rows(), torch.arange(self.num_edges, device=self.device)
+        loop = row == self.col
+        last = slot.new_full((self.num_rows,), -1).scatter_reduce(0, row, torch.where(loop, slot, -1), "amax")
+        return loop, slot, last
 
     def looped(self) -> tuple[CSRGraph, Tensor]:
         """The graph with exactly one self-loop per node, and where its edges come from.
@@ -162,7 +225,7 @@ class CSRGraph:
         Returns ``(graph, slot)``: ``slot`` [E'] int64 is the slot here, or a number from E on for a new loop; of
         several loops of a node the last stays. Without values.
         """
-        return self._structure.get("looped") or keep(self._structure, "looped", self._looped())
+        return self._structure.get("looped") or keep(self._structure, "looped", self._looped)
 
     def _looped(self) -> tuple[CSRGraph, Tensor]:
         self._check_square("add_self_loops")
@@ -178,28 +241,54 @@ class CSRGraph:
         target, source = torch.cat([rows[kept], new]), torch.cat([self.col[kept].long(), new])
         origin = torch.cat([kept, self.num_edges + torch.arange(new.numel(), device=self.device)])
         crow, col, order = torch.ops.sparsegnn.csr_from_edges(target, source, *self.shape)
-        origin = origin[order]
-        perm = origin if self.perm is None else torch.cat([self.perm.long(), new + self.num_edges])[origin]
-        return CSRGraph(crow, col, None, self.num_cols, perm.int()), origin
+        given = self.given
+        if given + self.num_rows >= formats.LIMIT:
+            fail("graph must have fewer than 2^31 - 1 edges and nodes for add_self_loops", given + self.num_rows)
+        perm = torch.cat([kept if self.perm is None else self.perm[kept].long(), new + given])[order].int()
+        return CSRGraph(crow, col, None, self.num_cols, perm, num_given=given + self.num_rows), origin[order]
 
+    def padded_loops(self) -> tuple[CSRGraph, Tensor]:
+        """:meth:`looped` with a size that depends on no data, for compiled regions; its shape is ``(M + 1, N + 1)``,
+        the last row holds the edges that are none. Of any shape: loops for the nodes that are source and target."""
+        (m, n), e = self.shape, self.num_edges
+        (loop, slot, last), both = self._fixed_loops(), torch.arange(min(m, n), device=self.device)
+        last = last[: min(m, n)]
+        target = torch.cat([torch.where(loop, m, self.rows()), both])
+        source = torch.cat([torch.where(loop, n, self.col.long()), both])
+        origin = torch.cat([torch.where(loop, e, slot), torch.where(last < 0, e, last)])
+        crow, col, order = torch.ops.sparsegnn.csr_from_edges(target, source, m + 1, n + 1)
+        return CSRGraph(crow, col, None, n + 1), origin[order]
+
+    def layer_loops(self) -> tuple[CSRGraph, Tensor]:
+        """:meth:`looped`, or :meth:`padded_loops` of what a compiled region makes and forgets."""
+        square = self.num_rows == self.num_cols
+        if torch.compiler.is_compiling() and "looped" not in self._structure:
+            if not square or "inside" in self._structure:
+                return self.padded_loops()
+        return self.looped()
+
+    @outside_inference
     def add_self_loops(self, fill_value: float = 1.0) -> CSRGraph:
         """The graph with exactly one self-loop per node; loops that exist keep their weight, new ones get this.
 
-        In its ``perm`` the new loops are numbered behind the edges that the graph was made from.
+        In its ``perm`` the new loop of node i is number i behind the edges that the graph was made from.
         """
         graph, slot = self.looped()
         val = self.val
         if val is None and fill_value != 1.0:
             val = torch.ones(self.num_edges, device=self.device)
-        return CSRGraph(graph.crow, graph.col, extend(val, slot, fill_value), self.num_cols, graph.perm)
+        val = extend(val, slot, fill_value)
+        return CSRGraph(graph.crow, graph.col, val, self.num_cols, graph.perm, num_given=graph.num_given)
 
+    @outside_inference
     def remove_self_loops(self) -> CSRGraph:
-        """The graph without self-loops."""
+        """The graph without self-loops; its ``perm`` still counts in the list with them."""
         rows = self.rows()
         kept = torch.nonzero(rows != self.col).view(-1)
         crow, col, order = torch.ops.sparsegnn.csr_from_edges(rows[kept], self.col[kept].long(), *self.shape)
         perm = kept[order].int() if self.perm is None else self.perm[kept][order]
-        return CSRGraph(crow, col, None if self.val is None else self.val[kept][order], self.num_cols, perm)
+        val = None if self.val is None else self.val[kept][order]
+        return CSRGraph(crow, col, val, self.num_cols, perm, num_given=self.given)
 
     def _check_square(self, what: str) -> None:
         if self.num_rows != self.num_cols:
@@ -207,6 +296,19 @@ class CSRGraph:
 
     # --- moving it ---
 
+    def __getstate__(self) -> dict:
+        return {name: getattr(self, name) for name in SAVED}  # what is derived would have to be checked when loaded
+
+    def __setstate__(self, state: dict) -> None:
+        """Checks what is loaded, which may come from an untrusted file: ``torch.load(weights_only=True)`` takes it."""
+        crow, col, val, num_cols, perm, num_given = (state.get(name) for name in SAVED)
+        formats.check_loaded(crow, col, val, num_cols, perm, num_given)
+        self.__init__(crow, col, val, num_cols, perm, num_given=num_given)
+
+    def __deepcopy__(self, memo: dict) -> CSRGraph:
+        return pytree.tree_map_only(Tensor, lambda t: copy.deepcopy(t, memo), self)
+
+    @outside_inference
     def to(self, device: torch.device | str) -> CSRGraph:
         """The same graph, with all that was derived, on ``device``."""
         device, moved = torch.device(device), {}
@@ -217,10 +319,16 @@ class CSRGraph:
         return self if self.device == device else pytree.tree_map_only(Tensor, move, self)
 
 
-def keep(cache: dict, key: str, value):
+def keep(cache: dict, key: str, make: Callable):
+    value = outside_inference(make)()
     if not torch.compiler.is_compiling():  # a compiled region does not write to its inputs
         cache[key] = value
     return value
+
+
+def own(val: Tensor | None) -> Tensor | None:
+    """Constant weights, apart from the caller's memory."""
+    return val if val is None or val.requires_grad else val.clone(memory_format=torch.contiguous_format)
 
 
 def extend(val: Tensor | None, slot: Tensor, fill_value: float) -> Tensor | None:
@@ -230,20 +338,24 @@ def extend(val: Tensor | None, slot: Tensor, fill_value: float) -> Tensor | None
     return torch.cat([val, val.new_full((1,), fill_value)]).index_select(0, slot.clamp(max=val.numel()))
 
 
+SAVED = ("crow", "col", "val", "num_cols", "perm", "num_given")
 FIELDS = ("crow", "col", "val", "perm", "_structure", "_norms")
 
 
 def _flatten(graph: CSRGraph):
-    return [getattr(graph, name) for name in FIELDS], graph.num_cols
+    context = graph.num_cols if graph.num_given is None else [graph.num_cols, graph.num_given]
+    return [getattr(graph, name) for name in FIELDS], context
 
 
 def _flatten_with_keys(graph: CSRGraph):
-    return [(pytree.GetAttrKey(name), getattr(graph, name)) for name in FIELDS], graph.num_cols
+    children, context = _flatten(graph)
+    return list(zip(map(pytree.GetAttrKey, FIELDS), children, strict=True)), context
 
 
-def _unflatten(children, num_cols: int) -> CSRGraph:
+def _unflatten(children, context) -> CSRGraph:
     crow, col, val, perm, *derived = children
-    return CSRGraph(crow, col, val, num_cols, perm, *derived)
+    num_cols, num_given = context if isinstance(context, list) else (context, None)
+    return CSRGraph(crow, col, val, num_cols, perm, *derived, num_given)
 
 
 pytree.register_pytree_node(
@@ -253,3 +365,4 @@ pytree.register_pytree_node(
     serialized_type_name="sparsegnn.CSRGraph",
     flatten_with_keys_fn=_flatten_with_keys,
 )
+torch.serialization.add_safe_globals([CSRGraph])

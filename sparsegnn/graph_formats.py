@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 LIMIT = 2**31 - 1  # edges and nodes are counted in int32
+FEW_NODES = 1 << 24  # an index that is one by mistake may ask for 8 GiB of row offsets
 COMPRESSED = (torch.sparse_csr, torch.sparse_bsr, torch.sparse_csc, torch.sparse_bsc)
 
 
 def fail(expected: str, got, error: type[Exception] = ValueError):
     raise error(f"CSRGraph: {expected}, got {got}")
+
+
+def outside_inference(function: Callable) -> Callable:
+    """``function``, of ordinary tensors under ``torch.inference_mode`` too: what is kept must serve training later."""
+
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+            return function(*args, **kwargs)
+        with torch.inference_mode(False), torch.no_grad():
+            return function(*args, **kwargs)
+
+    return run
 
 
 def _describe(value) -> str:
@@ -36,14 +53,15 @@ def check_edge_index(edge_index) -> None:
     check_index("edge_index", edge_index, "[2, E]", lambda t: t.dim() == 2 and t.size(0) == 2)
 
 
-def check_weight(name: str, weight, col: Tensor) -> None:
-    """One floating-point number per edge, on the device of the graph, or None."""
+def check_weight(name: str, weight, col: Tensor, given: int | None = None) -> None:
+    """One floating-point number per edge, or per edge of the ``given``, on the device of the graph, or None."""
     if weight is None:
         return
+    size = col.shape[0] if given is None else given
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
-        fail(f"{name} must be a floating-point Tensor of shape [{col.shape[0]}]", _describe(weight), TypeError)
-    if weight.shape != col.shape:
-        fail(f"{name} must have shape [{col.shape[0]}]", list(weight.shape))
+        fail(f"{name} must be a floating-point Tensor of shape [{size}]", _describe(weight), TypeError)
+    if weight.shape != (size,):
+        fail(f"{name} must have shape [{size}]", list(weight.shape))
     if weight.device != col.device:
         fail(f"{name} must be on the graph's device {col.device}", weight.device)
 
@@ -63,6 +81,9 @@ def size_of(num_nodes, edge_index: Tensor) -> tuple[int, int]:
             fail("num_nodes must be given for an edge_index on meta", None)
         num_nodes = int(edge_index.max()) + 1 if edge_index.numel() else 0
         num_nodes = max(num_nodes, 0)  # a negative index is reported as such
+        if LIMIT > num_nodes > max(FEW_NODES, 100 * edge_index.size(1)):
+            fail(f"num_nodes must be given where almost no node has an edge (of {edge_index.size(1)} edges)",
+                 f"None and the largest index {num_nodes - 1}")  # fmt: skip
     if isinstance(num_nodes, (tuple, list)):
         if len(num_nodes) != 2:
             fail("num_nodes must be an int, or (targets, sources)", repr(num_nodes))
@@ -85,8 +106,8 @@ def sort_edges(edge_index: Tensor, rows: int, cols: int) -> tuple[Tensor, Tensor
         raise
 
 
-def check_csr(crow, col, num_cols) -> tuple[Tensor, Tensor]:
-    """int32 ``crow`` and ``col`` of well-formed compressed rows."""
+def check_csr(crow, col, num_cols) -> None:
+    """``crow`` and ``col`` of well-formed compressed rows."""
     check_index("crow", crow, "[M + 1]", lambda t: t.dim() == 1 and t.numel() >= 1)
     check_index("col", col, "[E]", lambda t: t.dim() == 1)
     for name, t in (("crow", crow), ("col", col)):
@@ -107,7 +128,26 @@ def check_csr(crow, col, num_cols) -> tuple[Tensor, Tensor]:
     if falls.any():
         e = int(falls.nonzero()[0])
         fail("col must ascend within every row", f"{int(col[e])} before {int(col[e + 1])} at slot {e}")
-    return crow.int().contiguous(), col.int().contiguous()
+
+
+def int32_copy(t: Tensor) -> Tensor:
+    return t.to(torch.int32, copy=True, memory_format=torch.contiguous_format)
+
+
+def check_loaded(crow, col, val, num_cols, perm, num_given) -> None:
+    """The parts of a graph that was loaded."""
+    for name, t in (("crow", crow), ("col", col)) + (() if perm is None else (("perm", perm),)):
+        check_index(name, t, "[E]", lambda t: t.dim() == 1)
+        if t.dtype != torch.int32 or not t.is_contiguous():
+            fail(f"{name} must be int32 and contiguous", _describe(t), TypeError)
+    _count("num_cols", num_cols)
+    if num_given is not None:
+        _count("num_given", num_given)
+    if not crow.is_meta:
+        check_csr(crow, col, num_cols)
+    check_weight("val", val, col)
+    if perm is not None and (perm.shape != col.shape or perm.device != col.device):
+        fail(f"perm must have shape {list(col.shape)} on {col.device}", f"{list(perm.shape)} on {perm.device}")
 
 
 def convert(cls, obj, num_nodes):

@@ -149,6 +149,8 @@ def factored(graph, improved, loops):
 def test_gcn_norm_is_pygs(weighted, improved, loops):
     for seed in range(5):
         edge_index, weight = random_edges(seed=seed)
+        if seed % 2:  # no node has several self-loops
+            edge_index, weight = edge_index.unique(dim=1), weight[: edge_index.unique(dim=1).size(1)]
         weight = weight if weighted else None
         graph = CSRGraph.from_edge_index(edge_index, 30, weight)
         np.testing.assert_allclose(
@@ -197,6 +199,56 @@ def test_weights_are_differentiable_and_reordered():
     before, after = (g.gcn_norm()[0] for g in (graph, graph.weighted(weight.detach() * 2)))  # each its own
     fresh = CSRGraph.from_edge_index(edge_index, 30, weight.detach() * 2).gcn_norm()[0]
     assert torch.equal(after, fresh) and not torch.equal(after, before)
+
+
+CHANGED = {  # name: (how the graph is changed, the list that its weights are in the order of)
+    "not": (lambda g: g, lambda e, w, n: (e, w)),
+    "removed": (lambda g: g.remove_self_loops(), lambda e, w, n: (e, w * (e[0] != e[1]))),
+    "added": (lambda g: g.add_self_loops(), lambda e, w, n: looped_list(e, w, n)),
+    "looped": (lambda g: g.looped()[0], lambda e, w, n: looped_list(e, w, n)),
+    "removed, added": (
+        lambda g: g.remove_self_loops().add_self_loops(),
+        lambda e, w, n: (torch.cat([e, n.expand(2, -1)], 1), torch.cat([w[:-30] * (e[0] != e[1]), w[-30:]])),
+    ),
+    "added, removed": (
+        lambda g: g.add_self_loops().remove_self_loops(),
+        lambda e, w, n: (e, w[:-30] * (e[0] != e[1])),
+    ),
+}
+
+
+def looped_list(e, w, n):
+    """The given edges and behind them a loop of every node; the last loop that was given counts, then that one."""
+    loop, weight = e[0] == e[1], w.clone()
+    for node in n.tolist():
+        mine = (loop & (e[0] == node)).nonzero().view(-1)
+        weight[mine[:-1]] = 0
+        weight[len(w) - 30 + node] *= len(mine) == 0
+    return torch.cat([e, n.expand(2, -1)], 1), weight
+
+
+@pytest.mark.parametrize("made", ["edges", "csr"])
+@pytest.mark.parametrize("how", CHANGED)
+def test_weights_follow_the_list_that_a_graph_was_made_from(how, made):
+    edge_index, _ = random_edges()
+    graph, nodes = CSRGraph.from_edge_index(edge_index, 30), torch.arange(30)
+    if made == "csr":
+        graph = CSRGraph.from_csr(graph.crow, graph.col)
+        edge_index = torch.stack([graph.col.long(), graph.rows()])
+    change, listed = CHANGED[how]
+    changed = change(graph)
+    size = 150 if "added" in how or how == "looped" else 120
+    assert changed.given == size
+    weight = torch.rand(size, dtype=torch.float64).requires_grad_()
+    index, value = listed(edge_index, weight, nodes) if how == "not" else listed(edge_index, weight.detach(), nodes)
+    got = changed.weighted(weight)
+    wanted = scipy_of(index, value.detach(), (30, 30))
+    assert abs(to_scipy(changed.weighted(weight.detach())) - wanted).max() < 1e-14
+    got.val.sum().backward()
+    assert torch.equal(weight.grad[: len(value)] != 0, value.detach() != 0)
+    for wrong in (size - 1, changed.num_edges if changed.num_edges != size else size + 1):
+        with pytest.raises(ValueError, match=rf"edge_weight must have shape \[{size}\]"):
+            changed.weighted(torch.rand(wrong))
 
 
 def test_pickle_deepcopy_pytree_and_to():
@@ -290,6 +342,8 @@ pair = torch.tensor([[0, 1], [1, 2]])
         (lambda: CSRGraph.from_edge_index(pair, 2**31), ValueError, r"num_nodes must be in .* got 2147483648"),
         (lambda: CSRGraph.from_edge_index(pair + 2**40), ValueError, r"num_nodes must be in"),
         (lambda: CSRGraph.from_edge_index(pair, -1), ValueError, "num_nodes must be in"),
+        (lambda: CSRGraph.from_edge_index(pair * 2**29), ValueError, "num_nodes must be given .* index 1073741824"),
+        (lambda: CSRGraph.from_edge_index(pair * 2**25), ValueError, r"num_nodes must be given .* \(of 2 edges\)"),
         (lambda: CSRGraph.from_edge_index(pair, 3.0), TypeError, "num_nodes must be an int"),
         (lambda: CSRGraph.from_edge_index(pair, True), TypeError, "num_nodes must be an int"),
         (lambda: CSRGraph.from_edge_index(pair, (1, 2, 3)), ValueError, "num_nodes must be an int, or"),

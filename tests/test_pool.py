@@ -130,3 +130,20 @@ assert _native.kept_memory() == (0, 0)
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent,
                    env=os.environ | {"SPARSEGNN_POOL": "0"})  # fmt: skip
+
+
+def test_outputs_may_shrink_and_change_their_memory_but_not_grow(graph):
+    """Memory of the pool has no allocator that torch knows: it says so, and a clone has one."""
+    x = torch.rand(20_000, 64)
+    y = spmm(graph, x)
+    y.resize_(10_000, 64)
+    assert torch.equal(y, x[:10_000])
+    with pytest.raises(RuntimeError, match="not resizable"):
+        y.resize_(30_000, 64)
+    with pytest.raises(RuntimeError, match="not resizable"):
+        torch.cat([x, x], out=spmm(graph, x).resize_(0))
+    z = spmm(graph, x)
+    assert torch.equal(z.clone().resize_(30_000, 64)[:20_000], x)
+    assert torch.equal(torch.add(z, 1, out=z), x + 1) and z.share_memory_().is_shared()
+    z.set_(x)
+    assert z.data_ptr() == x.data_ptr()

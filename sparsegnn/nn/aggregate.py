@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from sparsegnn.graph import CSRGraph, extend
+from sparsegnn.graph_formats import outside_inference
 from sparsegnn.nn.linear import SparseLinear
-from sparsegnn.nn.maxk import CompressedRows
+from sparsegnn.nn.loops import pad_rows
+from sparsegnn.nn.maxk import CompressedRows, dense
 from sparsegnn.ops._fused import fused
 from sparsegnn.ops.spmm import apply as spmm
 from sparsegnn.ops.spmm_linear import apply as spmm_linear
@@ -21,21 +23,24 @@ def aggregate(graph: CSRGraph, x: Tensor | CompressedRows, aggr: str = "add", no
               improved: bool = False, add_self_loops: bool = True) -> Tensor:  # fmt: skip
     """A x, reduced over the edges of every row; A has the symmetric GCN norm when ``normalize``."""
     scale = diag = None
-    reduce, val = REDUCTIONS[aggr], graph.val
+    reduce, val, rows = REDUCTIONS[aggr], graph.val, graph.num_rows
     if isinstance(x, CompressedRows) and reduce in ("max", "min"):
         x = x.to_dense()
     dtype = torch.promote_types(x.dtype, torch.float32)
     if normalize and reduce == "sum" and (val is None or not val.requires_grad):
-        scale, diag = graph.gcn_norm(improved, add_self_loops, dtype)
+        graph, scale, diag = graph.normed(improved, add_self_loops, dtype)
+        val = graph.val
     elif normalize:
         graph, val = normalized(graph, improved, add_self_loops, dtype)
+        x = x if graph.num_cols == x.size(0) else pad_rows(dense(x), graph.num_cols)
     transpose = graph.transpose() if needs_grad(x) else (None, None, None)
     val = None if val is None else val.to(x.dtype)
     if isinstance(x, CompressedRows):
         matrix = graph.crow, graph.col, val, scale, scale, diag
         return torch.ops.sparsegnn.maxk_spmm(x.values, x.index, x.width, *matrix, *transpose, reduce, x.group)
     need_arg = needs_grad(x) or (val is not None and needs_grad(val))
-    return spmm(x, graph.crow, graph.col, val, scale, scale, diag, *transpose, reduce, need_arg)[0]
+    y = spmm(x, graph.crow, graph.col, val, scale, scale, diag, *transpose, reduce, need_arg)[0]
+    return y if graph.num_rows == rows else y[:rows]
 
 
 def aggregate_transform(graph: CSRGraph, x: Tensor | CompressedRows, linear: torch.nn.Module, bias: Tensor | None,
@@ -52,7 +57,7 @@ def aggregate_transform(graph: CSRGraph, x: Tensor | CompressedRows, linear: tor
     if REDUCTIONS[aggr] != "sum" or not constant or hooked or not linear.fusible:
         return None
     dtype = torch.promote_types(x.dtype, torch.float32)
-    scale, diag = graph.gcn_norm(improved, add_self_loops, dtype) if normalize else (None, None)
+    graph, scale, diag = graph.normed(improved, add_self_loops, dtype) if normalize else (graph, None, None)
     transpose = graph.transpose() if needs_grad(x) else (None, None, None)
     val = None if graph.val is None else graph.val.to(x.dtype)
     weight = (linear.values, bias, linear.crow, linear.col, linear.ccol, linear.row, linear.perm)
@@ -61,10 +66,11 @@ def aggregate_transform(graph: CSRGraph, x: Tensor | CompressedRows, linear: tor
 
 
 def normalized(graph: CSRGraph, improved: bool, add_self_loops: bool, dtype: torch.dtype) -> tuple[CSRGraph, Tensor]:
-    """The graph with its self-loops, and the GCN norm as edge weights, differentiable in the graph's weights."""
+    """The graph with its self-loops, and the GCN norm as edge weights, differentiable in the graph's weights; in a
+    compiled region it may be padded."""
     structure, val = graph, graph.val
     if add_self_loops:
-        structure, slot = graph.looped()
+        structure, slot = graph.layer_loops()
         val = extend(val, slot, 2.0 if improved else 1.0)
     val = torch.ones(structure.num_edges, dtype=dtype, device=graph.device) if val is None else val.to(dtype)
     deg = torch.ops.sparsegnn.csr_degrees(structure.crow, val)
@@ -108,7 +114,7 @@ class KeptAggregate:
             self._x, self._state, self._ax = weakref.ref(x, self._forget), state, None
             return None
         if self._ax is None:
-            self._ax = make()
+            self._ax = outside_inference(make)()
         return self._ax
 
     def _forget(self, gone) -> None:

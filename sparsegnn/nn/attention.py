@@ -79,10 +79,10 @@ class AttentionConv(nn.Module):
         if self.lin_edge is None:
             attr = None
         elif attr is None:
-            attr = graph.val
-        elif attr.size(0) != graph.num_edges:
+            self._no_features(edge_index, graph)
+        elif attr.size(0) != graph.given:
             op, got = type(self).__name__, list(attr.shape)
-            raise ValueError(f"{op}: edge_attr must have {graph.num_edges} rows, got {got}")
+            raise ValueError(f"{op}: edge_attr must have {graph.given} rows, got {got}")
         else:
             attr = attr if graph.perm is None else attr[graph.perm]
         attr = attr if attr is None or attr.dim() == 2 else attr.view(-1, 1)
@@ -90,6 +90,14 @@ class AttentionConv(nn.Module):
             base, (graph, slot) = graph, with_loops(graph)
             attr = None if attr is None else fill_loops(base, graph, slot, attr, self.fill_value)
         return graph, attr
+
+    def _no_features(self, edge_index: object, graph: CSRGraph) -> None:
+        """As in PyG, the values of an adjacency are weights, which attention does not use; where PyG takes no such
+        adjacency, someone may mean them as edge features."""
+        known = isinstance(edge_index, Tensor) or (hasattr(edge_index, "sparse_sizes") and not self.add_self_loops)
+        if graph.val is not None and not known:
+            raise ValueError(f"{type(self).__name__}: edge_attr must be given with edge_dim where the graph has "
+                             "weights, which are no features, got None (graph.weighted(None) has none)")  # fmt: skip
 
     def _options(self, device: torch.device) -> dict:
         """What the op takes besides tensors; a new seed at every call that drops."""

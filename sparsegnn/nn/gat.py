@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsegnn.nn.attention import AttentionConv
+from sparsegnn.nn.loops import pad_rows
 from sparsegnn.ops import gat
 
 
@@ -73,8 +74,14 @@ class GATConv(AttentionConv):
             a_dst = a_src.new_zeros(m, self.heads) if a_dst is None else a_dst
         graph, attr = self._edges(edge_index, edge_attr, m, n)
         a_edge = None if attr is None else self._edge_scores(attr).to(a_src.dtype)
-        y = gat(graph, h_src.view(-1, self.heads, self.out_channels), a_src, a_dst, a_edge,
+        h_src = h_src.view(-1, self.heads, self.out_channels)
+        if graph.num_cols != n:
+            h_src = pad_rows(h_src, n + 1)
+            if a_src.dim() == 2:
+                a_src, a_dst = pad_rows(a_src, n + 1), pad_rows(a_dst, m + 1)
+        y = gat(graph, h_src, a_src, a_dst, a_edge,
                 bias=self.bias if self.concat else None, **self._options(x_src.device))  # fmt: skip
+        y = y if graph.num_rows == m else y[:m]
         y = y.flatten(1) if self.concat else y.mean(1)
         y = y if res is None else y + res
         return y if self.concat or self.bias is None else y + self.bias.to(y.dtype)  # in the dtype of autocast

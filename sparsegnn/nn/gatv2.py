@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsegnn.nn.attention import AttentionConv
+from sparsegnn.nn.loops import pad_rows
 from sparsegnn.ops import gatv2
 
 
@@ -56,6 +57,8 @@ class GATv2Conv(AttentionConv):
             ``[M, heads * out_channels]``, or ``[M, out_channels]`` without ``concat``.
         """
         self._refuse_weights(return_attention_weights)
+        if edge_attr is not None and self.lin_edge is None:
+            raise ValueError("GATv2Conv: edge_attr must be None without edge_dim, got features")
         x_src, x_dst = self._features(x)
         if x_dst is None:
             raise ValueError("GATv2Conv: x must hold the features of the targets too, got None")
@@ -65,7 +68,10 @@ class GATv2Conv(AttentionConv):
         h_dst = h_src if self.share_weights and x_dst is x_src else self.lin_r(x_dst).view(shape)
         graph, attr = self._edges(edge_index, edge_attr, h_dst.size(0), h_src.size(0))
         edge = None if attr is None else self.lin_edge(attr).view(shape).to(h_src.dtype)
+        m, h_dst = h_dst.size(0), pad_rows(h_dst, graph.num_rows)
+        h_src = h_dst if h_src is h_dst else pad_rows(h_src, graph.num_cols)
         y = gatv2(graph, h_src, h_dst, self.att[0], edge, **self._options(h_src.device))
+        y = y if graph.num_rows == m else y[:m]
         y = y.flatten(1) if self.concat else y.mean(1)
         y = y if res is None else y + res
         return y if self.bias is None else y + self.bias.to(y.dtype)  # in the dtype of autocast

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from sparsegnn.ops._compressed import check_rows
+from sparsegnn.ops._library import check
 from sparsegnn.ops.maxk import check_k, maxk
 
 
@@ -17,13 +19,23 @@ class CompressedRows:
     """Rows ``[N, width]`` of which only ``values`` [N, k] at the columns ``index`` [N, k] are not zero.
 
     What ``MaxK(compressed=True)`` hands to :class:`GCNConv` and :class:`SAGEConv`, which then aggregate k features per
-    edge instead of all. Columns are distinct and ascending within rows.
+    edge instead of all. Columns are distinct and ascending within rows, which is checked unless ``trusted``, for which
+    the host waits for a GPU; do not write to ``index`` later.
     """
 
     values: Tensor
     index: Tensor
     width: int
     group: int = 0  # columns of a group, each of which keeps equally many; 0: rows are not grouped
+    trusted: InitVar[bool] = False
+
+    def __post_init__(self, trusted: bool) -> None:
+        if not trusted:
+            self.group = check_rows("CompressedRows", self.values, self.index, self.width, self.group)
+
+    def __setstate__(self, state: dict) -> None:
+        """Checks what is loaded, which may come from an untrusted file: ``torch.load(weights_only=True)`` takes it."""
+        self.__init__(*(state.get(name) for name in ("values", "index", "width", "group")))
 
     def to_dense(self) -> Tensor:
         """``[N, width]``; differentiable."""
@@ -31,7 +43,9 @@ class CompressedRows:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> CompressedRows:
         """With ``function(values)``: of an elementwise function that keeps zeros, such as dropout."""
-        return CompressedRows(function(self.values), self.index, self.width, self.group)
+        values = function(self.values)
+        check("CompressedRows", "values", values, tuple(self.index.shape), self.index)
+        return CompressedRows(values, self.index, self.width, self.group, trusted=True)
 
     @property
     def shape(self) -> torch.Size:
@@ -59,9 +73,10 @@ class CompressedRows:
 pytree.register_pytree_node(
     CompressedRows,
     lambda rows: ([rows.values, rows.index], (rows.width, rows.group)),
-    lambda children, context: CompressedRows(*children, *context),
+    lambda children, context: CompressedRows(*children, *context, trusted=True),
     serialized_type_name="sparsegnn.nn.CompressedRows",
 )
+torch.serialization.add_safe_globals([CompressedRows])
 
 
 class MaxK(nn.Module):
@@ -86,7 +101,7 @@ class MaxK(nn.Module):
             got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"MaxK: x must be a Tensor of shape [{'N' if self.compressed else '...'}, F], got {got}")
         width = x.size(-1)
-        rows = CompressedRows(*maxk(x.reshape(-1, width), self.k, self.group), width, self.group or 0)
+        rows = CompressedRows(*maxk(x.reshape(-1, width), self.k, self.group), width, self.group or 0, trusted=True)
         return rows if self.compressed else rows.to_dense().view(x.shape)
 
     def extra_repr(self) -> str:

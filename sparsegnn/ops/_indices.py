@@ -90,6 +90,8 @@ def check(op: str, a: SimpleNamespace) -> None:
     ``a`` has the arguments by name.
     """
     _one_device(op, vars(a))
+    if op == "spmm_arg_backward" and not a.need_dx:  # the transpose is not read
+        a.ccol = a.row = a.perm = None
     if op in MATRIX:
         _matrix(op, a, "", *MATRIX[op](a), strict=False)
     if op in WEIGHT:

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from sparsegnn.ops._library import check, check_like, define, register_autograd, rows_of
 from sparsegnn.ops._random import check_dropout, dropout_factor
+from sparsegnn.ops._saved import keep_output, kept_output
 
 
 def reference(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, negative_slope, dropout, seed, save, bias=None):
@@ -24,8 +25,7 @@ def reference(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, negative_slop
     rows, source = rows_of(crow, edges), col.long()
     scores = x.new_empty(0, 0, 0, dtype=acc)
     if a_src.dim() == 3:
-        scores = torch.stack([(x.to(acc) * a.to(acc)).sum(-1) for a in (a_src, a_dst)])
-        a_src, a_dst = scores
+        a_src, a_dst = scores = torch.stack([(x.to(acc) * a.to(acc)).sum(-1) for a in (a_src, a_dst)])
     score = a_src.to(acc)[source] + a_dst.to(acc)[rows]
     score = score if a_edge is None else score + a_edge.to(acc)
     logit = leaky_relu(score, negative_slope)
@@ -38,13 +38,13 @@ def reference(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, negative_slop
         kept = alpha * dropout_factor(seed, torch.arange(edges, device=x.device), x.size(1), dropout, acc)
     zero = x.new_zeros(a_dst.size(0), *x.shape[1:], dtype=acc)
     y = zero.index_add(0, rows, kept[:, :, None] * x.to(acc)[source])
-    out = y if bias is None else y + bias.to(acc).view(y.shape[1:])
+    out = (y if bias is None else y + bias.to(acc).view(y.shape[1:])).to(x.dtype)
     if not save:
-        return out.to(x.dtype), empty.new_empty(0, 0), x.new_empty(0, 0, 0), scores
+        return out, empty.new_empty(0, 0), x.new_empty(0, 0, 0), scores
     slope = torch.where(score > 0, score.new_ones(()), negative_slope)
     sloped = zero.index_add(0, rows, (kept * slope)[:, :, None] * x.to(acc)[source])
     tilt = sloped - empty.index_add(0, rows, alpha * slope)[:, :, None] * y
-    return out.to(x.dtype), top + total.log(), tilt.to(x.dtype), scores
+    return out, top + total.log(), tilt.to(x.dtype), scores
 
 
 def fake(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, negative_slope, dropout, seed, save, bias=None):
@@ -58,26 +58,25 @@ op = define(
     "gat(Tensor x, Tensor a_src, Tensor a_dst, Tensor? a_edge, Tensor crow, Tensor col, Tensor? ccol, Tensor? row, "
     "Tensor? perm, float negative_slope, float dropout, Tensor? seed, bool save, Tensor? bias=None) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
-    reference,
-    fake,
-    cast=("x",),  # the scores stay as they are: they cost little and decide much
-)
+    reference, fake, cast=("x",),  # the scores stay as they are: they cost little and decide much
+)  # fmt: skip
 
 
 def setup_context(ctx, inputs, output):
-    x, a_src, a_dst, a_edge, _, _, ccol, row, perm, ctx.negative_slope, ctx.dropout, seed, ctx.saved, bias = inputs
-    ctx.save_for_backward(x, a_src, a_dst, a_edge, bias, *output, ccol, row, perm, seed)
+    *tensors, ctx.negative_slope, ctx.dropout, seed, ctx.saved, bias = inputs
+    ctx.save_for_backward(*tensors, seed, bias, keep_output(ctx, output[0]), *output[1:])
     ctx.mark_non_differentiable(*output[1:])
 
 
 def backward(ctx, dy, *_):
-    x, a_src, a_dst, a_edge, bias, y, lse, tilt, scores, ccol, row, perm, seed = ctx.saved_tensors
-    if not ctx.saved or ccol is None:
+    x, a_src, a_dst, a_edge, *pattern, seed, bias, y, lse, tilt, scores = ctx.saved_tensors
+    if not ctx.saved or pattern[2] is None:
         raise RuntimeError("gat: backward needs save=True and the transpose (ccol, row, perm) in forward")
-    folded, need_edge, need_bias = a_src.dim() == 3, ctx.needs_input_grad[3], bias is not None and bias.requires_grad
-    score, att = (scores, (a_src, a_dst)) if folded else ((a_src, a_dst), (None, None))
+    y = kept_output(ctx, y, op, x, a_src, a_dst, a_edge, *pattern, ctx.negative_slope, ctx.dropout, seed, False, bias)
+    need_edge, need_bias = ctx.needs_input_grad[3], bias is not None and bias.requires_grad
+    score, att = (scores, (a_src, a_dst)) if a_src.dim() == 3 else ((a_src, a_dst), (None, None))
     dx, da_src, da_dst, da_edge, dbias = torch.ops.sparsegnn.gat_backward(
-        dy, x, *score, a_edge, y, lse, tilt, ccol, row, perm, ctx.negative_slope, ctx.dropout, seed, need_edge, *att,
+        dy, x, *score, a_edge, y, lse, tilt, *pattern[2:], ctx.negative_slope, ctx.dropout, seed, need_edge, *att,
         bias, need_bias)  # fmt: skip
     da_edge, dbias = da_edge.to(a_edge.dtype) if need_edge else None, dbias.to(bias.dtype) if need_bias else None
     return dx, da_src.to(a_src.dtype), da_dst.to(a_dst.dtype), da_edge, *[None] * 9, dbias
@@ -111,8 +110,8 @@ def gat(graph, x: Tensor, a_src: Tensor, a_dst: Tensor, a_edge: Tensor | None = 
     folded = isinstance(a_src, Tensor) and a_src.dim() == 3 and graph.num_rows == graph.num_cols
     heads, vector = x.size(1), (1, *x.shape[1:]) if folded else None
     given = [("a_src", a_src, vector or (graph.num_cols, heads)), ("a_dst", a_dst, vector or (graph.num_rows, heads))]
-    given += [] if a_edge is None else [("a_edge", a_edge, (graph.num_edges, heads))]
-    given += [] if bias is None else [("bias", bias, (heads * x.size(2),))]
+    others = ("a_edge", a_edge, (graph.num_edges, heads)), ("bias", bias, (heads * x.size(2),))
+    given += [argument for argument in others if argument[1] is not None]
     for name, value, shape in given:
         check("gat", name, value, shape)
         if value.device != x.device or value.dtype not in (x.dtype, torch.promote_types(x.dtype, torch.float32)):

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from sparsegnn.ops._library import check, check_like, define, register_autograd, rows_of
 from sparsegnn.ops._random import check_dropout, dropout_factor
+from sparsegnn.ops._saved import keep_output, kept_output
 
 
 def reference(x_src, x_dst, att, edge, crow, col, ccol, row, perm, negative_slope, dropout, seed, save):
@@ -50,7 +51,7 @@ op = define(
 
 def setup_context(ctx, inputs, output):
     *tensors, ctx.negative_slope, ctx.dropout, seed, ctx.saved = inputs
-    ctx.save_for_backward(*tensors, seed, *output)
+    ctx.save_for_backward(*tensors, seed, keep_output(ctx, output[0]), output[1])
     ctx.mark_non_differentiable(output[1])
 
 
@@ -58,6 +59,7 @@ def backward(ctx, dy, _):
     x_src, x_dst, att, edge, *pattern, seed, y, lse = ctx.saved_tensors
     if not ctx.saved or pattern[2] is None:
         raise RuntimeError("gatv2: backward needs save=True and the transpose (ccol, row, perm) in forward")
+    y = kept_output(ctx, y, op, x_src, x_dst, att, edge, *pattern, ctx.negative_slope, ctx.dropout, seed, False)
     need_edge = ctx.needs_input_grad[3]
     dx_src, dx_dst, datt, dedge = torch.ops.sparsegnn.gatv2_backward(
         dy, x_src, x_dst, att, edge, y, lse, *pattern, ctx.negative_slope, ctx.dropout, seed, need_edge

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from sparsegnn.ops._compressed import MAX_WIDTH
 from sparsegnn.ops._library import check, define, index_dtype, register_autograd
-
-MAX_WIDTH = 1 << 15  # columns must fit int16
 
 
 def reference(x, k, group):

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from sparsegnn.ops._library import check, check_like, define, index_dtype, register_autograd, rows_of
+from sparsegnn.ops._compressed import check_rows
+from sparsegnn.ops._library import check, check_like, define, register_autograd, rows_of
 
 
 def weights(crow, col, val, row_scale, col_scale, reduce, acc):
@@ -70,21 +71,6 @@ def _(values, index, width, crow, col, *args, out_shape=None, **kwargs) -> int:
     return 2 * col[0] * values[1]  # arguments are shapes
 
 
-def check_group(index: Tensor, width: int, group: int | None) -> int:
-    """``group`` as the op wants it (0: none); raise unless every group of columns has equally many entries."""
-    if group is None:
-        return 0
-    parts, k = width // group if group > 0 else 0, index.size(1)
-    if parts == 0 or width % group or k % parts:
-        raise ValueError(f"maxk_spmm: group must divide the {width} columns into parts of equally many of k={k}, "
-                         f"got {group}")  # fmt: skip
-    if index.numel() and not torch.compiler.is_compiling():
-        wanted = torch.arange(parts, device=index.device).repeat_interleave(k // parts)
-        if not torch.equal(index.long() // group, wanted.expand_as(index)):
-            raise ValueError(f"maxk_spmm: index must have {k // parts} entries in every group of {group} columns")
-    return group
-
-
 def maxk_spmm(graph, values: Tensor, index: Tensor, width: int, reduce: str = "sum",
               edge_weight: Tensor | None = None, group: int | None = None) -> Tensor:  # fmt: skip
     """Aggregate the compressed features of the in-neighbours of every node.
@@ -101,14 +87,7 @@ def maxk_spmm(graph, values: Tensor, index: Tensor, width: int, reduce: str = "s
         ``[M, F]``, dense. Deterministic: the same bits for any number of threads.
     """
     check("maxk_spmm", "values", values, (graph.num_cols, "k"), graph)
-    check("maxk_spmm", "index", index, tuple(values.shape), graph)
-    if index.dtype != index_dtype(width):
-        raise TypeError(f"maxk_spmm: index must be {index_dtype(width)} for width={width}, got {index.dtype}")
-    if index.numel() and not torch.compiler.is_compiling():
-        low, high = (int(v) for v in index.aminmax())
-        if not 0 <= low <= high < width:
-            raise ValueError(f"maxk_spmm: index must be in [0, {width}), got {low} to {high}")
-    group = check_group(index, width, group)
+    group = check_rows("maxk_spmm", values, index, width, group)
     if reduce not in ("sum", "mean"):
         raise ValueError(f"maxk_spmm: reduce must be sum or mean, got {reduce!r}")
     val = graph.val if edge_weight is None else edge_weight

@@ -60,9 +60,8 @@ def backward(ctx, dy, _):
         raise NotImplementedError("spmm: scales and diag are constants; pass a differentiable val instead")
     dx = dval = None
     if ctx.reduce in ("max", "min"):
-        dx, dval = torch.ops.sparsegnn.spmm_arg_backward(
-            dy, x, arg, val, crow, col, ccol, row, perm, need_dx, need_dval
-        )
+        pattern = (ccol, row, perm) if need_dx else (crow, col, col)  # not read, and may not have been made
+        dx, dval = torch.ops.sparsegnn.spmm_arg_backward(dy, x, arg, val, crow, col, *pattern, need_dx, need_dval)
         return (dx if need_dx else None, None, None, dval if need_dval else None, *[None] * 8)
     if ctx.reduce == "mean":
         inverse = 1 / crow.diff().clamp(min=1).to(torch.promote_types(x.dtype, torch.float32))

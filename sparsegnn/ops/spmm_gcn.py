@@ -57,7 +57,7 @@ def _aggregate(graph, x, improved, add_self_loops):
 
 def _matrix(graph, x, improved, add_self_loops):
     """L and its transpose as spmm takes them."""
-    scale, diag = graph.gcn_norm(improved, add_self_loops, torch.promote_types(x.dtype, torch.float32))
+    graph, scale, diag = graph.normed(improved, add_self_loops, torch.promote_types(x.dtype, torch.float32))
     transpose = graph.transpose() if x.requires_grad and torch.is_grad_enabled() else (None, None, None)
     val = None if graph.val is None else graph.val.to(x.dtype)
     return graph.crow, graph.col, val, scale, scale, diag, *transpose

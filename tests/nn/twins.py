@@ -13,7 +13,7 @@ def twins(layer: str, *sizes, dtype=torch.float64, **options):
     ours = getattr(nn, layer)(*sizes, **options).to(dtype)
     ours.load_state_dict(theirs.state_dict())
     assert list(ours.state_dict()) == list(theirs.state_dict())
-    if ours.bias is not None:
+    if getattr(ours, "bias", None) is not None:
         torch.nn.init.normal_(ours.bias)
         theirs.load_state_dict(ours.state_dict())
     return ours, theirs
