@@ -197,7 +197,8 @@ class CapturedStep:
             rest = {k: v.data_ptr() if isinstance(v, Tensor) else v for k, v in group.items() if k != "params"}
             parts.append((rest, [p.data_ptr() for p in group["params"]]))
         hooks = list(self.optimizer._optimizer_step_post_hooks.values())
-        return parts, _Same(self.optimizer.state), hooks
+        layers = [layer for c in self.controllers for layer in c.layers.values()]
+        return parts, _Same(self.optimizer.state), hooks, {id(copy) for layer in layers for copy in layer._copies or ()}
 
 
 class _Same:

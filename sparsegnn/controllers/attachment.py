@@ -59,6 +59,23 @@ def check_held(op: str, layers: Mapping[str, SparseLinear], optimizer: torch.opt
             )
 
 
+def twins(op: str, layers: Mapping[str, SparseLinear], model: nn.Module) -> dict[str, SparseLinear]:
+    """The layers of ``model``, a copy or something around one, that are copies of ``layers``, at the same positions."""
+    found = [(name, m) for name, m in model.named_modules() if isinstance(m, SparseLinear)]
+    twins = {}
+    for name, layer in layers.items():
+        near = [m for n, m in found if n == name or n.endswith("." + name) or not name]
+        if len(near) != 1 or near[0] is layer:
+            got = "the model itself" if near and near[0] is layer else f"{len(near)}"
+            raise ValueError(f"{op}: copies must have one layer for {name!r}, got {got}; pass a copy of the model")
+        pairs = zip(layer.pattern(), near[0].pattern(), strict=True)
+        if not all(a.shape == b.shape and torch.equal(a, b.to(a.device)) for a, b in pairs):
+            raise ValueError(f"{op}: copies must be at the positions of the model, got layer {name!r} at others; copy "
+                             "the model again, now")  # fmt: skip
+        twins[name] = near[0]
+    return twins
+
+
 class Accumulation:
     """Lets the gradient of a probe begin anew whenever that of the layer's values does.
 

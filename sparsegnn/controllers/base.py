@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
-from sparsegnn.controllers.attachment import Accumulation, check_free, check_held, fresh, slots
+from sparsegnn.controllers.attachment import Accumulation, check_free, check_held, fresh, slots, twins
 from sparsegnn.controllers.interrupt import uninterrupted
 from sparsegnn.controllers.schedules import Cosine
 from sparsegnn.nn import SparseLinear
+from sparsegnn.nn.copies import link
 
 UPDATES = 20  # without stop_at; 13 to 14 closed the gap to dense training on the graphs that were measured
 
@@ -118,6 +119,7 @@ class Controller:
         self._moved: set[str] = set()  # layers that an update has moved which then failed
         self.grown = {name: torch.zeros((), dtype=torch.int64, device=x.col.device) for name, x in self.layers.items()}
         self._static: Static | None = None
+        self._along: dict[str, list[Tensor]] = {}  # what else moves with the values of a layer
         self._accumulations: list[Accumulation] = []
         self._handle = None
         self._attach()
@@ -159,6 +161,33 @@ class Controller:
             self.grown[name] += (source < 0).sum() * (layer.values.numel() // layer.col.numel())
         self._moved.clear()
 
+    def move_along(self, copies: nn.Module | Iterable[tuple[nn.Parameter, Tensor]]) -> None:
+        """From now on the weights of running averages move with those of the layers; a new one begins with their value.
+
+        Otherwise numbers of different weights would be averaged. ``AveragedModel`` and copies whose values are averaged
+        from before the first update on are found without this.
+
+        Args:
+            copies: a copy of the model, as it is now, or pairs ``zip(model.parameters(), averages)``.
+        """
+        if isinstance(copies, nn.Module):
+            for name, copy in twins(self._name, self.layers, copies).items():
+                link(copy, self.layers[name], True)
+            return
+        names = {id(layer.values): name for name, layer in self.layers.items()}
+        found = [(names[id(p)], t) for p, t in copies if id(p) in names]
+        for name, t in found:
+            if not isinstance(t, Tensor) or t.shape != self.layers[name].values.shape:
+                shape = list(self.layers[name].values.shape)
+                got = list(t.shape) if isinstance(t, Tensor) else type(t).__name__
+                raise ValueError(f"{self._name}: copies must have a tensor {shape} for layer {name!r}, got {got}")
+        if not found:
+            raise ValueError(
+                f"{self._name}: copies must have pairs with the values of {list(names.values())}, got none"
+            )
+        for name, t in found:
+            self._along.setdefault(name, []).append(t)
+
     # --- for methods ---
 
     def moves(self, step: int) -> dict[str, int]:
@@ -190,9 +219,12 @@ class Controller:
         return static.scores[name]
 
     def carried(self, parameter: nn.Parameter) -> list[Tensor]:
-        """The gradient and the optimizer's state of a parameter, which move with it. Other state raises TypeError."""
+        """What moves with a parameter: gradient, state of the optimizer, averages. Other state raises TypeError."""
         gradient = [] if parameter.grad is None else [parameter.grad]
-        return gradient + list(slots(self._name, self.optimizer, parameter).values())
+        along = [
+            t for name, layer in self.layers.items() if layer.values is parameter for t in self._along.get(name, ())
+        ]
+        return gradient + list(slots(self._name, self.optimizer, parameter).values()) + along
 
     # --- for steps that are recorded once and replayed; see sparsegnn.capture ---
 

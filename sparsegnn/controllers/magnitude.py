@@ -86,16 +86,19 @@ class GradualMagnitude(Controller):
         check_held(self._name, self.layers, self.optimizer)
         for (name, layer), n in zip(self.layers.items(), self.counts().values(), strict=True):
             if n < layer.values.numel() and layer.values.requires_grad:
-                self._keep(layer, survivors(layer, layer.per_position(self.drop_scores(name, layer)), n))
+                self._keep(name, layer, survivors(layer, layer.per_position(self.drop_scores(name, layer)), n))
 
-    def _keep(self, layer: SparseLinear, slots: Tensor) -> None:
+    def _keep(self, name: str, layer: SparseLinear, slots: Tensor) -> None:
         def kept(tensor: Tensor) -> Tensor:
             return tensor.view(layer.col.numel(), -1)[slots].flatten()
 
         moved = {key: kept(slot) for key, slot in slots_of(self._name, self.optimizer, layer.values).items()}
+        averages = [(t, kept(t)) for t in self._along.get(name, ())]
         layer.set_pattern_(*subset(*layer.pattern(), slots), kept(layer.values))
         if moved:
             self.optimizer.state[layer.values].update(moved)  # last: where memory runs out nothing has changed
+        for t, new in averages:
+            t.data = new
 
 
 def survivors(layer: SparseLinear, score: Tensor, n: int) -> Tensor:

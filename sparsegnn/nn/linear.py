@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsegnn import pattern as patterns
-from sparsegnn.nn import semi_structured
+from sparsegnn.nn import copies, semi_structured
 from sparsegnn.nn.dense_linear import dense_linear
 from sparsegnn.nn.features import features_linear, is_sparse
 from sparsegnn.nn.sparse_weight import SparseWeight
@@ -84,6 +84,7 @@ class SparseLinear(SparseWeight):
 
     def reset_parameters(self) -> None:
         """As ``nn.Linear``, with the mean number of inputs that an output really has. The positions stay."""
+        copies.unlink(self)
         bound = 1 / math.sqrt(max(1.0, self.values.numel() / self.out_features))
         for p in self.parameters(recurse=False):
             nn.init.uniform_(p, -bound, bound)
@@ -91,10 +92,12 @@ class SparseLinear(SparseWeight):
     @property
     def fusible(self) -> bool:
         """Whether a call is one call of ``sparse_linear``, whose epilogue a layer around this one may use."""
+        self._settle()
         plain = self.block == (1, 1) and self.bias is None and self.probe is None
         return plain and self.kernel == "sparse"
 
     def forward(self, x: Tensor) -> Tensor:
+        self._settle()
         if is_sparse(x):
             return self._sparse_features(x)
         rows, kernel, probe = _as_rows(x, self.in_features), self.kernel, self.probe
