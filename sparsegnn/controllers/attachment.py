@@ -9,31 +9,6 @@ from torch import Tensor, nn
 
 from sparsegnn.nn import SparseLinear
 
-#: optimizers whose state of a new weight is not zero: key -> the setting that it starts at
-FRESH = {torch.optim.Rprop: {"step_size": "lr"}, torch.optim.Adagrad: {"sum": "initial_accumulator_value"}}
-
-
-def slots(op: str, optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
-    """The optimizer's state per weight. Single numbers are not; anything else could not move and raises TypeError."""
-    found = {}
-    for key, slot in optimizer.state.get(parameter, {}).items():
-        if isinstance(slot, Tensor) and slot.shape == parameter.shape:
-            found[key] = slot
-        elif slot.numel() > 1 if isinstance(slot, Tensor) else isinstance(slot, (list, tuple, Mapping)) and slot:
-            shape = f"shape {list(slot.shape)}" if isinstance(slot, Tensor) else f"a {type(slot).__name__}"
-            raise TypeError(
-                f"{op}: optimizer must keep its state per weight, {list(parameter.shape)}, or in single numbers, got "
-                f"{key!r} of {shape} in {type(optimizer).__name__}, which could not follow the weights that move"
-            )
-    return found
-
-
-def fresh(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, float]:
-    """What a new weight's state starts at, where that is not zero."""
-    keys = next((keys for kind, keys in FRESH.items() if isinstance(optimizer, kind)), {})
-    group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
-    return {key: group[setting] for key, setting in keys.items()}
-
 
 def check_free(op: str, layers: Mapping[str, SparseLinear], others: Iterable) -> None:
     """Raise unless no other controller of the optimizer moves the weights of one of the layers."""

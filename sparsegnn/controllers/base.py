@@ -11,8 +11,9 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from sparsegnn.controllers.attachment import Accumulation, check_free, check_held, fresh, slots, twins
+from sparsegnn.controllers.attachment import Accumulation, check_free, check_held, twins
 from sparsegnn.controllers.interrupt import uninterrupted
+from sparsegnn.controllers.optimizers import check_backward, fresh, is_inner_step, slots, unwrapped
 from sparsegnn.controllers.schedules import Cosine
 from sparsegnn.nn import SparseLinear
 from sparsegnn.nn.copies import link
@@ -89,6 +90,7 @@ class Controller:
     """
 
     needs_dense_gradient = False  # whether grow_scores() reads dense_gradient()
+    moves_weights = True  # whether it ever does, and so must know the state of the optimizer
     keeps_size = True  # whether an update leaves every tensor its size, so that a recorded one can be replayed
 
     def __init__(
@@ -112,13 +114,17 @@ class Controller:
                 raise ValueError(f"{op}: drop_fraction must be in [0, 1], got {drop_fraction}")
             drop_fraction = Cosine(float(drop_fraction), max(self.stop_at, 1))
         self.drop_fraction = drop_fraction
-        self.layers = self._find_layers(model, optimizer)
-        self.optimizer = optimizer
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"{op}: model must be a torch.nn.Module, got {type(model).__name__}")
+        self.optimizer = unwrapped(op, optimizer, self.moves_weights)
+        self.layers = self._find_layers(model, self.optimizer)
+        self._check_state_of_optimizer()
         self.step = 0  # optimizer steps seen
         self.updates = 0
         self._moved: set[str] = set()  # layers that an update has moved which then failed
         self.grown = {name: torch.zeros((), dtype=torch.int64, device=x.col.device) for name, x in self.layers.items()}
         self._static: Static | None = None
+        self._seen = False  # the state that the optimizer makes at its first step
         self._along: dict[str, list[Tensor]] = {}  # what else moves with the values of a layer
         self._accumulations: list[Accumulation] = []
         self._handle = None
@@ -355,17 +361,11 @@ class Controller:
 
     def _fresh(self, parameter: nn.Parameter, carried: list[Tensor]) -> list[float]:
         """What each tensor that moves with a parameter holds for a new weight."""
-        state, start = self.optimizer.state.get(parameter, {}), fresh(self.optimizer, parameter)
+        state, start = self.optimizer.state.get(parameter, {}), fresh(self._name, self.optimizer, parameter)
         return [next((start[key] for key in start if state.get(key) is t), 0.0) for t in carried]
 
     def _find_layers(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, SparseLinear]:
         op = self._name
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"{op}: model must be a torch.nn.Module, got {type(model).__name__}")
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(f"{op}: optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-        if isinstance(optimizer, torch.optim.LBFGS):
-            raise TypeError(f"{op}: optimizer must keep its state per weight, got LBFGS")
         layers = {name: m for name, m in model.named_modules() if isinstance(m, SparseLinear)}
         layers = {name: m for name, m in layers.items() if m.values.requires_grad}
         if not layers:
@@ -382,6 +382,8 @@ class Controller:
     @torch.no_grad()
     @uninterrupted
     def _after_step(self, optimizer, args, kwargs) -> None:
+        if is_inner_step(optimizer):
+            return
         skipped = getattr(optimizer, "found_inf", None)  # fused optimizers skip inside step()
         if skipped is not None and self._static is not None:
             raise RuntimeError(
@@ -390,9 +392,13 @@ class Controller:
             )
         if skipped is not None and skipped.item():
             return
+        if not self._seen:  # state that is made at the first step
+            self._check_state_of_optimizer()
+            self._seen = True
         self.step += 1
         if self.due(self.step):
             try:
+                check_backward(self._name)
                 self.update()
             except BaseException:  # out of memory, say: the next step tries again
                 self.step -= 1
@@ -402,6 +408,10 @@ class Controller:
                 raise
             self.updates += 1
         self.arm()
+
+    def _check_state_of_optimizer(self) -> None:
+        for layer in self.layers.values() if self.moves_weights else ():
+            slots(self._name, self.optimizer, layer.values)
 
     def _movable(self) -> dict[str, SparseLinear]:
         """The layers that lack some weights."""

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsegnn.controllers.attachment import check_held
-from sparsegnn.controllers.attachment import slots as slots_of
 from sparsegnn.controllers.base import UPDATES, Controller, check_int
 from sparsegnn.controllers.distributions import allocate, global_magnitude
+from sparsegnn.controllers.optimizers import slots as slots_of
 from sparsegnn.controllers.schedules import Cubic
 from sparsegnn.nn import SparseLinear
 from sparsegnn.pattern import check_sparsity, subset, top

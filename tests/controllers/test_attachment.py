@@ -10,6 +10,7 @@ from controllers.simulation import batch, masks, sparse_model, train
 from torch import nn
 
 from sparsegnn import SET, GradualMagnitude, RigL, StaticSparse
+from sparsegnn.controllers import register_state
 from sparsegnn.nn import SparseLinear
 
 METHODS = (RigL, SET, GradualMagnitude)
@@ -140,6 +141,9 @@ class Odd(torch.optim.Optimizer):
             p.sub_(p.grad, alpha=self.param_groups[0]["lr"])
 
 
+register_state(Odd, {"odd": 0.0})
+
+
 @pytest.mark.parametrize("cls", METHODS)
 @pytest.mark.parametrize(
     "made,fine",
@@ -162,7 +166,7 @@ def test_state_that_cannot_move_is_refused(cls, made, fine):
         assert controller.updates == 1
         return
     before = masks(model)
-    with pytest.raises(TypeError, match=f"{cls.__name__}: optimizer must keep its state per weight, .* got 'odd' of"):
+    with pytest.raises(TypeError, match=f"{cls.__name__}: optimizer must keep its state per weight, .* got 'odd', a"):
         train(model, optimizer, 3)
     assert all((a == b).all() for a, b in zip(before, masks(model), strict=True))
 
