@@ -220,7 +220,7 @@ def attached(optimizer: torch.optim.Optimizer) -> list[Controller]:
     for hook, owner in zip(hooks, found, strict=True):
         if not isinstance(owner, Controller):
             raise ValueError(f"{OP}: optimizer must have no step hooks but those of controllers, got {hook}")
-    return found
+    return list(dict.fromkeys(found))
 
 
 def check_device(optimizer: torch.optim.Optimizer, gpu: bool) -> torch.device:

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import gc
+import weakref
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from sparsegnn.nn import SparseLinear
 
+#: layer -> the controller that moves its weights
+_owners: weakref.WeakKeyDictionary[SparseLinear, weakref.ref] = weakref.WeakKeyDictionary()
 
-def check_free(op: str, layers: Mapping[str, SparseLinear], others: Iterable) -> None:
-    """Raise unless no other controller of the optimizer moves the weights of one of the layers."""
-    for other in others:
-        theirs = {id(layer) for layer in other.layers.values()}
-        if shared := [name for name, layer in layers.items() if id(layer) in theirs]:
-            raise ValueError(
-                f"{op}: model must have no layer that another controller of this optimizer moves, got {shared} of "
-                f"{other}; detach() that one first, or give each controller its own part of the model"
-            )
+
+def take(op: str, controller, layers: Mapping[str, SparseLinear]) -> None:
+    """Make the layers those of ``controller``; raise if another one, of whatever optimizer, moves one of them."""
+    if _taken(layers, controller):
+        gc.collect()  # of a function that has returned, say: controllers and optimizers refer to each other
+    if taken := _taken(layers, controller):
+        other = next(iter(taken.values()))
+        whose = "this optimizer" if other.optimizer is controller.optimizer else "another optimizer"
+        raise ValueError(
+            f"{op}: model must have no layer that another controller of {whose} moves, got {list(taken)} of {other}; "
+            "detach() that one first (in a notebook, before the cell is run again), or give each controller its own "
+            "part of the model"
+        )
+    for layer in layers.values():
+        _owners[layer] = weakref.ref(controller)
+
+
+def _taken(layers: Mapping[str, SparseLinear], controller) -> dict:
+    owners = {
+        name: owner for name, layer in layers.items() if (owner := _owners.get(layer, lambda: None)()) is not None
+    }
+    return {name: owner for name, owner in owners.items() if owner is not controller and owner.attached}
 
 
 def check_held(op: str, layers: Mapping[str, SparseLinear], optimizer: torch.optim.Optimizer) -> None:
@@ -55,25 +72,44 @@ class Accumulation:
     """Lets the gradient of a probe begin anew whenever that of the layer's values does.
 
     ``zero_grad()`` knows the values only: what it throws away, the NaN of a batch that is left out or of a step that a
-    GradScaler skips, would stay in the dense gradient. So each backward pass looks, before its first gradient arrives,
-    whether those of the values are None or, where others wrote to them, zero.
+    GradScaler skips, would stay in the dense gradient. So each backward pass before its first gradient arrives, and
+    each step, looks whether the gradients of the values are None or were made zero.
     """
 
-    def __init__(self, values: nn.Parameter, probe: Tensor):
-        self.values, self.probe, self.version = values, probe, None
-        arrived = torch.autograd.graph.register_multi_grad_hook((values, probe), self._begin, mode="any")
+    def __init__(self, values: nn.Parameter, probe: Tensor, recorded: bool):
+        self.values, self.probe = values, probe
+        self.discarded = False  # the last gradient
+        self.waits = not recorded and not values.is_cuda
+        self.last: tuple[int, int] | None = None  # gradient of the values that a backward pass left, and its version
+        self.nonzero: Tensor | None = None  # whether any of that is
+        arrived = torch.autograd.graph.register_multi_grad_hook((values, probe), self.settle, mode="any")
         self.handles = arrived, values.register_post_accumulate_grad_hook(self._added)
 
     def remove(self) -> None:
         for handle in self.handles:
             handle.remove()
 
-    def _begin(self, _: Tensor) -> None:
+    @torch.no_grad()
+    def settle(self, _=None) -> None:
+        """Forget the dense gradient if that of the values was thrown away."""
         if self.probe.grad is None:
             return
         gradient = self.values.grad
-        if gradient is None or (gradient._version != self.version and not gradient.any()):
+        if gradient is None:
             self.probe.grad = None
+            return
+        written = self.last != (id(gradient), gradient._version)  # .grad.data.zero_() does not count as that
+        if self.nonzero is None or self.nonzero.device != gradient.device:
+            stale = ~gradient.any()
+        else:
+            stale = ~gradient.any() if written else self.nonzero & ~gradient.any()
+        if self.waits:
+            self.discarded = bool(stale)
+            self.probe.grad = None if stale else self.probe.grad
+        else:
+            self.probe.grad.masked_fill_(stale.to(self.probe.grad.device), 0)
 
+    @torch.no_grad()
     def _added(self, values: Tensor) -> None:
-        self.version = values.grad._version
+        self.discarded = False
+        self.last, self.nonzero = (id(values.grad), values.grad._version), values.grad.any()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import reprlib
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
@@ -11,12 +12,12 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from sparsegnn.controllers.attachment import Accumulation, check_free, check_held, twins
+from sparsegnn.controllers.attachment import Accumulation, check_held, take, twins
 from sparsegnn.controllers.interrupt import uninterrupted
 from sparsegnn.controllers.optimizers import check_backward, fresh, is_inner_step, slots, unwrapped
 from sparsegnn.controllers.schedules import Cosine
 from sparsegnn.nn import SparseLinear
-from sparsegnn.nn.copies import link
+from sparsegnn.nn.copies import link, unlink
 
 UPDATES = 20  # without stop_at; 13 to 14 closed the gap to dense training on the graphs that were measured
 
@@ -127,7 +128,9 @@ class Controller:
         self._seen = False  # the state that the optimizer makes at its first step
         self._along: dict[str, list[Tensor]] = {}  # what else moves with the values of a layer
         self._accumulations: list[Accumulation] = []
-        self._handle = None
+        self._armed: int | None = None  # the step whose dense gradients are collected
+        self._warned = False
+        self._handle = self._before = None
         self._attach()
 
     # --- to override ---
@@ -259,13 +262,16 @@ class Controller:
 
     def arm(self) -> None:
         """Ask for dense gradients if the next step is an update, and for none otherwise."""
-        wanted = self.needs_dense_gradient and self.due(self.step + 1)
-        wanted = [name for name, layer in self.layers.items() if wanted and layer.values.requires_grad]
+        self._armed = None  # where memory runs out
+        due = self.needs_dense_gradient and self.due(self.step + 1)
+        wanted = [name for name, layer in self.layers.items() if due and layer.values.requires_grad]
         probes = {name: self._probe(name, self.layers[name]) for name in wanted}
         self._forget_gradients()
         for name, layer in self.layers.items():
             layer.probe = probes.get(name)
-        self._accumulations = [Accumulation(self.layers[name].values, probe) for name, probe in probes.items()]
+        recorded = self._static is not None
+        self._accumulations = [Accumulation(self.layers[name].values, p, recorded) for name, p in probes.items()]
+        self._armed = self.step + 1 if due else None
 
     # --- checkpoints ---
 
@@ -321,10 +327,13 @@ class Controller:
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
+            if self._before is not None:
+                self._before.remove()
+                self._before = None
             self._forget_gradients()
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_handle": self._handle is not None, "_accumulations": []}
+        return {**self.__dict__, "_handle": self._handle is not None, "_before": None, "_accumulations": []}
 
     def __setstate__(self, state: dict) -> None:
         """A copy made together with model and optimizer, by deepcopy or pickle, controls the copies."""
@@ -342,14 +351,21 @@ class Controller:
     # --- inner works ---
 
     @property
+    def attached(self) -> bool:
+        """Whether steps of the optimizer still reach this controller."""
+        return self._handle is not None and self._handle.id in self.optimizer._optimizer_step_post_hooks
+
+    @property
     def _name(self) -> str:
         return type(self).__name__
 
     def _attach(self) -> None:
-        hooks = self.optimizer._optimizer_step_post_hooks.values()
-        owners = [getattr(hook, "__self__", None) for hook in hooks]
-        check_free(self._name, self.layers, [owner for owner in owners if isinstance(owner, Controller)])
+        take(self._name, self, self.layers)
+        for layer in self.layers.values():
+            unlink(layer)
         self._handle = self.optimizer.register_step_post_hook(self._after_step)
+        if self.needs_dense_gradient:
+            self._before = self.optimizer.register_step_pre_hook(self._before_step)
         self.arm()
 
     def _forget_gradients(self) -> None:
@@ -397,8 +413,13 @@ class Controller:
             self._seen = True
         self.step += 1
         if self.due(self.step):
+            if self.needs_dense_gradient and self._armed != self.step:  # no memory for probes, or now due after all
+                self.step -= 1
+                self.arm()
+                return
             try:
                 check_backward(self._name)
+                self._warn_of_unknown_gradients()
                 self.update()
             except BaseException:  # out of memory, say: the next step tries again
                 self.step -= 1
@@ -408,6 +429,28 @@ class Controller:
                 raise
             self.updates += 1
         self.arm()
+
+    @torch.compiler.disable
+    def _before_step(self, optimizer, args, kwargs) -> None:
+        for accumulation in self._accumulations:
+            accumulation.settle()
+
+    def _warn_of_unknown_gradients(self) -> None:
+        """Once, of layers whose gradients did not come through the probe: RigL would count an update and move none."""
+        if self._warned or not self.needs_dense_gradient:
+            return
+        movable = self._movable().items()
+        discarded = {id(a.values) for a in self._accumulations if a.discarded}
+        given = [name for name, x in movable if x.values.requires_grad and x.values.grad is not None]
+        given = [name for name in given if id(self.layers[name].values) not in discarded]
+        if lost := [name for name in given if (probe := self.layers[name].probe) is None or probe.grad is None]:
+            self._warned = True
+            warnings.warn(
+                f"{self._name}: no weight of the layers {lost} moves, as their gradients were not made by "
+                "loss.backward() (torch.autograd.grad, backward(inputs=...), gradients set by hand), so that those of "
+                "the weights that do not exist are not known: call loss.backward(), or use SET",
+                stacklevel=2,
+            )
 
     def _check_state_of_optimizer(self) -> None:
         for layer in self.layers.values() if self.moves_weights else ():

@@ -101,6 +101,8 @@ class SparseLinear(SparseWeight):
         if is_sparse(x):
             return self._sparse_features(x)
         rows, kernel, probe = _as_rows(x, self.in_features), self.kernel, self.probe
+        if probe is not None and not self.values.requires_grad:  # frozen for this call
+            probe = None
         if kernel != "2:4" and self.structure == "2:4" and rows.is_cuda:
             semi_structured.explain(self, kernel)
         if kernel == "2:4":
@@ -124,7 +126,7 @@ class SparseLinear(SparseWeight):
 
     def _sparse_features(self, x: Tensor) -> Tensor:
         y = features_linear("SparseLinear", x, self.dense_weight().t())
-        if self.probe is not None:
+        if self.probe is not None and self.values.requires_grad:
             y = y + features_linear("SparseLinear", x, (self.probe - self.probe.detach()).t())
         return y if self.bias is None else y.add_(self.bias.to(y.dtype))
 
