@@ -38,8 +38,19 @@ def _taken(layers: Mapping[str, SparseLinear], controller) -> dict:
     return {name: owner for name, owner in owners.items() if owner is not controller and owner.attached}
 
 
+def check_own(op: str, layers: Mapping[str, SparseLinear]) -> None:
+    """Raise unless the values of the layers are parameters of theirs, not made of something else at each call."""
+    if made := [name for name, layer in layers.items() if "values" not in layer._parameters]:
+        raise ValueError(
+            f"{op}: model must have layers whose values are parameters, got {made}, where they are made at each call "
+            "(nn.utils.prune, weight_norm, spectral_norm, a parametrization, functional_call): remove that first, or "
+            "prune with GradualMagnitude"
+        )
+
+
 def check_held(op: str, layers: Mapping[str, SparseLinear], optimizer: torch.optim.Optimizer) -> None:
     """Raise unless the optimizer still trains the layers' values, and they are somewhere."""
+    check_own(op, layers)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for name, layer in layers.items():
         if layer.values.is_meta:
@@ -47,7 +58,7 @@ def check_held(op: str, layers: Mapping[str, SparseLinear], optimizer: torch.opt
         if id(layer.values) not in held:
             raise RuntimeError(
                 f"{op}: optimizer no longer holds the values of layer {name!r}, which were replaced, by "
-                "load_state_dict(assign=True) or to_empty(), say; make optimizer and controller after that"
+                "load_state_dict(assign=True), to_empty() or fully_shard(), say; make optimizer and controller then"
             )
 
 

@@ -12,9 +12,10 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from sparsegnn.controllers.attachment import Accumulation, check_held, take, twins
+from sparsegnn.controllers.attachment import Accumulation, check_held, check_own, take, twins
 from sparsegnn.controllers.interrupt import uninterrupted
 from sparsegnn.controllers.optimizers import check_backward, fresh, is_inner_step, slots, unwrapped
+from sparsegnn.controllers.processes import check_equal, check_whole
 from sparsegnn.controllers.schedules import Cosine
 from sparsegnn.nn import SparseLinear
 from sparsegnn.nn.copies import link, unlink
@@ -167,6 +168,7 @@ class Controller:
             carried = self.carried(layer.values)
             source = layer.rewire_(self.drop_scores(name, layer), grow, n, carried, self._fresh(layer.values, carried))
             self._moved.add(name)
+            self.grown[name] = self.grown[name].to(source.device)  # the model may have gone to another
             self.grown[name] += (source < 0).sum() * (layer.values.numel() // layer.col.numel())
         self._moved.clear()
 
@@ -299,6 +301,7 @@ class Controller:
         for name, count in self.grown.items():
             count.fill_(grown[name])
         self._moved.clear()
+        self._seen = False
         if self._static is not None:
             self._static.step = -1
 
@@ -383,6 +386,7 @@ class Controller:
     def _find_layers(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, SparseLinear]:
         op = self._name
         layers = {name: m for name, m in model.named_modules() if isinstance(m, SparseLinear)}
+        check_own(op, {name: m for name, m in layers.items() if any(p.requires_grad for p in m.parameters())})
         layers = {name: m for name, m in layers.items() if m.values.requires_grad}
         if not layers:
             raise ValueError(f"{op}: model must have a trainable SparseLinear (see sparsegnn.sparsify), got none")
@@ -409,7 +413,9 @@ class Controller:
         if skipped is not None and skipped.item():
             return
         if not self._seen:  # state that is made at the first step
+            check_held(self._name, self.layers, optimizer)
             self._check_state_of_optimizer()
+            check_equal(self._name, self)
             self._seen = True
         self.step += 1
         if self.due(self.step):
@@ -453,6 +459,7 @@ class Controller:
             )
 
     def _check_state_of_optimizer(self) -> None:
+        check_whole(self._name, self.layers)
         for layer in self.layers.values() if self.moves_weights else ():
             slots(self._name, self.optimizer, layer.values)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparsegnn import pattern as patterns
 from sparsegnn.nn import copies
 from sparsegnn.nn.kernel_choice import KernelChoice
-from sparsegnn.nn.moves import Move
+from sparsegnn.nn.moves import Move, check_own
 from sparsegnn.nn.storage import resize_
 
 SAVED = ("values", "crow", "col")
@@ -24,6 +24,8 @@ def load(layer, state_dict: Mapping[str, Tensor], prefix: str, metadata: dict, s
         kept = with_own(layer, state_dict, prefix)  # torch says what, and changes nothing
         return nn.Module._load_from_state_dict(layer, kept, prefix, {}, strict, *reports)
     saved, crow, col = prepared(layer, state_dict, prefix, metadata.get("assign_to_params_buffers", False))
+    if col.shape != layer.col.shape:
+        check_own(layer)
     derived, move = layer._derive(crow, col), Move(layer)
     move.by_position(crow, col, saved.get("values", layer.values))
     if col.shape != layer.col.shape:  # another number of weights: same Parameter object, new storage

@@ -101,8 +101,7 @@ class SparseLinear(SparseWeight):
         if is_sparse(x):
             return self._sparse_features(x)
         rows, kernel, probe = _as_rows(x, self.in_features), self.kernel, self.probe
-        if probe is not None and not self.values.requires_grad:  # frozen for this call
-            probe = None
+        probe = probe if probe is None or self.values.requires_grad else None  # frozen for this call
         if kernel != "2:4" and self.structure == "2:4" and rows.is_cuda:
             semi_structured.explain(self, kernel)
         if kernel == "2:4":
@@ -110,7 +109,8 @@ class SparseLinear(SparseWeight):
             return _as_shaped(semi_structured.linear(rows, weight if probe is None else weight + probe, self.bias), x)
         if kernel == "sparse":
             p, b = self._parameters, self._buffers  # an attribute costs 0.6 us
-            values, bias = (p["values"], p["bias"]) if len(p) == 2 else (self.values, self.bias)  # parametrized
+            own = "values" in p and "bias" in p  # else pruned, or parametrized
+            values, bias = (p["values"], p["bias"]) if own else (self.values, self.bias)
             args = rows, values, bias, b["crow"], b["col"], b["ccol"], b["row"], b["perm"]
             if probe is not None and self.block == (1, 1):  # one dense product may serve both gradients
                 return _as_shaped(probed_linear(*args, probe), x)

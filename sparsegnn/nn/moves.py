@@ -12,6 +12,15 @@ from sparsegnn.nn.copies import positions, unlink
 from sparsegnn.nn.storage import resize_
 
 
+def check_own(layer) -> None:
+    """Raise unless the values of ``layer`` are a parameter of its own, which may move."""
+    if "values" not in layer._parameters:
+        raise RuntimeError(
+            f"{type(layer).__name__}: values must be a parameter for the weights to move, got what is made at each "
+            "call (nn.utils.prune, weight_norm, spectral_norm, a parametrization): remove that first"
+        )
+
+
 class Move:
     """A change of the positions of ``layer``, and the copies that take part in it; nothing happens before ``done``."""
 

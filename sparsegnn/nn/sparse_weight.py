@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sparsegnn import pattern as patterns
 from sparsegnn.nn import storage
 from sparsegnn.nn.fit import DERIVED
-from sparsegnn.nn.moves import Move
+from sparsegnn.nn.moves import Move, check_own
 from sparsegnn.nn.positions import Positions
 from sparsegnn.ops.dense_weight import apply as dense_weight
 
@@ -66,6 +66,7 @@ class SparseWeight(Positions):
         Parameter object, on new storage and without a gradient. Where memory runs out nothing has changed.
         """
         op = type(self).__name__
+        check_own(self)
         patterns.check_pattern(crow, col, *self.grid, op)
         if values.shape != (self.weights_of(col),):
             raise ValueError(f"{op}: values must have shape [{self.weights_of(col)}], got {list(values.shape)}")
@@ -88,6 +89,7 @@ class SparseWeight(Positions):
         for a new one. Blocks move as a whole, by the sums of their scores; ``"fan_in"`` moves ``n // out`` of every
         output, ``"2:4"`` one each of ``n`` fours.
         """
+        check_own(self)
         crow, col = self.crow, self.col
         if self.structure in patterns.REGULAR:
             col = col.clone()
