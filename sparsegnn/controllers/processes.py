@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from sparsegnn.nn import SparseLinear
 
@@ -19,7 +20,7 @@ def is_alone() -> bool:
 def check_whole(op: str, layers: Mapping[str, SparseLinear]) -> None:
     """Raise where a layer has a part of its weights only."""
     for name, layer in layers.items():
-        if type(layer.values) not in (nn.Parameter, Tensor):
+        if not issubclass(type(layer.values), (nn.Parameter, FakeTensor)):
             raise TypeError(
                 f"{op}: layer {name!r} must have its values in one plain tensor, got {type(layer.values).__name__} "
                 "(FSDP, tensor parallel, quantised), of which no process knows all positions: replicate the model, "
