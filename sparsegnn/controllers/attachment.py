@@ -32,10 +32,8 @@ def take(op: str, controller, layers: Mapping[str, SparseLinear]) -> None:
 
 
 def _taken(layers: Mapping[str, SparseLinear], controller) -> dict:
-    owners = {
-        name: owner for name, layer in layers.items() if (owner := _owners.get(layer, lambda: None)()) is not None
-    }
-    return {name: owner for name, owner in owners.items() if owner is not controller and owner.attached}
+    owners = {name: _owners[layer]() for name, layer in layers.items() if layer in _owners}
+    return {name: x for name, x in owners.items() if x is not None and x is not controller and x.attached}
 
 
 def check_own(op: str, layers: Mapping[str, SparseLinear]) -> None:

@@ -25,7 +25,7 @@ class Link:
 
     def __init__(self, copy, origin, average: bool):
         self.origin, self.average, self.written, self.behind = weakref.ref(origin), average, False, False
-        self.source = positions(origin)  # in place, they remain those of the origin
+        self.source = positions(origin) if average else None  # in place, they remain those of the origin
         self.remember(copy)
         if not average and copy.values.requires_grad:
             me = weakref.ref(copy)
@@ -89,17 +89,16 @@ def _renewed(layer, known: Link) -> bool:
 
 
 def _mend(layer, link: Link) -> None:
-    mine = positions(layer)
-    if not link.behind and (link.origin() is None or link.origin()._tag is layer._tag):
-        fits = link.average or all(torch.equal(t, s.to(t.device)) for t, s in zip(mine, link.source, strict=True))
-        if not fits:
+    mine, origin = positions(layer), link.origin()
+    if link.average and (origin is None or origin._tag is layer._tag):
+        torch._foreach_copy_(mine, link.source)
+        mark(layer)
+    elif origin is not None and origin._tag is layer._tag:
+        if not all(torch.equal(t, s.to(t.device)) for t, s in zip(mine, positions(origin), strict=True)):
             raise RuntimeError(
                 f"{type(layer).__name__}: the positions of this copy were overwritten (averaged integers?): average "
                 "floating-point tensors alone, or use AveragedModel"
             )
-        if link.average:
-            torch._foreach_copy_(mine, link.source)
-            mark(layer)
     link.ages = [t._version for t in mine]
 
 

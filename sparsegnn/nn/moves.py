@@ -88,7 +88,7 @@ def _suspect(copy) -> bool:
         "load_state_dict() or reset_parameters() where it is something else",
         stacklevel=2,
     )
-    copy._link.average = True
+    copy._link.average, copy._link.source = True, positions(copy._link.origin())
     return True
 
 

@@ -100,7 +100,8 @@ class SparseWeight(Positions):
             n = n if isinstance(n, Tensor) else torch.full((), n, device=col.device)
             crow, col = crow.clone(), col.clone()
             source = torch.ops.sparsegnn.topology_(crow, col, self.per_position(drop_score), grow_score, n)
-        move, tensors = Move(self), zip_longest((self.values, *carried), (0, *fresh), fillvalue=0)
+        move = Move(self)
+        tensors = zip_longest((self.values, *carried), (0, *fresh), fillvalue=0)
         moved = [(t, patterns.rearrange(t, source, start)) for t, start in tensors] + move.by_source(source)
         derived = self._derive(crow, col, check=False)  # no memory is needed from here on
         torch._foreach_copy_([t for t, _ in moved], [new for _, new in moved])

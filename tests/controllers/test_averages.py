@@ -1,6 +1,7 @@
 """Averages of models whose weights move: those of dense weights with masks, or refused; copies of another kind stay."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -24,7 +25,6 @@ class Mean:
         self.n = 0
 
     def __call__(self, old, new):
-        self.n += 1
         return old + (new - old) / self.n
 
 
@@ -170,17 +170,10 @@ class Oracle:
             self.masks[i], self.means[i] = mask, mean
 
     def update(self, model):
-        self.means = [self.once(w) if self.first else w.copy() for w in ()] or self._updated(model)
-
-    def _updated(self, model):
-        new = weights(model)
-        if self.first:
-            self.first = False
-            return [w.copy() for w in new]
+        new, first, self.first = weights(model), self.first, False
         if isinstance(self.rule, Mean):
             self.rule.n += 1
-            return [a + (w - a) / self.rule.n for a, w in zip(self.means, new, strict=True)]
-        return [self.rule(a, w) for a, w in zip(self.means, new, strict=True)]
+        self.means = [w.copy() if first else self.rule(a, w) for a, w in zip(self.means, new, strict=True)]
 
     def assert_equal(self, module):
         for got, want in zip(weights(module), self.means, strict=True):
@@ -293,13 +286,18 @@ def test_an_unexpected_average_is_announced_once():
 
 @pytest.mark.parametrize("at", [2, 5])
 @pytest.mark.parametrize("cls", METHODS)
-@pytest.mark.parametrize("resume", ["copies", "states"])
+@pytest.mark.parametrize("resume", ["copies", "copies of averages first", "pickles", "states"])
 def test_averages_go_on_after_a_restart(cls, at, resume):
     model, optimizer, controller = setup(cls)
     average, oracle = AveragedModel(model), Oracle(model, Mean())
     for i in range(STEPS):
         if i == at and resume == "copies":
             model, optimizer, controller, average = copy.deepcopy((model, optimizer, controller, average))
+        elif i == at and resume == "copies of averages first":
+            average, model, optimizer, controller = copy.deepcopy((average, model, optimizer, controller))
+        elif i == at and resume == "pickles":
+            parts = pickle.dumps((average, model, optimizer, controller))
+            average, model, optimizer, controller = pickle.loads(parts)
         elif i == at:
             parts = (model, optimizer, controller, average)
             states = copy.deepcopy([part.state_dict() for part in parts])
@@ -312,6 +310,30 @@ def test_averages_go_on_after_a_restart(cls, at, resume):
         average.update_parameters(model)
         oracle.update(model)
     oracle.assert_equal(average.module)
+
+
+def test_a_copy_of_an_average_alone():
+    model, optimizer, _ = setup(SET)
+    average = AveragedModel(model)
+    for i in range(4):
+        step(model, optimizer, i)
+        average.update_parameters(model)
+    best, saved = copy.deepcopy(average), pickle.loads(pickle.dumps(average))
+    before = copy.deepcopy(best.state_dict())
+    average = copy.deepcopy(average)  # who goes on, as an average
+    oracle = Oracle(model, Mean())
+    oracle.means, oracle.rule.n = [w.copy() for w in weights(average.module)], 4
+    with pytest.warns(UserWarning, match="taken for an average"):
+        for i in range(4, STEPS):
+            average.update_parameters(model) if i == 4 else None
+            oracle.update(model) if i == 4 else None
+            step(model, optimizer, i)
+            oracle.follow(model)
+            average.update_parameters(model)
+            oracle.update(model)
+    oracle.assert_equal(average.module)
+    for other in (best, saved):
+        assert all(torch.equal(before[k], t) for k, t in other.state_dict().items())
 
 
 def test_an_average_at_other_positions_is_refused():
