@@ -68,10 +68,11 @@ class Controller:
     It attaches to ``optimizer.step()``, so the training loop stays as it is. After every ``update_every``-th step that
     the optimizer really made (steps that a GradScaler skips do not count) each layer drops the fraction
     ``drop_fraction`` of its weights with the lowest :meth:`drop_scores` and grows as many where :meth:`grow_scores` is
-    highest. The step of an update has been taken before it. Grown weights start at zero, their optimizer state (every
-    tensor of the shape of the parameter: momentum, Adam moments) at what the optimizer gives a new parameter, all
-    others keep theirs. Layers whose values are frozen (``requires_grad=False``) rest. Indices, values and state are
-    rewritten in place, without reallocation, recompilation or host synchronisation, so that
+    highest. The step of an update has been taken before it. Grown weights start at zero, their optimizer state
+    (momentum, Adam moments; see :func:`register_state` for optimizers that are not torch's) at what the optimizer gives
+    a new parameter, all others keep theirs. So do the weights of averages, ``AveragedModel`` or a copy that is averaged
+    by hand (:meth:`move_along`). Layers whose values are frozen (``requires_grad=False``) rest. Indices, values and
+    state are rewritten in place, without reallocation, recompilation or host synchronisation, so that
     :class:`~sparsegnn.CapturedStep` can replay an update within a CUDA graph. It replays own scores too: what changes
     in them from update to update must come from tensors or :meth:`random_scores`, not from Python numbers.
 
@@ -80,7 +81,7 @@ class Controller:
 
     Args:
         model: with at least one :class:`~sparsegnn.nn.SparseLinear` anywhere inside, trainable.
-        optimizer: holds the ``values`` of these layers.
+        optimizer: holds the ``values`` of these layers; the one that makes the steps, or accelerate's or Lightning's.
         update_every: steps between updates. Full-batch training of 200 steps wants about 10.
         stop_at: no update at this step or later; about 0.75 of the training leaves the last weights time to train.
             The default is ``20 * update_every``.
@@ -88,7 +89,7 @@ class Controller:
         seed: of random growth, which depends on nothing but the seed, the step and the name of the layer.
 
     With ``torch.distributed`` initialised, dense gradients are summed over the ranks, so every rank moves the same
-    weights if the ranks start from the same model.
+    weights if the ranks start from the same model; with other positions or settings the first step raises.
     """
 
     needs_dense_gradient = False  # whether grow_scores() reads dense_gradient()
