@@ -17,7 +17,7 @@ _owners: weakref.WeakKeyDictionary[SparseLinear, weakref.ref] = weakref.WeakKeyD
 
 def take(op: str, controller, layers: Mapping[str, SparseLinear]) -> None:
     """Make the layers those of ``controller``; raise if another one, of whatever optimizer, moves one of them."""
-    if _taken(layers, controller):
+    if any(other.optimizer is not controller.optimizer for other in _taken(layers, controller).values()):
         gc.collect()  # of a function that has returned, say: controllers and optimizers refer to each other
     if taken := _taken(layers, controller):
         other = next(iter(taken.values()))

@@ -46,10 +46,12 @@ class SparseWeight(Positions):
 
     def pattern(self) -> tuple[Tensor, Tensor]:
         """``(crow, col)``: where the weights, or the blocks of weights, are."""
+        self._settle(values=False)
         return self.crow, self.col
 
     def dense_weight(self) -> Tensor:
         """The weight [out_features, in_features] with its zeros, differentiable in ``values``; a view if all exist."""
+        self._settle()
         if self._all_exist():
             return self.values.view(self.out_features, self.in_features)
         return dense_weight(self.values, self.crow, self.col, self.in_features, *self.block)

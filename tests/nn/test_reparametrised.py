@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from sparsegnn import SET, GradualMagnitude, RigL, StaticSparse, use_kernel
+from sparsegnn import SET, GradualMagnitude, RigL, use_kernel
 from sparsegnn.nn import GCNConv, SparseLinear
 
 HALF = {"amount": 0.5}
@@ -97,7 +97,7 @@ def test_a_pruned_convolution():
 
 
 @pytest.mark.parametrize("late", [False, True])
-@pytest.mark.parametrize("cls", [RigL, SET, GradualMagnitude, StaticSparse])
+@pytest.mark.parametrize("cls", [RigL, GradualMagnitude])
 @pytest.mark.parametrize("way", ["l1", "weight_norm", "spectral_norm"])
 def test_controllers_refuse_values_that_are_made_at_each_call(way, cls, late):
     model = nn.Sequential(layer(), layer(seed=1))
