@@ -197,7 +197,8 @@ class CapturedStep:
             rest = {k: v.data_ptr() if isinstance(v, Tensor) else v for k, v in group.items() if k != "params"}
             parts.append((rest, [p.data_ptr() for p in group["params"]]))
         hooks = list(self.optimizer._optimizer_step_post_hooks.values())
-        return parts, _Same(self.optimizer.state), hooks
+        layers = [layer for c in self.controllers for layer in c.layers.values()]
+        return parts, _Same(self.optimizer.state), hooks, {id(copy) for layer in layers for copy in layer._copies or ()}
 
 
 class _Same:
@@ -219,7 +220,7 @@ def attached(optimizer: torch.optim.Optimizer) -> list[Controller]:
     for hook, owner in zip(hooks, found, strict=True):
         if not isinstance(owner, Controller):
             raise ValueError(f"{OP}: optimizer must have no step hooks but those of controllers, got {hook}")
-    return found
+    return list(dict.fromkeys(found))
 
 
 def check_device(optimizer: torch.optim.Optimizer, gpu: bool) -> torch.device:

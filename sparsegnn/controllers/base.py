@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import reprlib
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
-from sparsegnn.controllers.attachment import Accumulation, check_free, check_held, fresh, slots
+from sparsegnn.controllers.attachment import Accumulation, check_held, check_own, take, twins
 from sparsegnn.controllers.interrupt import uninterrupted
+from sparsegnn.controllers.optimizers import check_backward, fresh, is_inner_step, slots, unwrapped
+from sparsegnn.controllers.processes import check_equal, check_whole
 from sparsegnn.controllers.schedules import Cosine
 from sparsegnn.nn import SparseLinear
+from sparsegnn.nn.copies import link, unlink
 
 UPDATES = 20  # without stop_at; 13 to 14 closed the gap to dense training on the graphs that were measured
 
@@ -64,10 +68,11 @@ class Controller:
     It attaches to ``optimizer.step()``, so the training loop stays as it is. After every ``update_every``-th step that
     the optimizer really made (steps that a GradScaler skips do not count) each layer drops the fraction
     ``drop_fraction`` of its weights with the lowest :meth:`drop_scores` and grows as many where :meth:`grow_scores` is
-    highest. The step of an update has been taken before it. Grown weights start at zero, their optimizer state (every
-    tensor of the shape of the parameter: momentum, Adam moments) at what the optimizer gives a new parameter, all
-    others keep theirs. Layers whose values are frozen (``requires_grad=False``) rest. Indices, values and state are
-    rewritten in place, without reallocation, recompilation or host synchronisation, so that
+    highest. The step of an update has been taken before it. Grown weights start at zero, their optimizer state
+    (momentum, Adam moments; see :func:`register_state` for optimizers that are not torch's) at what the optimizer gives
+    a new parameter, all others keep theirs. So do the weights of averages, ``AveragedModel`` or a copy that is averaged
+    by hand (:meth:`move_along`). Layers whose values are frozen (``requires_grad=False``) rest. Indices, values and
+    state are rewritten in place, without reallocation, recompilation or host synchronisation, so that
     :class:`~sparsegnn.CapturedStep` can replay an update within a CUDA graph. It replays own scores too: what changes
     in them from update to update must come from tensors or :meth:`random_scores`, not from Python numbers.
 
@@ -76,7 +81,7 @@ class Controller:
 
     Args:
         model: with at least one :class:`~sparsegnn.nn.SparseLinear` anywhere inside, trainable.
-        optimizer: holds the ``values`` of these layers.
+        optimizer: holds the ``values`` of these layers; the one that makes the steps, or accelerate's or Lightning's.
         update_every: steps between updates. Full-batch training of 200 steps wants about 10.
         stop_at: no update at this step or later; about 0.75 of the training leaves the last weights time to train.
             The default is ``20 * update_every``.
@@ -84,10 +89,11 @@ class Controller:
         seed: of random growth, which depends on nothing but the seed, the step and the name of the layer.
 
     With ``torch.distributed`` initialised, dense gradients are summed over the ranks, so every rank moves the same
-    weights if the ranks start from the same model.
+    weights if the ranks start from the same model; with other positions or settings the first step raises.
     """
 
     needs_dense_gradient = False  # whether grow_scores() reads dense_gradient()
+    moves_weights = True  # whether it ever does, and so must know the state of the optimizer
     keeps_size = True  # whether an update leaves every tensor its size, so that a recorded one can be replayed
 
     def __init__(
@@ -111,15 +117,22 @@ class Controller:
                 raise ValueError(f"{op}: drop_fraction must be in [0, 1], got {drop_fraction}")
             drop_fraction = Cosine(float(drop_fraction), max(self.stop_at, 1))
         self.drop_fraction = drop_fraction
-        self.layers = self._find_layers(model, optimizer)
-        self.optimizer = optimizer
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"{op}: model must be a torch.nn.Module, got {type(model).__name__}")
+        self.optimizer = unwrapped(op, optimizer, self.moves_weights)
+        self.layers = self._find_layers(model, self.optimizer)
+        self._check_state_of_optimizer()
         self.step = 0  # optimizer steps seen
         self.updates = 0
         self._moved: set[str] = set()  # layers that an update has moved which then failed
         self.grown = {name: torch.zeros((), dtype=torch.int64, device=x.col.device) for name, x in self.layers.items()}
         self._static: Static | None = None
+        self._seen = False  # the state that the optimizer makes at its first step
+        self._along: dict[str, list[Tensor]] = {}  # what else moves with the values of a layer
         self._accumulations: list[Accumulation] = []
-        self._handle = None
+        self._armed: int | None = None  # the step whose dense gradients are collected
+        self._warned = False
+        self._handle = self._before = None
         self._attach()
 
     # --- to override ---
@@ -156,8 +169,36 @@ class Controller:
             carried = self.carried(layer.values)
             source = layer.rewire_(self.drop_scores(name, layer), grow, n, carried, self._fresh(layer.values, carried))
             self._moved.add(name)
+            self.grown[name] = self.grown[name].to(source.device)  # the model may have gone to another
             self.grown[name] += (source < 0).sum() * (layer.values.numel() // layer.col.numel())
         self._moved.clear()
+
+    def move_along(self, copies: nn.Module | Iterable[tuple[nn.Parameter, Tensor]]) -> None:
+        """From now on the weights of running averages move with those of the layers; a new one begins with their value.
+
+        Otherwise numbers of different weights would be averaged. ``AveragedModel`` and copies whose values are averaged
+        from before the first update on are found without this.
+
+        Args:
+            copies: a copy of the model, as it is now, or pairs ``zip(model.parameters(), averages)``.
+        """
+        if isinstance(copies, nn.Module):
+            for name, copy in twins(self._name, self.layers, copies).items():
+                link(copy, self.layers[name], True)
+            return
+        names = {id(layer.values): name for name, layer in self.layers.items()}
+        found = [(names[id(p)], t) for p, t in copies if id(p) in names]
+        for name, t in found:
+            if not isinstance(t, Tensor) or t.shape != self.layers[name].values.shape:
+                shape = list(self.layers[name].values.shape)
+                got = list(t.shape) if isinstance(t, Tensor) else type(t).__name__
+                raise ValueError(f"{self._name}: copies must have a tensor {shape} for layer {name!r}, got {got}")
+        if not found:
+            raise ValueError(
+                f"{self._name}: copies must have pairs with the values of {list(names.values())}, got none"
+            )
+        for name, t in found:
+            self._along.setdefault(name, []).append(t)
 
     # --- for methods ---
 
@@ -190,9 +231,12 @@ class Controller:
         return static.scores[name]
 
     def carried(self, parameter: nn.Parameter) -> list[Tensor]:
-        """The gradient and the optimizer's state of a parameter, which move with it. Other state raises TypeError."""
+        """What moves with a parameter: gradient, state of the optimizer, averages. Other state raises TypeError."""
         gradient = [] if parameter.grad is None else [parameter.grad]
-        return gradient + list(slots(self._name, self.optimizer, parameter).values())
+        along = [
+            t for name, layer in self.layers.items() if layer.values is parameter for t in self._along.get(name, ())
+        ]
+        return gradient + list(slots(self._name, self.optimizer, parameter).values()) + along
 
     # --- for steps that are recorded once and replayed; see sparsegnn.capture ---
 
@@ -221,13 +265,16 @@ class Controller:
 
     def arm(self) -> None:
         """Ask for dense gradients if the next step is an update, and for none otherwise."""
-        wanted = self.needs_dense_gradient and self.due(self.step + 1)
-        wanted = [name for name, layer in self.layers.items() if wanted and layer.values.requires_grad]
+        self._armed = None  # where memory runs out
+        due = self.needs_dense_gradient and self.due(self.step + 1)
+        wanted = [name for name, layer in self.layers.items() if due and layer.values.requires_grad]
         probes = {name: self._probe(name, self.layers[name]) for name in wanted}
         self._forget_gradients()
         for name, layer in self.layers.items():
             layer.probe = probes.get(name)
-        self._accumulations = [Accumulation(self.layers[name].values, probe) for name, probe in probes.items()]
+        recorded = self._static is not None
+        self._accumulations = [Accumulation(self.layers[name].values, p, recorded) for name, p in probes.items()]
+        self._armed = self.step + 1 if due else None
 
     # --- checkpoints ---
 
@@ -255,6 +302,7 @@ class Controller:
         for name, count in self.grown.items():
             count.fill_(grown[name])
         self._moved.clear()
+        self._seen = False
         if self._static is not None:
             self._static.step = -1
 
@@ -283,10 +331,13 @@ class Controller:
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
+            if self._before is not None:
+                self._before.remove()
+                self._before = None
             self._forget_gradients()
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_handle": self._handle is not None, "_accumulations": []}
+        return {**self.__dict__, "_handle": self._handle is not None, "_before": None, "_accumulations": []}
 
     def __setstate__(self, state: dict) -> None:
         """A copy made together with model and optimizer, by deepcopy or pickle, controls the copies."""
@@ -304,14 +355,21 @@ class Controller:
     # --- inner works ---
 
     @property
+    def attached(self) -> bool:
+        """Whether steps of the optimizer still reach this controller."""
+        return self._handle is not None and self._handle.id in self.optimizer._optimizer_step_post_hooks
+
+    @property
     def _name(self) -> str:
         return type(self).__name__
 
     def _attach(self) -> None:
-        hooks = self.optimizer._optimizer_step_post_hooks.values()
-        owners = [getattr(hook, "__self__", None) for hook in hooks]
-        check_free(self._name, self.layers, [owner for owner in owners if isinstance(owner, Controller)])
+        take(self._name, self, self.layers)
+        for layer in self.layers.values():
+            unlink(layer)
         self._handle = self.optimizer.register_step_post_hook(self._after_step)
+        if self.needs_dense_gradient:
+            self._before = self.optimizer.register_step_pre_hook(self._before_step)
         self.arm()
 
     def _forget_gradients(self) -> None:
@@ -323,18 +381,13 @@ class Controller:
 
     def _fresh(self, parameter: nn.Parameter, carried: list[Tensor]) -> list[float]:
         """What each tensor that moves with a parameter holds for a new weight."""
-        state, start = self.optimizer.state.get(parameter, {}), fresh(self.optimizer, parameter)
+        state, start = self.optimizer.state.get(parameter, {}), fresh(self._name, self.optimizer, parameter)
         return [next((start[key] for key in start if state.get(key) is t), 0.0) for t in carried]
 
     def _find_layers(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, SparseLinear]:
         op = self._name
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"{op}: model must be a torch.nn.Module, got {type(model).__name__}")
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(f"{op}: optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-        if isinstance(optimizer, torch.optim.LBFGS):
-            raise TypeError(f"{op}: optimizer must keep its state per weight, got LBFGS")
         layers = {name: m for name, m in model.named_modules() if isinstance(m, SparseLinear)}
+        check_own(op, {name: m for name, m in layers.items() if any(p.requires_grad for p in m.parameters())})
         layers = {name: m for name, m in layers.items() if m.values.requires_grad}
         if not layers:
             raise ValueError(f"{op}: model must have a trainable SparseLinear (see sparsegnn.sparsify), got none")
@@ -350,6 +403,8 @@ class Controller:
     @torch.no_grad()
     @uninterrupted
     def _after_step(self, optimizer, args, kwargs) -> None:
+        if is_inner_step(optimizer):
+            return
         skipped = getattr(optimizer, "found_inf", None)  # fused optimizers skip inside step()
         if skipped is not None and self._static is not None:
             raise RuntimeError(
@@ -358,9 +413,20 @@ class Controller:
             )
         if skipped is not None and skipped.item():
             return
+        if not self._seen:  # state that is made at the first step
+            check_held(self._name, self.layers, optimizer)
+            self._check_state_of_optimizer()
+            check_equal(self._name, self)
+            self._seen = True
         self.step += 1
         if self.due(self.step):
+            if self.needs_dense_gradient and self._armed != self.step:  # no memory for probes, or now due after all
+                self.step -= 1
+                self.arm()
+                return
             try:
+                check_backward(self._name)
+                self._warn_of_unknown_gradients()
                 self.update()
             except BaseException:  # out of memory, say: the next step tries again
                 self.step -= 1
@@ -370,6 +436,33 @@ class Controller:
                 raise
             self.updates += 1
         self.arm()
+
+    @torch.compiler.disable
+    def _before_step(self, optimizer, args, kwargs) -> None:
+        for accumulation in self._accumulations:
+            accumulation.settle()
+
+    def _warn_of_unknown_gradients(self) -> None:
+        """Once, of layers whose gradients did not come through the probe: RigL would count an update and move none."""
+        if self._warned or not self.needs_dense_gradient:
+            return
+        movable = self._movable().items()
+        discarded = {id(a.values) for a in self._accumulations if a.discarded}
+        given = [name for name, x in movable if x.values.requires_grad and x.values.grad is not None]
+        given = [name for name in given if id(self.layers[name].values) not in discarded]
+        if lost := [name for name in given if (probe := self.layers[name].probe) is None or probe.grad is None]:
+            self._warned = True
+            warnings.warn(
+                f"{self._name}: no weight of the layers {lost} moves, as their gradients were not made by "
+                "loss.backward() (torch.autograd.grad, backward(inputs=...), gradients set by hand), so that those of "
+                "the weights that do not exist are not known: call loss.backward(), or use SET",
+                stacklevel=2,
+            )
+
+    def _check_state_of_optimizer(self) -> None:
+        check_whole(self._name, self.layers)
+        for layer in self.layers.values() if self.moves_weights else ():
+            slots(self._name, self.optimizer, layer.values)
 
     def _movable(self) -> dict[str, SparseLinear]:
         """The layers that lack some weights."""

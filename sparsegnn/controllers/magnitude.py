@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsegnn.controllers.attachment import check_held
-from sparsegnn.controllers.attachment import slots as slots_of
 from sparsegnn.controllers.base import UPDATES, Controller, check_int
 from sparsegnn.controllers.distributions import allocate, global_magnitude
+from sparsegnn.controllers.optimizers import slots as slots_of
+from sparsegnn.controllers.processes import is_replicated
 from sparsegnn.controllers.schedules import Cubic
 from sparsegnn.nn import SparseLinear
 from sparsegnn.pattern import check_sparsity, subset, top
@@ -80,22 +81,37 @@ class GradualMagnitude(Controller):
             return global_magnitude(scores, max(0.0, 1 - keep * sum(self.sizes.values()) / left))
         return {name: size - round((size - self.final[name]) * share) for name, size in self.sizes.items()}
 
+    def _check_state_of_optimizer(self) -> None:
+        super()._check_state_of_optimizer()
+        self._check_single()
+
+    def _check_single(self) -> None:
+        if is_replicated(self.layers):
+            raise RuntimeError(
+                f"{self._name}: model must not be in a DistributedDataParallel, which cannot follow values that get "
+                "fewer: use RigL or SET, or average gradients with torch.distributed.all_reduce() yourself"
+            )
+
     @torch.no_grad()
     def update(self) -> None:
         """Prune every layer to its count; a layer that has fewer weights already, or is frozen, is left as it is."""
         check_held(self._name, self.layers, self.optimizer)
+        self._check_single()
         for (name, layer), n in zip(self.layers.items(), self.counts().values(), strict=True):
             if n < layer.values.numel() and layer.values.requires_grad:
-                self._keep(layer, survivors(layer, layer.per_position(self.drop_scores(name, layer)), n))
+                self._keep(name, layer, survivors(layer, layer.per_position(self.drop_scores(name, layer)), n))
 
-    def _keep(self, layer: SparseLinear, slots: Tensor) -> None:
+    def _keep(self, name: str, layer: SparseLinear, slots: Tensor) -> None:
         def kept(tensor: Tensor) -> Tensor:
             return tensor.view(layer.col.numel(), -1)[slots].flatten()
 
         moved = {key: kept(slot) for key, slot in slots_of(self._name, self.optimizer, layer.values).items()}
+        averages = [(t, kept(t)) for t in self._along.get(name, ())]
         layer.set_pattern_(*subset(*layer.pattern(), slots), kept(layer.values))
         if moved:
             self.optimizer.state[layer.values].update(moved)  # last: where memory runs out nothing has changed
+        for t, new in averages:
+            t.data = new
 
 
 def survivors(layer: SparseLinear, score: Tensor, n: int) -> Tensor:

@@ -6,5 +6,7 @@ from sparsegnn.controllers.base import Controller
 class StaticSparse(Controller):
     """Counts steps and changes nothing. Accepts every pattern."""
 
+    moves_weights = False
+
     def due(self, step: int) -> bool:
         return False

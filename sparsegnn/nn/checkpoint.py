@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsegnn import pattern as patterns
+from sparsegnn.nn import copies
 from sparsegnn.nn.kernel_choice import KernelChoice
+from sparsegnn.nn.moves import Move, check_own
 from sparsegnn.nn.storage import resize_
 
 SAVED = ("values", "crow", "col")
@@ -22,7 +24,10 @@ def load(layer, state_dict: Mapping[str, Tensor], prefix: str, metadata: dict, s
         kept = with_own(layer, state_dict, prefix)  # torch says what, and changes nothing
         return nn.Module._load_from_state_dict(layer, kept, prefix, {}, strict, *reports)
     saved, crow, col = prepared(layer, state_dict, prefix, metadata.get("assign_to_params_buffers", False))
-    derived = layer._derive(crow, col)
+    if col.shape != layer.col.shape:
+        check_own(layer)
+    derived, move = layer._derive(crow, col), Move(layer)
+    move.by_position(crow, col, saved.get("values", layer.values))
     if col.shape != layer.col.shape:  # another number of weights: same Parameter object, new storage
         new = layer.col.new_empty(col.shape)
         resize_(layer.values, torch.Size([layer.weights_of(col)]))
@@ -30,6 +35,8 @@ def load(layer, state_dict: Mapping[str, Tensor], prefix: str, metadata: dict, s
     saved = {**state_dict, **{prefix + name: t for name, t in saved.items()}}
     KernelChoice._load_from_state_dict(layer, saved, prefix, metadata, strict, *reports)
     layer._place(layer.crow, layer.col, derived)
+    move.done()
+    copies.loaded(layer)
 
 
 def check_saved(layer, state_dict: Mapping[str, Tensor], prefix: str, assign: bool) -> dict[str, Tensor]:

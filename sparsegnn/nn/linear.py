@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsegnn import pattern as patterns
-from sparsegnn.nn import semi_structured
+from sparsegnn.nn import copies, semi_structured
 from sparsegnn.nn.dense_linear import dense_linear
 from sparsegnn.nn.features import features_linear, is_sparse
 from sparsegnn.nn.sparse_weight import SparseWeight
@@ -84,6 +84,7 @@ class SparseLinear(SparseWeight):
 
     def reset_parameters(self) -> None:
         """As ``nn.Linear``, with the mean number of inputs that an output really has. The positions stay."""
+        copies.unlink(self)
         bound = 1 / math.sqrt(max(1.0, self.values.numel() / self.out_features))
         for p in self.parameters(recurse=False):
             nn.init.uniform_(p, -bound, bound)
@@ -91,13 +92,16 @@ class SparseLinear(SparseWeight):
     @property
     def fusible(self) -> bool:
         """Whether a call is one call of ``sparse_linear``, whose epilogue a layer around this one may use."""
+        self._settle()
         plain = self.block == (1, 1) and self.bias is None and self.probe is None
         return plain and self.kernel == "sparse"
 
     def forward(self, x: Tensor) -> Tensor:
+        self._settle()
         if is_sparse(x):
             return self._sparse_features(x)
         rows, kernel, probe = _as_rows(x, self.in_features), self.kernel, self.probe
+        probe = probe if probe is None or self.values.requires_grad else None  # frozen for this call
         if kernel != "2:4" and self.structure == "2:4" and rows.is_cuda:
             semi_structured.explain(self, kernel)
         if kernel == "2:4":
@@ -105,7 +109,8 @@ class SparseLinear(SparseWeight):
             return _as_shaped(semi_structured.linear(rows, weight if probe is None else weight + probe, self.bias), x)
         if kernel == "sparse":
             p, b = self._parameters, self._buffers  # an attribute costs 0.6 us
-            values, bias = (p["values"], p["bias"]) if len(p) == 2 else (self.values, self.bias)  # parametrized
+            own = "values" in p and "bias" in p  # else pruned, or parametrized
+            values, bias = (p["values"], p["bias"]) if own else (self.values, self.bias)
             args = rows, values, bias, b["crow"], b["col"], b["ccol"], b["row"], b["perm"]
             if probe is not None and self.block == (1, 1):  # one dense product may serve both gradients
                 return _as_shaped(probed_linear(*args, probe), x)
@@ -121,7 +126,7 @@ class SparseLinear(SparseWeight):
 
     def _sparse_features(self, x: Tensor) -> Tensor:
         y = features_linear("SparseLinear", x, self.dense_weight().t())
-        if self.probe is not None:
+        if self.probe is not None and self.values.requires_grad:
             y = y + features_linear("SparseLinear", x, (self.probe - self.probe.detach()).t())
         return y if self.bias is None else y.add_(self.bias.to(y.dtype))
 

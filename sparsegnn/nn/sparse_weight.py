@@ -1,4 +1,4 @@
-"""A weight matrix held as its nonzeros: one parameter, int32 positions, and how both are replaced, moved and loaded."""
+"""A weight matrix held as its nonzeros: one parameter, int32 positions, and how both are replaced and moved."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from sparsegnn import pattern as patterns
-from sparsegnn.nn import checkpoint, storage
-from sparsegnn.nn.kernel_choice import KernelChoice
+from sparsegnn.nn import storage
+from sparsegnn.nn.fit import DERIVED
+from sparsegnn.nn.moves import Move, check_own
+from sparsegnn.nn.positions import Positions
 from sparsegnn.ops.dense_weight import apply as dense_weight
 
-DERIVED = ("ccol", "row", "perm")  # not saved: the transpose
 
-
-class SparseWeight(KernelChoice):
+class SparseWeight(Positions):
     """Base of layers with a sparse weight [out_features, in_features].
 
     ``values`` [nnz] is an ordinary 1-D parameter, so optimizers, AMP, DDP, ``deepcopy`` and safetensors need nothing
@@ -39,12 +39,6 @@ class SparseWeight(KernelChoice):
         self._place(crow, col)
         self.probe: Tensor | None = None  # [out, in] requiring grad, while a controller wants the dense gradient
 
-    def _shape(self, device: torch.device) -> Tensor:
-        return torch.tensor([self.out_features, self.in_features], dtype=torch.int32, device=device)
-
-    def weights_of(self, col: Tensor) -> int:
-        return col.numel() * self.block[0] * self.block[1]
-
     @property
     def sparsity(self) -> float:
         """Fraction of the weights that do not exist."""
@@ -52,10 +46,12 @@ class SparseWeight(KernelChoice):
 
     def pattern(self) -> tuple[Tensor, Tensor]:
         """``(crow, col)``: where the weights, or the blocks of weights, are."""
+        self._settle(values=False)
         return self.crow, self.col
 
     def dense_weight(self) -> Tensor:
         """The weight [out_features, in_features] with its zeros, differentiable in ``values``; a view if all exist."""
+        self._settle()
         if self._all_exist():
             return self.values.view(self.out_features, self.in_features)
         return dense_weight(self.values, self.crow, self.col, self.in_features, *self.block)
@@ -72,15 +68,18 @@ class SparseWeight(KernelChoice):
         Parameter object, on new storage and without a gradient. Where memory runs out nothing has changed.
         """
         op = type(self).__name__
+        check_own(self)
         patterns.check_pattern(crow, col, *self.grid, op)
         if values.shape != (self.weights_of(col),):
             raise ValueError(f"{op}: values must have shape [{self.weights_of(col)}], got {list(values.shape)}")
         patterns.check_regular(crow, col, self.in_features, self.structure, op)
-        derived = self._derive(crow, col)
+        derived, move = self._derive(crow, col), Move(self)
+        move.by_position(crow, col, values)
         if values.shape != self.values.shape:
             storage.resize_(self.values, values.shape)
         self.values.copy_(values)
         self._place(crow, col, derived)
+        move.done()
 
     @torch.no_grad()
     def rewire_(self, drop_score: Tensor, grow_score: Tensor, n: int | Tensor, carried=(), fresh=()) -> Tensor:
@@ -92,6 +91,7 @@ class SparseWeight(KernelChoice):
         for a new one. Blocks move as a whole, by the sums of their scores; ``"fan_in"`` moves ``n // out`` of every
         output, ``"2:4"`` one each of ``n`` fours.
         """
+        check_own(self)
         crow, col = self.crow, self.col
         if self.structure in patterns.REGULAR:
             col = col.clone()
@@ -102,44 +102,15 @@ class SparseWeight(KernelChoice):
             n = n if isinstance(n, Tensor) else torch.full((), n, device=col.device)
             crow, col = crow.clone(), col.clone()
             source = torch.ops.sparsegnn.topology_(crow, col, self.per_position(drop_score), grow_score, n)
+        move = Move(self)
         tensors = zip_longest((self.values, *carried), (0, *fresh), fillvalue=0)
-        moved = [(t, patterns.rearrange(t, source, start)) for t, start in tensors]
+        moved = [(t, patterns.rearrange(t, source, start)) for t, start in tensors] + move.by_source(source)
         derived = self._derive(crow, col, check=False)  # no memory is needed from here on
         torch._foreach_copy_([t for t, _ in moved], [new for _, new in moved])
         self._place(crow, col, derived)
+        move.done()
         return source
 
     def per_position(self, score: Tensor) -> Tensor:
         """Sums of ``score`` [nnz] over the weights of each entry of ``col``."""
         return score if self.block == (1, 1) else score.view(self.col.numel(), -1).sum(1)
-
-    def _derive(self, crow: Tensor, col: Tensor, check: bool = True) -> tuple[Tensor, ...]:
-        """The transpose of positions; ``check`` waits for a GPU."""
-        return torch.ops.sparsegnn.csr_transpose(crow, col, self.grid[1], check)
-
-    def _place(self, crow: Tensor, col: Tensor, derived: tuple[Tensor, ...] | None = None) -> None:
-        """Store positions and what is derived from them, in place where they fit."""
-        self._follow_policy(self.weights_of(col))
-        derived = derived or self._derive(crow, col)
-        for name, new in zip(("crow", "col", *DERIVED), (crow, col, *derived), strict=True):
-            if (old := getattr(self, name)) is not None and old.shape == new.shape and old.device == new.device:
-                old.copy_(new)
-            else:
-                setattr(self, name, new)
-
-    def _apply(self, fn, recurse=True):
-        deferred = self.crow.is_meta
-        super()._apply(fn, recurse)
-        if deferred and not self.crow.is_meta:  # to_empty() of a meta layer: its positions are uninitialised memory
-            size = {"nnz": self.values.numel(), "kind": self.structure, "device": self.crow.device}
-            self._place(*patterns.random_pattern(self.out_features, self.in_features, **size))
-            self.shape = self._shape(self.crow.device)
-        self._follow_policy(self.values.numel())
-        self.probe = storage.move_(self.probe, fn)
-        return self
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "probe": None}  # a controller that is copied along asks anew
-
-    def _load_from_state_dict(self, state_dict, prefix, *args):
-        checkpoint.load(self, state_dict, prefix, *args)

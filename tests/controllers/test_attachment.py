@@ -1,6 +1,7 @@
 """What ties a controller to its layers: copies stay tied, gradients begin anew, what cannot move is refused."""
 
 import copy
+import io
 import pickle
 from functools import partial
 
@@ -8,8 +9,10 @@ import pytest
 import torch
 from controllers.simulation import batch, masks, sparse_model, train
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sparsegnn import SET, GradualMagnitude, RigL, StaticSparse
+from sparsegnn.controllers import register_state
 from sparsegnn.nn import SparseLinear
 
 METHODS = (RigL, SET, GradualMagnitude)
@@ -140,6 +143,9 @@ class Odd(torch.optim.Optimizer):
             p.sub_(p.grad, alpha=self.param_groups[0]["lr"])
 
 
+register_state(Odd, {"odd": 0.0})
+
+
 @pytest.mark.parametrize("cls", METHODS)
 @pytest.mark.parametrize(
     "made,fine",
@@ -162,7 +168,7 @@ def test_state_that_cannot_move_is_refused(cls, made, fine):
         assert controller.updates == 1
         return
     before = masks(model)
-    with pytest.raises(TypeError, match=f"{cls.__name__}: optimizer must keep its state per weight, .* got 'odd' of"):
+    with pytest.raises(TypeError, match=f"{cls.__name__}: optimizer must keep its state per weight, .* got 'odd', a"):
         train(model, optimizer, 3)
     assert all((a == b).all() for a, b in zip(before, masks(model), strict=True))
 
@@ -192,3 +198,40 @@ def test_a_refused_checkpoint_changes_nothing(grown):
     with pytest.raises((TypeError, ValueError), match=r"RigL: (state\['grown'\]|grown\['\d'\]) must be"):
         controller.load_state_dict({**controller.state_dict(), "step": 9, "seed": 9, "grown": grown})
     assert str(controller.state_dict()) == before
+
+
+def test_counts_follow_the_model_to_its_device():
+    """As after model.to("cuda"), with devices that have no memory."""
+    with FakeTensorMode():
+        model, _, controller = setup(SET, update_every=1)
+        for name in controller.grown:
+            controller.grown[name] = torch.zeros((), dtype=torch.int64, device="meta")
+        scores = torch.rand(20, 20)
+        controller.random_scores = lambda name, layer: scores[: layer.out_features, : layer.in_features]
+        controller.update()
+        assert {count.device.type for count in controller.grown.values()} == {"cpu"}
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: torch.load(saved(x), weights_only=False)])
+def test_a_copy_made_while_a_dense_gradient_is_collected_has_none(duplicate):
+    model, optimizer, _ = setup(update_every=1)
+    (model(batch(0, model)[0])).sum().backward()
+    assert model[0].probe.grad is not None
+    want = duplicate(nn.Sequential(*(layer for layer in model)))
+    size = len(pickle.dumps(want))
+    for layer in want:
+        assert getattr(layer, "probe", None) is None
+        assert not getattr(layer, "values", layer)._backward_hooks
+    twin = sparse_model()
+    assert abs(size - len(pickle.dumps(nn.Sequential(*twin)))) < 3000  # gradients of a deep copy go along
+    assert all("probe" not in key for key in model.state_dict())
+    step_of = torch.optim.SGD(want.parameters(), lr=0.1)
+    train(want, step_of, 1)
+    assert want[0].probe is None and model[0].probe is not None
+
+
+def saved(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return file
