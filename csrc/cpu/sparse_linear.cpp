@@ -92,8 +92,7 @@ void forward(const Tensor& x_in, const Tensor& values_in, const std::optional<Te
     }
     auto plan = choose_forward(samples, outputs, inputs, nnz, sizeof(A), sizeof(T));
     plan.stream = plan.stream && rows_are_lines(y);
-    const SparseLinearWeight<T> w(plan, outputs, inputs, data<int32_t>(crow), data<int32_t>(col), nullptr,
-                                  data<T>(values), nnz);
+    const SparseLinearWeight<T> w(plan, outputs, inputs, data<int32_t>(crow), data<int32_t>(col), data<T>(values), nnz);
     multiply<T, A>(w, data<T>(x), data<A>(bias), mutable_data<T>(y), samples, epilogue, {});
   });
 }
@@ -196,8 +195,8 @@ std::tuple<Tensor, Tensor, Tensor> sparse_linear_backward(const Tensor& dy_in, c
     const bool with_dvalues = need_dvalues || need_dbias;
     const auto plan = with_dvalues ? choose_backward(samples, inputs, outputs, nnz, sizeof(A), sizeof(T))
                                    : choose_forward(samples, inputs, outputs, nnz, sizeof(A), sizeof(T));
-    const SparseLinearWeight<T> w(plan, inputs, outputs, data<int32_t>(ccol), data<int32_t>(row), data<int32_t>(perm),
-                                  data<T>(values), nnz);
+    const SparseLinearWeight<T> w(plan, inputs, outputs, data<int32_t>(ccol), data<int32_t>(row), data<T>(values), nnz,
+                                  data<int32_t>(perm), data<int32_t>(crow), data<int32_t>(col));
     if (!with_dvalues) {
       multiply<T, A>(w, data<T>(dy), nullptr, mutable_data<T>(dx), samples, {}, mask);
       return;

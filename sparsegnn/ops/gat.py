@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.nn.functional import leaky_relu
 from torch.utils.flop_counter import register_flop_formula
 
-from sparsegnn.ops._library import check, check_like, define, register_autograd, rows_of
+from sparsegnn.ops._autograd import differentiate, recorded, register_autograd
+from sparsegnn.ops._library import check, check_like, define, rows_of
 from sparsegnn.ops._random import check_dropout, dropout_factor
+from sparsegnn.ops._softmax import softmax_of_rows
 
 
 def reference(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, negative_slope, dropout, seed, save, bias=None):
@@ -28,23 +30,18 @@ def reference(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, negative_slop
         a_src, a_dst = scores
     score = a_src.to(acc)[source] + a_dst.to(acc)[rows]
     score = score if a_edge is None else score + a_edge.to(acc)
-    logit = leaky_relu(score, negative_slope)
-    empty = logit.new_zeros(a_dst.shape)
-    top = (empty - torch.inf).scatter_reduce(0, rows[:, None].expand_as(logit), logit, "amax", include_self=False)
-    alpha = (logit - top[rows]).exp()
-    total = empty.index_add(0, rows, alpha)
-    kept = alpha = alpha / total[rows]
-    if dropout > 0:
-        kept = alpha * dropout_factor(seed, torch.arange(edges, device=x.device), x.size(1), dropout, acc)
+    alpha, lse = softmax_of_rows(leaky_relu(score, negative_slope), rows, a_dst.size(0))
+    slots = torch.arange(edges, device=x.device)
+    kept = alpha if dropout == 0 else alpha * dropout_factor(seed, slots, x.size(1), dropout, acc)
     zero = x.new_zeros(a_dst.size(0), *x.shape[1:], dtype=acc)
     y = zero.index_add(0, rows, kept[:, :, None] * x.to(acc)[source])
     out = y if bias is None else y + bias.to(acc).view(y.shape[1:])
     if not save:
-        return out.to(x.dtype), empty.new_empty(0, 0), x.new_empty(0, 0, 0), scores
+        return out.to(x.dtype), lse.new_empty(0, 0), x.new_empty(0, 0, 0), scores
     slope = torch.where(score > 0, score.new_ones(()), negative_slope)
     sloped = zero.index_add(0, rows, (kept * slope)[:, :, None] * x.to(acc)[source])
-    tilt = sloped - empty.index_add(0, rows, alpha * slope)[:, :, None] * y
-    return out.to(x.dtype), top + total.log(), tilt.to(x.dtype), scores
+    tilt = sloped - torch.zeros_like(lse).index_add(0, rows, alpha * slope)[:, :, None] * y
+    return out.to(x.dtype), lse, tilt.to(x.dtype), scores
 
 
 def fake(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, negative_slope, dropout, seed, save, bias=None):
@@ -65,16 +62,19 @@ op = define(
 
 
 def setup_context(ctx, inputs, output):
-    x, a_src, a_dst, a_edge, _, _, ccol, row, perm, ctx.negative_slope, ctx.dropout, seed, ctx.saved, bias = inputs
-    ctx.save_for_backward(x, a_src, a_dst, a_edge, bias, *output, ccol, row, perm, seed)
+    x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, ctx.negative_slope, ctx.dropout, seed, ctx.saved, bias = inputs
+    ctx.save_for_backward(x, a_src, a_dst, a_edge, bias, *output, crow, col, ccol, row, perm, seed)
     ctx.mark_non_differentiable(*output[1:])
 
 
 def backward(ctx, dy, *_):
-    x, a_src, a_dst, a_edge, bias, y, lse, tilt, scores, ccol, row, perm, seed = ctx.saved_tensors
+    x, a_src, a_dst, a_edge, bias, y, lse, tilt, scores, crow, col, ccol, row, perm, seed = ctx.saved_tensors
     if not ctx.saved or ccol is None:
         raise RuntimeError("gat: backward needs save=True and the transpose (ccol, row, perm) in forward")
-    folded, need_edge, need_bias = a_src.dim() == 3, ctx.needs_input_grad[3], bias is not None and bias.requires_grad
+    if recorded():
+        given = (x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, ctx.negative_slope, ctx.dropout, seed, True, bias)
+        return differentiate(reference, given, ctx.needs_input_grad, dy)
+    folded, need_edge, need_bias = a_src.dim() == 3, ctx.needs_input_grad[3], ctx.needs_input_grad[13]
     score, att = (scores, (a_src, a_dst)) if folded else ((a_src, a_dst), (None, None))
     dx, da_src, da_dst, da_edge, dbias = torch.ops.sparsegnn.gat_backward(
         dy, x, *score, a_edge, y, lse, tilt, ccol, row, perm, ctx.negative_slope, ctx.dropout, seed, need_edge, *att,

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from sparsegnn.ops._library import check, define, index_dtype, register_autograd
+from sparsegnn.ops._autograd import register_autograd
+from sparsegnn.ops._library import check, define, index_dtype
 
 MAX_WIDTH = 1 << 15  # columns must fit int16
 
