@@ -15,8 +15,8 @@ import torch
 FOLDER = Path(os.environ.get("SPARSEGNN_LIBRARIES") or Path(__file__).parent)
 BUILD_HINT = "pip install --no-build-isolation ."  # from a checkout
 
-#: the schemas of the ops that a library must be compiled for, as csrc/common/interface.cpp says it: another whenever one
-#: changes, since a kernel reads its arguments as it was compiled to
+#: the schemas of the ops that a library must be compiled for, as csrc/common/interface.cpp says it: another number
+#: whenever one changes, since a kernel reads its arguments as it was compiled to
 INTERFACE = 1
 
 #: library -> "" when loaded, else the reason

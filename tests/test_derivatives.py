@@ -230,3 +230,13 @@ def test_every_differentiable_op_is_here():
     named = {name.partition(" ")[0].rstrip(",") for name in CASES}
     differentiable = {op for op in sparsegnn.ops._library.REFERENCES if not op.endswith(("backward", "_out", "_"))}
     assert differentiable - named == {"csr_from_edges", "csr_transpose"}
+
+
+@pytest.mark.parametrize("way", ["grad", "jvp", "vmap of grad"])
+@pytest.mark.parametrize("name", ["spmm sum", "gatv2"])
+def test_in_a_compiled_function(name, way):
+    """The graph runs the transform, which enters its level without Python, and calls our kernels from inside."""
+    torch._dynamo.reset()
+    op, formula, leaves = CASES[name]
+    compiled = torch.compile(lambda *t: WAYS[way](op, t), backend="eager")
+    assert_close(compiled(*leaves), WAYS[way](formula, leaves))

@@ -373,3 +373,18 @@ def test_layers_under_transforms():
     torch.testing.assert_close(each["values"], want["weight"][:, kept])
     torch.testing.assert_close(curved, 2 * len(x) * torch.eye(3, dtype=torch.float64))
     assert copy.deepcopy(layer)(x).shape == (4, 3)
+
+
+@pytest.mark.parametrize("layout", ["coo", "csr", "mkldnn"])
+def test_other_layouts_are_refused(layout):
+    x = torch.randn(4, 4)
+    x = {"coo": x.to_sparse, "csr": x.to_sparse_csr, "mkldnn": x.to_mkldnn}[layout]()
+    indices = pattern()
+    for call in (
+        lambda: ops.spmm(graph(), x),
+        lambda: ops.sddmm(graph(), x, x),
+        lambda: ops.maxk(x, 2),
+        lambda: ops.sparse_linear(x, torch.randn(indices[1].numel()), None, *indices),
+    ):
+        with pytest.raises(TypeError, match="must be dense, got layout"):
+            call()

@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
+from torch._C._dynamo import eval_frame as dynamo
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
@@ -65,13 +66,15 @@ def register_autograd(op, backward: Callable, setup_context: Callable, leading: 
 
     def dispatched(keyset, *args):
         args += defaults[len(args) :]
-        if forward_ad._current_level >= 0 and any(isinstance(a, Tensor) and _tangent(a) is not None for a in args):
+        if transformed() and any(isinstance(a, Tensor) and _tangent(a) is not None for a in args):
             return formula(*args)
         if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
             return below(keyset, *args)
         with enable_single_level_autograd_function() if _transforms() else nullcontext():
             return apply_node(*args[:leading], (keyset, args[leading:]))
 
+    for inner in (dispatched, forward, eager_backward):
+        _leave_alone(inner)
     LIBRARY.impl(name, dispatched, "Autograd", with_keyset=True)
 
     def apply(*args):
@@ -100,7 +103,7 @@ def transformed() -> bool:
 
 def recorded() -> bool:
     """Whether a gradient that is being made may be differentiated itself."""
-    return torch.is_grad_enabled() or forward_ad._current_level >= 0
+    return torch.is_grad_enabled() or transformed()
 
 
 def differentiate(function: Callable, inputs: tuple, wanted: tuple, flow: Tensor) -> tuple:
@@ -132,8 +135,14 @@ def _other_levels():
         yield
 
 
+def _leave_alone(function: Callable) -> None:
+    """Compiled graphs call kernels, in which the compiler finds nothing to compile, and wrappers it does not know."""
+    strategy = dynamo._FrameExecStrategy(dynamo._FrameAction.SKIP, dynamo._FrameAction.SKIP)
+    dynamo.set_code_exec_strategy(function.__code__, strategy)
+
+
 def _tangent(value: Tensor) -> Tensor | None:
-    return forward_ad.unpack_dual(value).tangent
+    return forward_ad.unpack_dual(value, level=0).tangent  # a compiled graph enters the level without telling Python
 
 
 def _raise_out_of_memory(error: RuntimeError) -> None:

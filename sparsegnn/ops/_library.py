@@ -101,6 +101,8 @@ def check(op: str, name: str, value, shape: tuple, beside=None) -> None:
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a Tensor of shape {_text(shape)}, got {type(value).__name__}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{op}: {name} must be dense, got layout {value.layout}: use {name}.to_dense()")
     sizes = shape[1:] if shape[0] == "..." else shape
     got = value.shape[max(0, value.dim() - len(sizes)) :] if shape[0] == "..." else value.shape
     if len(got) != len(sizes) or not all(isinstance(s, str) or s == g for s, g in zip(sizes, got, strict=True)):

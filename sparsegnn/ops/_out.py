@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from sparsegnn.ops._autograd import transformed
 from sparsegnn.ops._library import check, check_like
 
 _COUNTS = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
@@ -33,8 +34,11 @@ def write(op, out: Tensor, *args) -> Tensor:
 
 
 def check_apart(op: str, name: str, written: Tensor, inputs: dict[str, Tensor | None]) -> None:
-    """Raise if a tensor that is written to shares memory with an input: kernels read while they write."""
-    if torch.compiler.is_compiling() or type(written) is not Tensor or written.is_meta:  # no memory to look at
+    """Raise if a tensor that is written to shares memory with an input: kernels read while they write.
+
+    Where tensors have no memory to look at, nothing is looked at.
+    """
+    if torch.compiler.is_compiling() or transformed() or type(written) is not Tensor or written.is_meta:
         return
     begin = written.data_ptr()
     end = begin + written.nbytes

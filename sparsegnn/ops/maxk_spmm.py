@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from sparsegnn.ops._autograd import differentiate, recorded, register_autograd
+from sparsegnn.ops._autograd import differentiate, recorded, register_autograd, transformed
 from sparsegnn.ops._library import check, check_like, define, index_dtype, rows_of
 
 
@@ -84,7 +84,7 @@ def check_group(index: Tensor, width: int, group: int | None) -> int:
     if parts == 0 or width % group or k % parts:
         raise ValueError(f"maxk_spmm: group must divide the {width} columns into parts of equally many of k={k}, "
                          f"got {group}")  # fmt: skip
-    if index.numel() and not torch.compiler.is_compiling():
+    if index.numel() and not torch.compiler.is_compiling() and not transformed():
         wanted = torch.arange(parts, device=index.device).repeat_interleave(k // parts)
         if not torch.equal(index.long() // group, wanted.expand_as(index)):
             raise ValueError(f"maxk_spmm: index must have {k // parts} entries in every group of {group} columns")
@@ -110,7 +110,7 @@ def maxk_spmm(graph, values: Tensor, index: Tensor, width: int, reduce: str = "s
     check("maxk_spmm", "index", index, tuple(values.shape), graph)
     if index.dtype != index_dtype(width):
         raise TypeError(f"maxk_spmm: index must be {index_dtype(width)} for width={width}, got {index.dtype}")
-    if index.numel() and not torch.compiler.is_compiling():
+    if index.numel() and not torch.compiler.is_compiling() and not transformed():
         low, high = (int(v) for v in index.aminmax())
         if not 0 <= low <= high < width:
             raise ValueError(f"maxk_spmm: index must be in [0, {width}), got {low} to {high}")
