@@ -61,7 +61,8 @@ def by_dense_weight(dy, x, values, crow, col, height=1, width=1, *, need) -> tup
         weight = blocks.view(rows, across, height, width).transpose(1, 2).reshape(rows * height, x.size(1))
         dx = (flow @ weight).to(x.dtype)
     if need[1]:
-        dvalues = torch.ops.sparsegnn.dense_weight_values(dense, crow, col, height, width).to(values.dtype)
+        blocks = dense.view(crow.numel() - 1, height, x.size(1) // width, width).transpose(1, 2)
+        dvalues = blocks[rows_of(crow, col.numel()), col.long()].flatten().to(values.dtype)
     if need[2]:
         dbias = flow.sum(0).to(x.dtype)
     return dx, dvalues, dbias, dense
