@@ -52,7 +52,7 @@ endif()
 message(STATUS "Instruction sets of the CPU kernels: ${isas}")
 file(WRITE "${CMAKE_BINARY_DIR}/isas.txt" "${isas}")
 
-add_library(sparsegnn_cpu MODULE ${entries})
+add_library(sparsegnn_cpu MODULE ${entries} csrc/common/interface.cpp)
 set_target_properties(sparsegnn_cpu PROPERTIES LIBRARY_OUTPUT_DIRECTORY "${SPARSEGNN_OUTPUT}")
 target_link_libraries(sparsegnn_cpu PRIVATE torch_stable torch_cpu torch)
 list(TRANSFORM isas TOUPPER OUTPUT_VARIABLE have)

@@ -29,7 +29,7 @@ set(CMAKE_CUDA_FLAGS_RELEASE "-O3 -DNDEBUG")
 enable_language(CUDA)
 
 file(GLOB cuda_entries CONFIGURE_DEPENDS csrc/cuda/*.cu)
-add_library(sparsegnn_cuda MODULE ${cuda_entries})
+add_library(sparsegnn_cuda MODULE ${cuda_entries} csrc/common/interface.cpp)
 set_target_properties(sparsegnn_cuda PROPERTIES LIBRARY_OUTPUT_DIRECTORY "${SPARSEGNN_OUTPUT}")
 target_compile_definitions(sparsegnn_cuda PRIVATE USE_CUDA)
 if(NOT CMAKE_CUDA_COMPILER_LAUNCHER)

@@ -15,6 +15,10 @@ import torch
 FOLDER = Path(os.environ.get("SPARSEGNN_LIBRARIES") or Path(__file__).parent)
 BUILD_HINT = "pip install --no-build-isolation ."  # from a checkout
 
+#: the schemas of the ops that a library must be compiled for, as csrc/common/interface.cpp says it: another number
+#: whenever one changes, since a kernel reads its arguments as it was compiled to
+INTERFACE = 1
+
 #: library -> "" when loaded, else the reason
 status: dict[str, str] = {}
 
@@ -42,6 +46,8 @@ def _load(name: str, path: Path) -> str:
         return "built, but this torch has no CUDA"
     if wrong := broken(path):
         return f"does not load: {wrong}"
+    if wrong := stale(path):
+        return wrong
     if name == "cpu" and (wrong := missing_isa(instruction_sets(path), processor_isas())):
         return wrong
     torch.ops.load_library(str(path))
@@ -65,6 +71,17 @@ def broken(path: Path) -> str:
         segments = [f.read(entry).ljust(56, b"\xff") for _ in range(count)]
     end = max((start + length for start, length in (struct.unpack_from("<Q16xQ", s, 8) for s in segments)), default=0)
     return f"{path}: cut off after {size} of {end} bytes" if size < end else ""  # beyond the end: SIGBUS
+
+
+def stale(path: Path) -> str:
+    """Why the entries of a library are not those that this Python calls; "" if they are."""
+    with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        found = re.search(rb"sparsegnn-interface:(\d+);\0", content)
+        number = int(found[1]) if found else None
+    if number == INTERFACE:
+        return ""
+    got = "no interface" if number is None else f"interface {number}"
+    return f"built from other sources than this Python ({got}, not {INTERFACE}); to rebuild: {BUILD_HINT}"
 
 
 def check_isa() -> None:

@@ -1,5 +1,6 @@
 """Every instruction set of the CPU kernels gives right results, and the library knows which of them it has."""
 
+import hashlib
 import importlib.util
 import os
 import shutil
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from sparsegnn import _native
+from sparsegnn.ops._library import LIBRARY
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -83,3 +85,27 @@ def test_a_library_for_another_processor_is_not_loaded(monkeypatch):
     expected = f"built for {built}, this processor runs another; to rebuild: pip install --no-build-isolation ."
     assert _native.status["cpu"] == expected
     assert _native.missing_isa([], ["portable"]) == ""  # a build that does not say what it has is tried
+
+
+def test_the_interface_has_another_number_whenever_a_schema_changes():
+    """If this fails: the next number in sparsegnn/_native.py and csrc/common/interface.cpp, and both here."""
+    names = sorted(name.rpartition("::")[2].partition(".")[0] for name in LIBRARY._op_defs)
+    schemas = "\n".join(str(getattr(torch.ops.sparsegnn, name).default._schema) for name in names)
+    assert (_native.INTERFACE, hashlib.sha256(schemas.encode()).hexdigest()[:16]) == (1, "aa916bc6369c8f1e")
+
+
+@pytest.mark.parametrize("stamp", [b"sparsegnn-interface:0;", b"sparsegnn-interfaces", b"sparsegnn-interface:12"])
+def test_a_library_of_other_sources_is_not_loaded(stamp, tmp_path, monkeypatch):
+    """Its kernels would read arguments that the schemas no longer have; the reason names the command that builds it."""
+    ours = f"sparsegnn-interface:{_native.INTERFACE};\0".encode()
+    content = (_native.FOLDER / "libsparsegnn_cpu.so").read_bytes()
+    assert content.count(ours) == 1
+    (tmp_path / "libsparsegnn_cpu.so").write_bytes(content.replace(ours, stamp.ljust(len(ours), b"\0")))
+    loaded = []
+    monkeypatch.setattr(torch.ops, "load_library", loaded.append)
+    monkeypatch.setattr(_native, "status", {})
+    monkeypatch.setattr(_native, "FOLDER", tmp_path)
+    _native.load()
+    assert loaded == []
+    assert _native.status["cpu"].startswith("built from other sources than this Python (")
+    assert _native.status["cpu"].endswith("to rebuild: pip install --no-build-isolation .")

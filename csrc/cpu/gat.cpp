@@ -131,6 +131,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gat_backward(
   check_same_dtype(op, "lse", lse, scores.a_src);
   Tensor dx = new_output(x, {n, h, d}), da_src = new_output(x, {n, h}, wide), da_dst = new_output(x, {m, h}, wide);
   Tensor da_edge = new_output(x, {need_edge ? row.numel() : 0, need_edge ? h : 0}, wide);
+  if (need_edge) torch::stable::zero_(da_edge);  // an edge that perm does not name is not written
   Tensor node = new_output(x, {m, 3, h}, wide);
   const auto bounds = balanced_rows(data<int32_t>(ccol), n, gat_chunk_cost);
   const int64_t node_chunks = (m + node_chunk - 1) / node_chunk, chunks = int64_t(bounds.size()) - 1;

@@ -1,6 +1,8 @@
 // sparse_linear / cpu: checks, plans, outputs, threads. The arithmetic is in the .kernel.cpp files of this stem.
 #include "sparse_linear.h"
 
+#include <cstring>
+
 #include "../common/parallel.h"
 #include "../common/tensor.h"
 #include "dispatch.h"
@@ -92,8 +94,7 @@ void forward(const Tensor& x_in, const Tensor& values_in, const std::optional<Te
     }
     auto plan = choose_forward(samples, outputs, inputs, nnz, sizeof(A), sizeof(T));
     plan.stream = plan.stream && rows_are_lines(y);
-    const SparseLinearWeight<T> w(plan, outputs, inputs, data<int32_t>(crow), data<int32_t>(col), nullptr,
-                                  data<T>(values), nnz);
+    const SparseLinearWeight<T> w(plan, outputs, inputs, data<int32_t>(crow), data<int32_t>(col), data<T>(values), nnz);
     multiply<T, A>(w, data<T>(x), data<A>(bias), mutable_data<T>(y), samples, epilogue, {});
   });
 }
@@ -179,6 +180,8 @@ std::tuple<Tensor, Tensor, Tensor> sparse_linear_backward(const Tensor& dy_in, c
   Tensor dx = new_output(x, {samples, inputs});
   if (!need_dx) dx = new_output(x, {0});
   Tensor dvalues = new_output(x, {need_dvalues ? nnz : 0}), dbias = new_output(x, {need_dbias ? outputs : 0});
+  // A value that perm does not name is not written.
+  std::memset(dvalues.mutable_data_ptr(), 0, size_t(dvalues.numel()) * element_size(x.scalar_type()));
   if (inputs == 0 && need_dbias && samples > 0 && outputs > 0) {  // one input that nothing reads
     const Tensor none = torch::stable::new_zeros(dy, {samples, 1}), offsets = torch::stable::new_zeros(crow, {2});
     dbias = std::get<2>(
@@ -196,8 +199,8 @@ std::tuple<Tensor, Tensor, Tensor> sparse_linear_backward(const Tensor& dy_in, c
     const bool with_dvalues = need_dvalues || need_dbias;
     const auto plan = with_dvalues ? choose_backward(samples, inputs, outputs, nnz, sizeof(A), sizeof(T))
                                    : choose_forward(samples, inputs, outputs, nnz, sizeof(A), sizeof(T));
-    const SparseLinearWeight<T> w(plan, inputs, outputs, data<int32_t>(ccol), data<int32_t>(row), data<int32_t>(perm),
-                                  data<T>(values), nnz);
+    const SparseLinearWeight<T> w(plan, inputs, outputs, data<int32_t>(ccol), data<int32_t>(row), data<T>(values), nnz,
+                                  data<int32_t>(perm), data<int32_t>(crow), data<int32_t>(col));
     if (!with_dvalues) {
       multiply<T, A>(w, data<T>(dy), nullptr, mutable_data<T>(dx), samples, {}, mask);
       return;

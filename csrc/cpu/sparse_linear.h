@@ -38,9 +38,10 @@ struct SparseLinearPacked {
 enum class SparseLinearPackError { none, crow, col, perm };
 
 // The pattern [out->rows, out->cols] and where its packed form goes; entry t holds values[perm[t]], or values[t].
+// With perm it is the transpose of (turned_crow, turned_col), whose entry perm[t] is entry t.
 template <typename T, typename A>
 struct SparseLinearPackArgs {
-  const int32_t *crow, *col, *perm;
+  const int32_t *crow, *col, *perm, *turned_crow, *turned_col;
   const T* values;
   int64_t nnz;
   const SparseLinearPacked<A>* out;  // sizes and plan

@@ -13,15 +13,17 @@ inline void check_packed(SparseLinearPackError error) {
   using E = SparseLinearPackError;
   STD_TORCH_CHECK(error != E::crow, "sparse_linear: crow must ascend from 0 to the number of values");
   STD_TORCH_CHECK(error != E::col, "sparse_linear: col must ascend within rows and lie in the range of the inputs");
-  STD_TORCH_CHECK(error != E::perm, "sparse_linear: perm must be a permutation of the values");
+  STD_TORCH_CHECK(error != E::perm, "sparse_linear: ccol, row and perm must be the transpose of crow and col");
 }
 
-// Rows [rows, cols] from (crow, col), entry t being values[perm[t]], or values[t] without perm.
+// Rows [rows, cols] from (crow, col), entry t being values[perm[t]] of the pattern whose transpose this is, or
+// values[t].
 template <typename T, typename A = accumulate<T>>
 class SparseLinearWeight {
  public:
   SparseLinearWeight(const SparseLinearPlan& plan, int64_t rows, int64_t cols, const int32_t* crow, const int32_t* col,
-                     const int32_t* perm, const T* values, int64_t nnz) {
+                     const T* values, int64_t nnz, const int32_t* perm = nullptr, const int32_t* turned_crow = nullptr,
+                     const int32_t* turned_col = nullptr) {
     thread_local Workspace memory;
     const int64_t blocks = (cols + plan.block - 1) / plan.block, panels = (rows + plan.panel - 1) / plan.panel;
     const int64_t parts = blocks * panels, lines = blocks * rows;
@@ -30,7 +32,8 @@ class SparseLinearWeight {
     int32_t* p = memory.get<int32_t>(words);
     const auto take = [&](int64_t count) { return std::exchange(p, p + count); };
     SparseLinearPackArgs<T, A> a{};
-    a.crow = crow, a.col = col, a.perm = perm, a.values = values, a.nnz = nnz, a.out = &packed_;
+    a.crow = crow, a.col = col, a.perm = perm, a.turned_crow = turned_crow, a.turned_col = turned_col;
+    a.values = values, a.nnz = nnz, a.out = &packed_;
     a.value = reinterpret_cast<A*>(take(padded * int64_t(sizeof(A)) / 4));
     a.offset = reinterpret_cast<uint32_t*>(take(padded));
     a.slot = perm != nullptr ? take(padded) : nullptr;

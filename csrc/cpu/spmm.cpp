@@ -182,22 +182,21 @@ void spmm_out(Tensor y, const Tensor& x, const Tensor& crow, const Tensor& col, 
 
 std::tuple<Tensor, Tensor> spmm_arg_backward(const Tensor& dy_in, const Tensor& x_in, const Tensor& arg_in,
                                              const Optional& val_in, const Tensor& crow, const Tensor& col,
-                                             const Tensor& ccol, const Tensor& row, const Tensor& perm, bool need_dx,
-                                             bool need_dval) {
+                                             const Optional& ccol, const Optional& row, const Optional& perm,
+                                             bool need_dx, bool need_dval) {
   const char* op = "spmm_arg_backward";
-  for (const auto& [name, t] : {std::pair<const char*, const Tensor&>{"crow", crow},
-                                {"col", col},
-                                {"ccol", ccol},
-                                {"row", row},
-                                {"perm", perm}})
-    check_index(op, name, t);
+  check_index(op, "crow", crow);
+  check_index(op, "col", col);
+  STD_TORCH_CHECK(!need_dx || (ccol && row && perm), op, ": ccol, row and perm must be given for a gradient of x");
+  for (const auto& [name, t] : {std::pair<const char*, const Optional&>{"ccol", ccol}, {"row", row}, {"perm", perm}})
+    if (t) check_index(op, name, *t);
   const Tensor dy = as_contiguous(dy_in), x = as_contiguous(x_in), arg = as_contiguous(arg_in);
   const auto val = as_contiguous(val_in);
   const int64_t rows = crow.numel() - 1, columns = x.size(0), width = x.size(1);
   check_same_dtype(op, "dy", dy, x);
   STD_TORCH_CHECK(arg.scalar_type() == ScalarType::Int, op, ": arg must be int32");
   STD_TORCH_CHECK(dy.numel() == rows * width && arg.numel() == rows * width, op, ": dy and arg must have shape [M, K]");
-  STD_TORCH_CHECK(!need_dx || ccol.numel() == columns + 1, op, ": ccol must have N + 1 elements");
+  STD_TORCH_CHECK(!need_dx || ccol->numel() == columns + 1, op, ": ccol must have N + 1 elements");
   Tensor dx = new_output(x, {need_dx ? columns : 0, need_dx ? width : 0});
   Tensor dval = new_output(x, {need_dval ? col.numel() : 0});
   dispatch(op, x.scalar_type(), [&](auto zero) {

@@ -134,6 +134,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gat_backward(
   Tensor dx = torch::stable::new_empty(x, {n, h, d}), da_src = torch::stable::new_empty(x, {n, h}, wide);
   Tensor da_dst = torch::stable::new_empty(x, {m, h}, wide);
   Tensor da_edge = torch::stable::new_empty(x, {need_edge ? edges : 0, need_edge ? h : 0}, wide);
+  if (need_edge) torch::stable::zero_(da_edge);  // an edge that perm does not name is not written
   Tensor datt_src = torch::stable::new_empty(x, {folded ? 1 : 0, h, d}, wide);
   Tensor datt_dst = torch::stable::new_empty(x, {folded ? 1 : 0, h, d}, wide);
   Tensor dbias = torch::stable::new_empty(x, {need_bias ? h * d : 0}, wide);

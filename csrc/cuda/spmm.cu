@@ -86,11 +86,14 @@ void spmm_out(Tensor y, const Tensor& x, const Tensor& crow, const Tensor& col, 
 
 std::tuple<Tensor, Tensor> spmm_arg_backward(const Tensor& dy_in, const Tensor& x_in, const Tensor& arg_in,
                                              const std::optional<Tensor>& val_in, const Tensor& crow, const Tensor& col,
-                                             const Tensor& ccol, const Tensor& row, const Tensor& perm, bool need_dx,
-                                             bool need_dval) {
+                                             const Optional& ccol, const Optional& row, const Optional& perm,
+                                             bool need_dx, bool need_dval) {
   const char* op = "spmm_arg_backward";
   const OnDevice device(dy_in);
-  for (const Tensor* t : {&crow, &col, &ccol, &row, &perm}) check_index_on(op, "the pattern", *t, dy_in);
+  for (const Tensor* t : {&crow, &col}) check_index_on(op, "the pattern", *t, dy_in);
+  STD_TORCH_CHECK(!need_dx || (ccol && row && perm), op, ": ccol, row and perm must be given for a gradient of x");
+  for (const Optional* t : {&ccol, &row, &perm})
+    if (*t) check_index_on(op, "the pattern", **t, dy_in);
   check_device(op, "x", x_in, dy_in);
   check_device(op, "arg", arg_in, dy_in);
   check_device(op, "val", val_in, dy_in);
@@ -100,7 +103,7 @@ std::tuple<Tensor, Tensor> spmm_arg_backward(const Tensor& dy_in, const Tensor& 
   check_same_dtype(op, "dy", dy, x);
   STD_TORCH_CHECK(arg.scalar_type() == ScalarType::Int, op, ": arg must be int32");
   STD_TORCH_CHECK(dy.numel() == rows * width && arg.numel() == rows * width, op, ": dy and arg must have shape [M, K]");
-  STD_TORCH_CHECK(!need_dx || ccol.numel() == cols + 1, op, ": ccol must have N + 1 elements");
+  STD_TORCH_CHECK(!need_dx || ccol->numel() == cols + 1, op, ": ccol must have N + 1 elements");
   Tensor dx = torch::stable::new_empty(x, {need_dx ? cols : 0, need_dx ? width : 0});
   Tensor dval = torch::stable::new_empty(x, {need_dval ? edges : 0});
   dispatch(op, x.scalar_type(), [&](auto zero) {

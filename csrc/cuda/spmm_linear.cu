@@ -124,6 +124,7 @@ std::tuple<Tensor, Tensor, Tensor> spmm_linear_backward(
   const auto y = as_contiguous(y_in);
   Tensor dx = torch::stable::new_empty(x, {need_dx ? nodes : 0, need_dx ? inputs : 0});
   Tensor dvalues = torch::stable::new_empty(x, {need_dvalues ? entries : 0});
+  if (need_dvalues) torch::stable::zero_(dvalues);  // a value that w_perm does not name is not written
   Tensor dbias = torch::stable::new_empty(x, {need_dbias ? outputs : 0});
   dispatch(op, x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);

@@ -399,7 +399,7 @@ class Controller:
                 raise ValueError(f"{op}: optimizer must hold the values of layer {name!r}; make it after the model")
         return layers
 
-    @torch.compiler.disable
+    @torch._disable_dynamo  # torch.compiler.disable, which loads all of the compiler when this is imported
     @torch.no_grad()
     @uninterrupted
     def _after_step(self, optimizer, args, kwargs) -> None:

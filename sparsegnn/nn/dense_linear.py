@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sparsegnn.ops._library import node_apply, transformed
+from sparsegnn.ops._autograd import node_apply, transformed
 from sparsegnn.ops.dense_weight import apply as dense_weight
 from sparsegnn.ops.dense_weight import gather
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from sparsegnn.ops._autograd import transformed
 from sparsegnn.ops._library import check, index_dtype
 
 MAX_WIDTH = 1 << 15  # columns must fit int16
@@ -18,7 +19,7 @@ def check_rows(op: str, values: Tensor, index: Tensor, width: int, group: int | 
         raise ValueError(f"{op}: width must be in [0, {MAX_WIDTH}], got {width}")
     if index.dtype != index_dtype(width):
         raise TypeError(f"{op}: index must be {index_dtype(width)} for width={width}, got {index.dtype}")
-    readable = index.numel() and not index.is_meta and not torch.compiler.is_compiling()
+    readable = index.numel() and not index.is_meta and not torch.compiler.is_compiling() and not transformed()
     if readable:
         low, high = (int(v) for v in index.aminmax())
         if not 0 <= low <= high < width:

@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from sparsegnn import _native
 from sparsegnn.ops._indices import ENABLED, install
+from sparsegnn.ops._vmap import install_vmap
 
 LIBRARY = torch.library.Library("sparsegnn", "FRAGMENT")
 COMPOSITE: set[str] = set()  # ops that are plain PyTorch by design
+REFERENCES: dict[str, Callable] = {}
 _warned: set[str] = set()
 
 
@@ -25,6 +26,7 @@ def define(schema: str, reference: Callable, fake: Callable, *, cast: tuple[str,
     has no compiled kernel by design: its reference is the implementation.
     """
     name = schema.partition("(")[0]
+    REFERENCES[name] = reference
     if composite:
         COMPOSITE.add(name)
     LIBRARY.define(schema)
@@ -33,6 +35,9 @@ def define(schema: str, reference: Callable, fake: Callable, *, cast: tuple[str,
     torch.library.register_fake(op, fake, lib=LIBRARY)
     for device in ("cpu", "cuda") if cast else ():
         LIBRARY.impl(name, _autocast(op, device, cast, reference), f"Autocast{device.upper()}", with_keyset=True)
+    install_vmap(name, op, LIBRARY)
+    if op._schema.is_mutable:
+        LIBRARY.impl(name, _counted(op), "ADInplaceOrView", with_keyset=True)
     if ENABLED:
         install(name, op, LIBRARY)
     return op
@@ -57,6 +62,17 @@ def _fallback(name: str, reference: Callable) -> Callable:
     return run
 
 
+def _counted(op) -> Callable:
+    """An op that tells autograd what it writes to, so that a backward pass that needs what was there raises."""
+    places = [i for i, a in enumerate(op._schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+
+    def run(keyset, *args):
+        torch.autograd.graph.increment_version([args[i] for i in places])
+        return op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args)
+
+    return run
+
+
 def _autocast(op, device: str, cast: tuple[str, ...], reference: Callable) -> Callable:
     places = {i for i, name in enumerate(inspect.signature(reference).parameters) if name in cast}
     keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
@@ -77,95 +93,6 @@ def _autocast(op, device: str, cast: tuple[str, ...], reference: Callable) -> Ca
     return run
 
 
-def register_autograd(op, backward: Callable, setup_context: Callable, leading: int | None = None,
-                      linear: Callable | None = None) -> Callable:  # fmt: skip
-    """``torch.library.register_autograd`` whose backward refuses to be differentiated again.
-
-    Unless the op is ``linear``: that is its reference, which the eager op runs where a transform wants to look inside.
-
-    Returns the op for eager callers that count microseconds: the same results through ``torch.autograd.Function``,
-    which spares most of the 80 us that a call through torch.library's Python autograd costs, and half a microsecond
-    more for each argument behind the ``leading`` ones, which alone may have a gradient.
-    """
-
-    def first_order(ctx, *grads):
-        if torch.is_grad_enabled() and linear is None:  # create_graph=True: refuse rather than return wrong numbers
-            raise NotImplementedError(f"{op.name()} has no second derivative")
-        if all(g is None for g in grads):
-            return (None,) * len(defaults)
-        try:
-            return backward(ctx, *grads)
-        except RuntimeError as error:
-            _raise_out_of_memory(error)
-            raise
-
-    def setup(ctx, inputs, output):
-        ctx.set_materialize_grads(False)  # or every saved state and index output gets a gradient of zeros
-        setup_context(ctx, inputs, output)
-
-    def below(*args):
-        try:
-            with torch._C._AutoDispatchBelowAutograd():
-                return op(*args)
-        except RuntimeError as error:
-            _raise_out_of_memory(error)
-            raise
-
-    def forward(ctx, *args):
-        args = args[:-1] + args[-1]
-        output = below(*args)
-        if not isinstance(output, torch.fx.Proxy):  # a traced call, which is recorded as the op
-            setup(ctx, args, output)
-        return output
-
-    defaults = tuple(a.default_value for a in op._schema.arguments)
-    torch.library.register_autograd(op, first_order, setup_context=setup, lib=LIBRARY)
-    leading = len(defaults) if leading is None else leading
-
-    def eager_backward(ctx, *grads):
-        return (*first_order(ctx, *grads)[:leading], None)
-
-    members = dict(forward=staticmethod(forward), backward=staticmethod(eager_backward))
-    apply_node = node_apply(type(op.name().partition("::")[2], (torch.autograd.Function,), members))
-
-    def apply(*args):
-        inside = transformed()
-        if inside and linear is not None:
-            return linear(*args)
-        if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled():
-            return op(*args)
-        if inside:
-            _refuse_tangents(op, args)
-            return op(*args)
-        args += defaults[len(args) :]
-        return apply_node(*args[:leading], args[leading:]) if torch.is_grad_enabled() else below(*args)
-
-    return apply
-
-
-def node_apply(function: type[torch.autograd.Function]) -> Callable:
-    """``function.apply`` without its questions about torch.func, which take 2 us; for callers that have asked them."""
-    return super(torch.autograd.Function, function).apply
-
-
-def transformed() -> bool:
-    """Whether ops are seen by a transform of torch.func, or by forward-mode differentiation."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
-
-
-def _refuse_tangents(op, args) -> None:
-    """Under ``no_grad`` a kernel would lose them without a word."""
-    dual = forward_ad._current_level >= 0
-    if dual and any(isinstance(a, Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in args):
-        raise NotImplementedError(f"{op.name()} has no forward-mode derivative")
-
-
-def _raise_out_of_memory(error: RuntimeError) -> None:
-    """As torch's own ops do: a kernel can raise RuntimeError only, and callers that retry catch the other."""
-    if any(words in str(error) for words in ("out of memory", "can't allocate memory", "bad_alloc")):
-        raise torch.OutOfMemoryError(str(error)) from error
-
-
 def check(op: str, name: str, value, shape: tuple, beside=None) -> None:
     """Raise ``TypeError`` unless ``value`` is a tensor, ``ValueError`` unless it has this shape, and the device of
     ``beside``, a tensor or a graph.
@@ -174,6 +101,8 @@ def check(op: str, name: str, value, shape: tuple, beside=None) -> None:
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a Tensor of shape {_text(shape)}, got {type(value).__name__}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{op}: {name} must be dense, got layout {value.layout}: use {name}.to_dense()")
     sizes = shape[1:] if shape[0] == "..." else shape
     got = value.shape[max(0, value.dim() - len(sizes)) :] if shape[0] == "..." else value.shape
     if len(got) != len(sizes) or not all(isinstance(s, str) or s == g for s, g in zip(sizes, got, strict=True)):

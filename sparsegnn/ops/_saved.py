@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sparsegnn.ops._library import transformed
+from sparsegnn.ops._autograd import transformed
 
 
 @functools.cache

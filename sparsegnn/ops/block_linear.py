@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from sparsegnn.ops._library import check, check_like, check_pattern_device, define, register_autograd, rows_of
+from sparsegnn.ops._autograd import recorded, register_autograd
+from sparsegnn.ops._library import check, check_like, check_pattern_device, define, rows_of
+from sparsegnn.ops._linear_gradients import by_dense_weight
 from sparsegnn.policy import tf32_allowed
 
 BLOCKS = ((4, 1), (8, 1), (16, 1), (16, 16), (32, 32))
@@ -42,15 +44,14 @@ op = define(
 
 def backward_reference(dy, x, values, crow, col, ccol, row, perm, height, width, need_dx, need_dvalues, need_dbias, *_):
     acc = torch.promote_types(x.dtype, torch.float32)
-    dx, dvalues, dbias, g, wide = x.new_empty(0), x.new_empty(0), x.new_empty(0), dy.to(acc), x.to(acc)
+    dx, dvalues, g, wide = x.new_empty(0), x.new_empty(0), dy.to(acc), x.to(acc)
     if need_dx:
         turned = values.view(-1, height, width)[perm.long()].mT.flatten()
         dx = reference(g, turned.to(acc), None, ccol, row, crow, col, perm, width, height)
     if need_dvalues:
         tiles = (g.mT @ wide).view(crow.numel() - 1, height, ccol.numel() - 1, width).transpose(1, 2)
         dvalues = tiles[rows_of(crow, col.numel()), col.long()].flatten()
-    if need_dbias:
-        dbias = g.sum(0)
+    dbias = g.sum(0) if need_dbias else x.new_empty(0)
     return dx.to(x.dtype), dvalues.to(values.dtype), dbias.to(x.dtype)
 
 
@@ -69,14 +70,15 @@ define(
 
 
 def setup_context(ctx, inputs, output):
-    x, values, _, *pattern, height, width, tf32 = inputs
+    x, values, _, *pattern, ctx.height, ctx.width, ctx.tf32 = inputs
     ctx.save_for_backward(x, values, *pattern)
-    ctx.block, ctx.tf32 = (height, width), tf32
 
 
 def backward(ctx, dy):
-    need = ctx.needs_input_grad[:3]
-    grads = torch.ops.sparsegnn.block_linear_backward(dy, *ctx.saved_tensors, *ctx.block, *need, ctx.tf32)
+    need, saved, block = ctx.needs_input_grad[:3], ctx.saved_tensors, (ctx.height, ctx.width)
+    if recorded():
+        return *by_dense_weight(dy, *saved[:4], *block, need=need)[:3], *[None] * 8
+    grads = torch.ops.sparsegnn.block_linear_backward(dy, *saved, *block, *need, ctx.tf32)
     return (*(g if n else None for g, n in zip(grads, need, strict=True)), *[None] * 8)
 
 
@@ -114,11 +116,10 @@ def block_linear(x, values, bias, crow, col, ccol, row, perm, height, width) -> 
     Returns:
         ``[..., M]``. Deterministic: the same bits for any number of threads, gradients included.
     """
-    name = "block_linear"
+    name, m, k = "block_linear", (crow.numel() - 1) * height, (ccol.numel() - 1) * width
     if not any(height == h and width == w for h, w in BLOCKS):  # one guard each, where these are symbols
         supported = ", ".join(f"{h}x{w}" for h, w in BLOCKS)
         raise ValueError(f"{name}: height and width must be one of {supported}, got {height}x{width}")
-    m, k = (crow.numel() - 1) * height, (ccol.numel() - 1) * width
     check(name, "x", x, ("...", k))
     check(name, "values", values, (col.numel() * height * width,), x)
     check_pattern_device(name, x.device, crow, col, ccol, row, perm)
@@ -127,5 +128,5 @@ def block_linear(x, values, bias, crow, col, ccol, row, perm, height, width) -> 
     if bias is not None:
         check(name, "bias", bias, (m,), x)
     flat = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), k)
-    y = apply(flat, values, bias, crow, col, ccol, row, perm, height, width, may_round(flat))
-    return y.view(*x.shape[:-1], m)
+    args = (values, bias, crow, col, ccol, row, perm, height, width)
+    return apply(flat, *args, may_round(flat)).view(*x.shape[:-1], m)

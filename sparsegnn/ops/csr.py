@@ -8,7 +8,8 @@ The transpose is ``ccol[N+1], row[E], perm[E]``, where ``perm[t]`` is the slot i
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from sparsegnn.ops._library import define, register_autograd, rows_of
+from sparsegnn.ops._autograd import register_autograd
+from sparsegnn.ops._library import define, rows_of
 
 
 def from_edges_reference(target, source, num_rows, num_cols, check=True):

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from sparsegnn.ops._library import check, define, register_autograd, rows_of
+from sparsegnn.ops._autograd import register_autograd
+from sparsegnn.ops._library import check, define, rows_of
 
 
 def reference(values, crow, col, cols, height=1, width=1):

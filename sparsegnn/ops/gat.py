@@ -14,9 +14,11 @@ from torch import Tensor
 from torch.nn.functional import leaky_relu
 from torch.utils.flop_counter import register_flop_formula
 
-from sparsegnn.ops._library import check, check_like, define, register_autograd, rows_of
+from sparsegnn.ops._autograd import differentiate, recorded, register_autograd
+from sparsegnn.ops._library import check, check_like, define, rows_of
 from sparsegnn.ops._random import check_dropout, dropout_factor
 from sparsegnn.ops._saved import keep_output, kept_output
+from sparsegnn.ops._softmax import softmax_of_rows
 
 
 def reference(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, negative_slope, dropout, seed, save, bias=None):
@@ -28,23 +30,18 @@ def reference(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, negative_slop
         a_src, a_dst = scores = torch.stack([(x.to(acc) * a.to(acc)).sum(-1) for a in (a_src, a_dst)])
     score = a_src.to(acc)[source] + a_dst.to(acc)[rows]
     score = score if a_edge is None else score + a_edge.to(acc)
-    logit = leaky_relu(score, negative_slope)
-    empty = logit.new_zeros(a_dst.shape)
-    top = (empty - torch.inf).scatter_reduce(0, rows[:, None].expand_as(logit), logit, "amax", include_self=False)
-    alpha = (logit - top[rows]).exp()
-    total = empty.index_add(0, rows, alpha)
-    kept = alpha = alpha / total[rows]
-    if dropout > 0:
-        kept = alpha * dropout_factor(seed, torch.arange(edges, device=x.device), x.size(1), dropout, acc)
+    alpha, lse = softmax_of_rows(leaky_relu(score, negative_slope), rows, a_dst.size(0))
+    slots = torch.arange(edges, device=x.device)
+    kept = alpha if dropout == 0 else alpha * dropout_factor(seed, slots, x.size(1), dropout, acc)
     zero = x.new_zeros(a_dst.size(0), *x.shape[1:], dtype=acc)
     y = zero.index_add(0, rows, kept[:, :, None] * x.to(acc)[source])
     out = (y if bias is None else y + bias.to(acc).view(y.shape[1:])).to(x.dtype)
     if not save:
-        return out, empty.new_empty(0, 0), x.new_empty(0, 0, 0), scores
+        return out, lse.new_empty(0, 0), x.new_empty(0, 0, 0), scores
     slope = torch.where(score > 0, score.new_ones(()), negative_slope)
     sloped = zero.index_add(0, rows, (kept * slope)[:, :, None] * x.to(acc)[source])
-    tilt = sloped - empty.index_add(0, rows, alpha * slope)[:, :, None] * y
-    return out, top + total.log(), tilt.to(x.dtype), scores
+    tilt = sloped - torch.zeros_like(lse).index_add(0, rows, alpha * slope)[:, :, None] * y
+    return out, lse, tilt.to(x.dtype), scores
 
 
 def fake(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, negative_slope, dropout, seed, save, bias=None):
@@ -72,8 +69,11 @@ def backward(ctx, dy, *_):
     x, a_src, a_dst, a_edge, *pattern, seed, bias, y, lse, tilt, scores = ctx.saved_tensors
     if not ctx.saved or pattern[2] is None:
         raise RuntimeError("gat: backward needs save=True and the transpose (ccol, row, perm) in forward")
-    y = kept_output(ctx, y, op, x, a_src, a_dst, a_edge, *pattern, ctx.negative_slope, ctx.dropout, seed, False, bias)
-    need_edge, need_bias = ctx.needs_input_grad[3], bias is not None and bias.requires_grad
+    inputs = (x, a_src, a_dst, a_edge, *pattern, ctx.negative_slope, ctx.dropout, seed)
+    if recorded():
+        return differentiate(reference, (*inputs, True, bias), ctx.needs_input_grad, dy)
+    y = kept_output(ctx, y, op, *inputs, False, bias)
+    need_edge, need_bias = ctx.needs_input_grad[3], ctx.needs_input_grad[13]
     score, att = (scores, (a_src, a_dst)) if a_src.dim() == 3 else ((a_src, a_dst), (None, None))
     dx, da_src, da_dst, da_edge, dbias = torch.ops.sparsegnn.gat_backward(
         dy, x, *score, a_edge, y, lse, tilt, *pattern[2:], ctx.negative_slope, ctx.dropout, seed, need_edge, *att,

@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.nn.functional import leaky_relu
 from torch.utils.flop_counter import register_flop_formula
 
-from sparsegnn.ops._library import check, check_like, define, register_autograd, rows_of
+from sparsegnn.ops._autograd import differentiate, recorded, register_autograd
+from sparsegnn.ops._library import check, check_like, define, rows_of
 from sparsegnn.ops._random import check_dropout, dropout_factor
 from sparsegnn.ops._saved import keep_output, kept_output
+from sparsegnn.ops._softmax import softmax_of_rows
 
 
 def reference(x_src, x_dst, att, edge, crow, col, ccol, row, perm, negative_slope, dropout, seed, save):
@@ -24,15 +26,11 @@ def reference(x_src, x_dst, att, edge, crow, col, ccol, row, perm, negative_slop
     z = x_src.to(acc)[source] + x_dst.to(acc)[rows]
     z = z if edge is None else z + edge.to(acc)
     logit = (leaky_relu(z, negative_slope) * att.to(acc)).sum(-1)
-    empty = logit.new_zeros(x_dst.shape[:2])
-    top = (empty - torch.inf).scatter_reduce(0, rows[:, None].expand_as(logit), logit, "amax", include_self=False)
-    alpha = (logit - top[rows]).exp()
-    total = empty.index_add(0, rows, alpha)
-    kept = alpha / total[rows]
+    kept, lse = softmax_of_rows(logit, rows, x_dst.size(0))
     if dropout > 0:
         kept = kept * dropout_factor(seed, torch.arange(edges, device=col.device), logit.size(1), dropout, acc)
     y = x_dst.new_zeros(x_dst.shape, dtype=acc).index_add(0, rows, kept[:, :, None] * x_src.to(acc)[source])
-    return y.to(x_src.dtype), top + total.log() if save else empty.new_empty(0, 0)
+    return y.to(x_src.dtype), lse if save else lse.new_empty(0, 0)
 
 
 def fake(x_src, x_dst, att, edge, crow, col, ccol, row, perm, negative_slope, dropout, seed, save):
@@ -59,7 +57,10 @@ def backward(ctx, dy, _):
     x_src, x_dst, att, edge, *pattern, seed, y, lse = ctx.saved_tensors
     if not ctx.saved or pattern[2] is None:
         raise RuntimeError("gatv2: backward needs save=True and the transpose (ccol, row, perm) in forward")
-    y = kept_output(ctx, y, op, x_src, x_dst, att, edge, *pattern, ctx.negative_slope, ctx.dropout, seed, False)
+    inputs = (x_src, x_dst, att, edge, *pattern, ctx.negative_slope, ctx.dropout, seed, False)
+    if recorded():
+        return differentiate(reference, inputs, ctx.needs_input_grad, dy)
+    y = kept_output(ctx, y, op, *inputs)
     need_edge = ctx.needs_input_grad[3]
     dx_src, dx_dst, datt, dedge = torch.ops.sparsegnn.gatv2_backward(
         dy, x_src, x_dst, att, edge, y, lse, *pattern, ctx.negative_slope, ctx.dropout, seed, need_edge

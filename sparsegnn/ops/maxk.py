@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from sparsegnn.ops._autograd import register_autograd
 from sparsegnn.ops._compressed import MAX_WIDTH
-from sparsegnn.ops._library import check, define, index_dtype, register_autograd
+from sparsegnn.ops._library import check, define, index_dtype
 
 
 def reference(x, k, group):

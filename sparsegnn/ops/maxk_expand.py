@@ -6,7 +6,8 @@ maxk_expand: y[n, index[n, t]] = values[n, t], 0 elsewhere. maxk_gather: values[
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from sparsegnn.ops._library import define, register_autograd
+from sparsegnn.ops._autograd import register_autograd
+from sparsegnn.ops._library import define
 
 
 def expand_reference(values, index, width):

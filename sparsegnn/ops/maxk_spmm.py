@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from sparsegnn.ops._autograd import differentiate, recorded, register_autograd
 from sparsegnn.ops._compressed import check_rows
-from sparsegnn.ops._library import check, check_like, define, register_autograd, rows_of
+from sparsegnn.ops._library import check, check_like, define, rows_of
 
 
 def weights(crow, col, val, row_scale, col_scale, reduce, acc):
@@ -19,14 +20,10 @@ def weights(crow, col, val, row_scale, col_scale, reduce, acc):
     return edge, row / crow.diff().clamp(min=1) if reduce == "mean" else row
 
 
-def dense(values, index, width, acc):
-    return values.new_zeros(values.size(0), width, dtype=acc).scatter(1, index.long(), values.to(acc))
-
-
 def reference(values, index, width, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, reduce, group=0):
     """The same in plain PyTorch: what the tests compare with, and what runs when nothing is compiled."""
     acc = torch.promote_types(values.dtype, torch.float32)
-    x = dense(values, index, width, acc)
+    x = values.new_zeros(values.size(0), width, dtype=acc).scatter(1, index.long(), values.to(acc))
     edge, scale = weights(crow, col, val, row_scale, col_scale, reduce, acc)
     y = x.new_zeros(crow.numel() - 1, width).index_add(0, rows_of(crow, col.numel()), x[col.long()] * edge[:, None])
     if diag is not None:
@@ -47,6 +44,12 @@ op = define(
 )
 
 
+def composed(values, index, width, *rest):
+    """The same of two ops that can be differentiated again."""
+    x = torch.ops.sparsegnn.maxk_expand(values, index, width)
+    return torch.ops.sparsegnn.spmm(x, *rest[:-1])[0]
+
+
 def setup_context(ctx, inputs, output):
     values, index, ctx.width, *tensors, ctx.reduce, _ = inputs
     ctx.save_for_backward(values, index, *tensors)
@@ -58,6 +61,9 @@ def backward(ctx, dy):
         raise NotImplementedError(
             "maxk_spmm: row_scale, col_scale and diag are constants; pass a differentiable val instead"
         )
+    if recorded():
+        given = (*ctx.saved_tensors[:2], ctx.width, *ctx.saved_tensors[2:], ctx.reduce, 0)
+        return differentiate(composed, given, ctx.needs_input_grad, dy)
     run = torch.ops.sparsegnn.maxk_spmm_backward
     dvalues, dval = run(dy, *ctx.saved_tensors, ctx.reduce, need_dvalues, need_dval)
     return (dvalues if need_dvalues else None, *[None] * 4, dval if need_dval else None, *[None] * 8)

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from sparsegnn.ops._library import check, check_like, define, register_autograd, rows_of
+from sparsegnn.ops._autograd import inverted, recorded, register_autograd
+from sparsegnn.ops._library import check, check_like, define, rows_of
 
 
 def reference(a, b, crow, col, ccol, row, perm):
@@ -33,9 +34,10 @@ def backward(ctx, dout):
     a, b, crow, col, ccol, row, perm = ctx.saved_tensors
     spmm, da, db = torch.ops.sparsegnn.spmm, None, None
     if ctx.needs_input_grad[0]:
-        da = spmm(b, crow, col, dout, None, None, None, None, None, None, "sum")[0]
+        da = spmm(b, crow, col, dout, None, None, None, ccol, row, perm, "sum")[0]
     if ctx.needs_input_grad[1]:
-        db = spmm(a, ccol, row, dout.index_select(0, perm), None, None, None, None, None, None, "sum")[0]
+        back = inverted(perm) if recorded() else None
+        db = spmm(a, ccol, row, dout.index_select(0, perm), None, None, None, crow, col, back, "sum")[0]
     return da, db, None, None, None, None, None
 
 

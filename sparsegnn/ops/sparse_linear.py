@@ -6,17 +6,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from sparsegnn.ops._library import (
-    check,
-    check_epilogue,
-    check_like,
-    check_pattern_device,
-    define,
-    register_autograd,
-    rows_of,
-)
+from sparsegnn.ops._autograd import register_autograd
+from sparsegnn.ops._library import check, check_epilogue, check_like, check_pattern_device, define, rows_of
 from sparsegnn.ops._linear_gradients import gathers, gradients
-from sparsegnn.ops._out import check_out
+from sparsegnn.ops._out import check_out, write
 from sparsegnn.ops._random import dropout_like
 
 
@@ -77,7 +70,7 @@ def sparse_linear(x, values, bias, crow, col, ccol, row, perm, act="none", dropo
         act: ``"none"`` or ``"relu"``, applied as results are stored; its gradient as ``dy`` is loaded.
         dropout: probability that a result becomes 0 (the others are scaled by ``1 / (1 - dropout)``); needs ``seed``,
             int64 ``[1]`` on the device of ``x``. The same seed drops the same results.
-        out: ``[..., M]``, contiguous, apart from ``x`` in memory: written and returned; no gradient.
+        out: ``[..., M]``, contiguous, apart from the inputs in memory: written and returned; no gradient.
 
     Returns:
         ``[..., M]``. Deterministic: the same bits for any number of threads, gradients included.
@@ -94,8 +87,9 @@ def sparse_linear(x, values, bias, crow, col, ccol, row, perm, act="none", dropo
     pattern = (crow, col, ccol)
     flat = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), k)
     if out is not None:
-        need_grad = any(t is not None and t.requires_grad for t in (x, values, bias)) and torch.is_grad_enabled()
-        check_out(name, out, x, (*x.shape[:-1], m), need_grad)
-        torch.ops.sparsegnn.sparse_linear_out(out.view(-1, m), flat, values, bias, *pattern, act, dropout, seed)
+        given = dict(values=values, bias=bias, crow=crow, col=col, ccol=ccol, seed=seed)
+        check_out(name, out, x, (*x.shape[:-1], m), **given)
+        args = (flat, values, bias, *pattern, act, dropout, seed)
+        write(torch.ops.sparsegnn.sparse_linear_out, out.view(-1, m), *args)
         return out
     return apply(flat, values, bias, *pattern, row, perm, act, dropout, seed).view(*x.shape[:-1], m)

@@ -4,7 +4,8 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from sparsegnn import policy
-from sparsegnn.ops._library import define, register_autograd
+from sparsegnn.ops._autograd import recorded, register_autograd
+from sparsegnn.ops._library import define
 from sparsegnn.ops._linear_gradients import gathers, gradients
 
 
@@ -19,16 +20,16 @@ probe_op = define(
 
 
 def probe_backward(ctx, dy):
-    (x,) = ctx.saved_tensors
-    return None, (dy.mT @ x).to(ctx.dtype) if ctx.needs_input_grad[1] else None
+    x, probe = ctx.saved_tensors
+    dx = dy @ probe.to(dy.dtype) if ctx.needs_input_grad[0] and recorded() else None  # 0, but not its derivative
+    return dx, (dy.mT @ x).to(probe.dtype) if ctx.needs_input_grad[1] else None
 
 
 def probe_setup(ctx, inputs, output):
-    ctx.save_for_backward(inputs[0])
-    ctx.dtype = inputs[1].dtype
+    ctx.save_for_backward(*inputs)
 
 
-register_autograd(probe_op, probe_backward, probe_setup)
+register_autograd(probe_op, probe_backward, probe_setup, formula=lambda x, probe: x @ probe.mT.to(x.dtype))
 
 
 def probed_reference(x, values, bias, crow, col, ccol, row, perm, probe):
@@ -53,19 +54,26 @@ probed_op = define(
 def probed_backward(ctx, dy):
     need = ctx.needs_input_grad
     gathered = ctx.gathered or (ctx.shared and need[8])
-    *grads, dense = gradients(dy, *ctx.saved_tensors, need[:3], gathered=gathered, need_dense=need[8])
-    return *grads, *[None] * 5, dense.to(ctx.dtype) if need[8] else None
+    *saved, probe = ctx.saved_tensors
+    dx, dvalues, dbias, dense = gradients(dy, *saved, need[:3], gathered=gathered, need_dense=need[8])
+    if need[0] and recorded():
+        dx = dx + dy @ probe.to(dy.dtype)  # 0, but not its derivative
+    return dx, dvalues, dbias, *[None] * 5, dense.to(probe.dtype) if need[8] else None
 
 
 def probed_setup(ctx, inputs, output):
     x, values, _, *pattern, probe = inputs
-    ctx.save_for_backward(x, values, *pattern)
-    ctx.dtype = probe.dtype
+    ctx.save_for_backward(x, values, *pattern, probe)
     ctx.gathered = gathers(x, values, output.size(1))
     ctx.shared = x.is_cuda and policy.forced() != "sparse"  # the probe pays for the product
 
 
-probed_linear = register_autograd(probed_op, probed_backward, probed_setup)
+def probed_formula(x, values, bias, crow, col, ccol, row, perm, probe):
+    y = torch.ops.sparsegnn.sparse_linear(x, values, bias, crow, col, ccol, row, perm)
+    return y + torch.ops.sparsegnn.dense_probe(x, probe)
+
+
+probed_linear = register_autograd(probed_op, probed_backward, probed_setup, formula=probed_formula)
 
 
 @register_flop_formula(torch.ops.sparsegnn.probed_linear)

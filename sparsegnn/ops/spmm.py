@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from sparsegnn.ops._extremum import extremum
-from sparsegnn.ops._library import check, check_like, define, register_autograd, rows_of
-from sparsegnn.ops._out import check_out
+from sparsegnn.ops._autograd import inverted, recorded, register_autograd
+from sparsegnn.ops._extremum import extremum, extremum_gradients
+from sparsegnn.ops._library import check, check_like, define, rows_of
+from sparsegnn.ops._out import check_out, write
 
 REDUCTIONS = ("sum", "mean", "max", "min")
 
@@ -60,19 +61,20 @@ def backward(ctx, dy, _):
         raise NotImplementedError("spmm: scales and diag are constants; pass a differentiable val instead")
     dx = dval = None
     if ctx.reduce in ("max", "min"):
-        pattern = (ccol, row, perm) if need_dx else (crow, col, col)  # not read, and may not have been made
-        dx, dval = torch.ops.sparsegnn.spmm_arg_backward(dy, x, arg, val, crow, col, *pattern, need_dx, need_dval)
+        run = extremum_gradients if recorded() else torch.ops.sparsegnn.spmm_arg_backward
+        dx, dval = run(dy, x, arg, val, crow, col, ccol, row, perm, need_dx, need_dval)
         return (dx if need_dx else None, None, None, dval if need_dval else None, *[None] * 8)
     if ctx.reduce == "mean":
         inverse = 1 / crow.diff().clamp(min=1).to(torch.promote_types(x.dtype, torch.float32))
         row_scale = inverse if row_scale is None else row_scale * inverse
     if need_dx:
         val_t = None if val is None else val.index_select(0, perm)
-        dx = op(dy, ccol, row, val_t, col_scale, row_scale, diag, crow, col, None, "sum")[0]
+        back = inverted(perm) if recorded() else None
+        dx = op(dy, ccol, row, val_t, col_scale, row_scale, diag, crow, col, back, "sum")[0]
     if need_dval:
         a = dy if row_scale is None else dy * row_scale[:, None].to(dy.dtype)
         b = x if col_scale is None else x * col_scale[:, None].to(x.dtype)
-        dval = torch.ops.sparsegnn.sddmm(a, b, crow, col, None, None, None)
+        dval = torch.ops.sparsegnn.sddmm(a, b, crow, col, ccol, row, perm)
     return (dx, None, None, dval, *[None] * 8)
 
 
@@ -94,7 +96,7 @@ def spmm(
         x: ``[N, K]`` features of the sources, float32, float64, bfloat16 or float16 (fp32 accumulation).
         reduce: ``"sum"``, ``"mean"`` (divided by the number of edges), ``"max"`` or ``"min"`` (0 without edges).
         edge_weight: ``[E]`` in the order of the graph's ``col``, the dtype of ``x``; differentiable.
-        out: ``[M, K]``, contiguous, apart from ``x`` in memory: written and returned; no gradient.
+        out: ``[M, K]``, contiguous, apart from the inputs in memory: written and returned; no gradient.
 
     Returns:
         ``[M, K]``. Deterministic: the same bits for any number of threads.
@@ -109,8 +111,7 @@ def spmm(
     grad = torch.is_grad_enabled()
     need_dx, need_dval = grad and x.requires_grad, grad and val is not None and val.requires_grad
     if out is not None:
-        check_out("spmm", out, x, (graph.num_rows, x.size(1)), need_dx or need_dval)
-        torch.ops.sparsegnn.spmm_out(out, x, graph.crow, graph.col, val, None, None, None, reduce)
-        return out
+        check_out("spmm", out, x, (graph.num_rows, x.size(1)), edge_weight=val, crow=graph.crow, col=graph.col)
+        return write(torch.ops.sparsegnn.spmm_out, out, x, graph.crow, graph.col, val, None, None, None, reduce)
     transpose = graph.transpose() if need_dx else (None, None, None)
     return apply(x, graph.crow, graph.col, val, None, None, None, *transpose, reduce, need_dx or need_dval)[0]

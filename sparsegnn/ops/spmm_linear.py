@@ -6,13 +6,15 @@ L is the matrix of spmm: y[r] = row_scale[r] * (sum_e val[e] * col_scale[col[e]]
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from sparsegnn.ops._library import define, register_autograd
+from sparsegnn.ops._autograd import differentiate, recorded, register_autograd
+from sparsegnn.ops._library import define
+from sparsegnn.ops._linear_gradients import masked
 
 
 def reference(x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, values, bias, w_crow, w_col, w_ccol,
               w_row, w_perm, act="none", dropout=0.0, seed=None):  # fmt: skip
     """The two ops, one after the other: what runs on the CPU, and what the tests compare with."""
-    graph = (crow, col, val, row_scale, col_scale, diag, None, None, None)
+    graph = (crow, col, val, row_scale, col_scale, diag, ccol, row, perm)
     ax, _ = torch.ops.sparsegnn.spmm(x, *graph, "sum", False)
     weight = (w_crow, w_col, w_ccol, w_row, w_perm)
     return torch.ops.sparsegnn.sparse_linear(ax, values, bias, *weight, act, dropout, seed)
@@ -39,12 +41,15 @@ def setup_context(ctx, inputs, output):
 
 
 def backward(ctx, dy):
-    x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, values, _, *weight, y, seed = ctx.saved_tensors
+    x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, values, bias, *weight, y, seed = ctx.saved_tensors
     need = [ctx.needs_input_grad[i] for i in (0, 10, 11)]
     if any(ctx.needs_input_grad[3:7]):
         raise NotImplementedError("spmm_linear: val, scales and diag are constants; use spmm and sparse_linear instead")
     if ccol is None:
         raise ValueError("spmm_linear: ccol, row and perm must be given for a gradient, got None")
+    if recorded():
+        given = (x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, values, bias, *weight)
+        return differentiate(reference, given, ctx.needs_input_grad, masked(dy, y, ctx.dropout, seed)) + (None,) * 3
     graph = (ccol, row, None if val is None else val.index_select(0, perm), col_scale, row_scale, diag)
     grads = torch.ops.sparsegnn.spmm_linear_backward(dy, x, *graph, values, *weight, *need, y, ctx.dropout, seed)
     dx, dvalues, dbias = (g if n else None for g, n in zip(grads, need, strict=True))

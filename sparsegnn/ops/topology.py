@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from sparsegnn.ops._library import check, define, rows_of
+from sparsegnn.ops._out import check_apart
 from sparsegnn.pattern import check_pattern
 
 
@@ -73,6 +74,9 @@ def topology_(crow: Tensor, col: Tensor, drop_score: Tensor, grow_score: Tensor,
     for name, score in scores:
         if not score.is_floating_point():
             raise TypeError(f"topology_: {name} must be floating point, got {score.dtype}")
+    read = dict(drop_score=drop_score, grow_score=grow_score, n=n if isinstance(n, Tensor) else None)
+    check_apart("topology_", "crow", crow, read | {"col": col})
+    check_apart("topology_", "col", col, read)
     check_pattern(crow, col, *grow_score.shape, "topology_")
     if not isinstance(n, Tensor):
         if not 0 <= n <= col.numel():

@@ -40,7 +40,7 @@ def call(values, crow, col, cols, height, width):
     return ops.dense_weight(values, crow, col, cols, height, width)
 
 
-FILL = Op(call, oracle, inputs, grad=("values",), raw=ops.dense_weight.default, linear=True)
+FILL = Op(call, oracle, inputs, grad=("values",), raw=ops.dense_weight.default)
 
 
 @pytest.mark.parametrize("case", cases(BLOCKS, tuple(SHAPES), (1, 3, 16, 33)))
@@ -63,7 +63,7 @@ def gathered(dense, crow, col, height, width):
     return torch.stack(blocks).flatten() if blocks else dense.new_zeros(0) + 0 * dense.sum()
 
 
-GATHER = Op(gather, gathered, given, grad=("dense",), raw=ops.dense_weight_values.default, linear=True)
+GATHER = Op(gather, gathered, given, grad=("dense",), raw=ops.dense_weight_values.default)
 
 
 @pytest.mark.parametrize("case", cases(BLOCKS, tuple(SHAPES), (1, 3, 16, 33)))

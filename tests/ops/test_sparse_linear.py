@@ -221,7 +221,7 @@ def test_errors():
             op(torch.randn(40, 5), values, None, *bad)
         with pytest.raises(RuntimeError, match="sparse_linear: (crow|col) must ascend"):
             op(x, values, None, *bad)
-    with pytest.raises(RuntimeError, match="perm must be a permutation"):
+    with pytest.raises(RuntimeError, match="must be the transpose of crow and col"):
         torch.ops.sparsegnn.sparse_linear_backward(
             torch.randn(3, 7), x, values, crow, col, ccol, row, perm + 9, True, True, True
         )
