@@ -437,7 +437,7 @@ class Controller:
             self.updates += 1
         self.arm()
 
-    @torch.compiler.disable
+    @torch._disable_dynamo
     def _before_step(self, optimizer, args, kwargs) -> None:
         for accumulation in self._accumulations:
             accumulation.settle()
