@@ -16,6 +16,9 @@ from torch.autograd import forward_ad
 
 from sparsegnn.ops._library import LIBRARY, REFERENCES
 
+#: Whether a node may be made below the transforms of torch.func; from torch 2.14 on they run the reference instead.
+NESTS = isinstance(vars(torch.autograd.Function).get("apply"), classmethod)
+
 
 def register_autograd(op, backward: Callable, setup_context: Callable, leading: int | None = None,
                       linear: Callable | None = None, formula: Callable | None = None) -> Callable:  # fmt: skip
@@ -66,7 +69,7 @@ def register_autograd(op, backward: Callable, setup_context: Callable, leading: 
 
     def dispatched(keyset, *args):
         args += defaults[len(args) :]
-        if transformed() and any(isinstance(a, Tensor) and _tangent(a) is not None for a in args):
+        if transformed() and (not NESTS or any(isinstance(a, Tensor) and _tangent(a) is not None for a in args)):
             return formula(*args)
         if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
             return below(keyset, *args)
