@@ -181,7 +181,9 @@ std::tuple<Tensor, Tensor, Tensor> sparse_linear_backward(const Tensor& dy_in, c
   if (!need_dx) dx = new_output(x, {0});
   Tensor dvalues = new_output(x, {need_dvalues ? nnz : 0}), dbias = new_output(x, {need_dbias ? outputs : 0});
   // A value that perm does not name is not written.
-  std::memset(dvalues.mutable_data_ptr(), 0, size_t(dvalues.numel()) * element_size(x.scalar_type()));
+  if (dvalues.numel() > 0) {
+    std::memset(dvalues.mutable_data_ptr(), 0, size_t(dvalues.numel()) * element_size(x.scalar_type()));
+  }
   if (inputs == 0 && need_dbias && samples > 0 && outputs > 0) {  // one input that nothing reads
     const Tensor none = torch::stable::new_zeros(dy, {samples, 1}), offsets = torch::stable::new_zeros(crow, {2});
     dbias = std::get<2>(
