@@ -456,3 +456,25 @@ def test_real_graphs_load(graph_data_dir, name):
 def test_real_graphs_refused(graph_data_dir, name):
     with pytest.raises(ValueError, match=f"{name}.npz: .*{REFUSED[name]}"):
         data.load(graph_data_dir / f"{name}.npz")
+
+
+def test_a_set_with_several_splits_gives_the_one_of_the_seed(monkeypatch):
+    pytest.importorskip("torch_geometric")
+    from torch_geometric import datasets
+    from torch_geometric.data import Data
+
+    from sparsegnn.data import pyg
+
+    folds = torch.arange(12) % 3  # of three splits, where each node is tested
+    masks = {
+        f"{name}_mask": torch.stack([(folds + k + shift) % 3 == 0 for k in range(3)], 1)
+        for shift, name in enumerate(("train", "val", "test"))
+    }
+    edges = torch.stack([torch.arange(12), torch.arange(12).roll(1)])
+    made = Data(x=torch.rand(12, 4), edge_index=edges, y=torch.arange(12) % 2, **masks)
+    monkeypatch.setattr(datasets, "Planted", lambda folder: [made], raising=False)
+    monkeypatch.setitem(pyg.SETS, "planted", ("Planted", None, False))
+    for seed in (0, 1, 2, 4):
+        graph = pyg.load_pyg("planted", split_seed=seed)
+        for name in masks:
+            assert torch.equal(getattr(graph, name), masks[name][:, seed % 3])

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparsegnn import SET, GradualMagnitude, RigL, pattern, use_kernel
+from sparsegnn import SET, Controller, GradualMagnitude, RigL, pattern, use_kernel
 from sparsegnn.nn import SparseLinear
 
 
@@ -105,6 +105,8 @@ def test_an_update_can_be_repeated(method, kernel, stride):
             with use_kernel("dense"):
                 torch.testing.assert_close(layer(trial.x), layer.to_dense()(trial.x))
         trial.controller.update()
+        counted = trial.controller.grown  # a layer that had moved has not moved again
+        assert all(counted[name] <= n_grown for name, n_grown in reference.controller.grown.items())
         for state, new in zip(trial.states(), after, strict=True):
             assert same(state, new), n
     assert failures > 10
@@ -247,3 +249,22 @@ def test_a_process_that_has_no_more_memory():
         [sys.executable, "-c", LIMITED], env=env, capture_output=True, text=True, cwd=Path(__file__).parent
     )
     assert done.stdout == "right\n", done.stderr[-2000:]
+
+
+def test_a_retry_leaves_alone_what_has_moved():
+    """Scores need not be the same at the second try."""
+    calls = []
+
+    class Restless(Controller):
+        def grow_scores(self, name, layer):
+            calls.append(name)
+            if len(calls) == 2:
+                raise torch.OutOfMemoryError("planted")
+            return torch.rand(layer.out_features, layer.in_features)
+
+    model = nn.Sequential(SparseLinear(8, 8, sparsity=0.5), SparseLinear(8, 8, sparsity=0.5))
+    controller = Restless(model, torch.optim.SGD(model.parameters(), lr=0.1), drop_fraction=lambda step: 0.5)
+    with pytest.raises(torch.OutOfMemoryError):
+        controller.update()
+    controller.update()
+    assert calls == ["0", "1", "1"]

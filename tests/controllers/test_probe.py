@@ -375,3 +375,18 @@ def test_an_update_that_is_due_unexpectedly_comes_a_step_later():
         loss(model).backward()
         optimizer.step()
         assert controller.updates == updates
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_a_dense_gradient_begins_when_it_is_asked_for(static):
+    """Where the gradients of the values are added up over updates, that of a probe is of the steps since the last."""
+    model, optimizer, controller = setup()
+    if static:
+        controller.make_static()
+        controller.arm()
+    for _ in range(2):
+        loss(model).backward()
+        twin = twin_of(model)
+        loss(twin).backward()
+        wanted = [twin[i].weight.grad for i in (0, 2)]
+        torch.testing.assert_close(gradient_seen(controller, optimizer, model), wanted)

@@ -136,3 +136,14 @@ def test_a_layer_without_part_in_the_step_is_left_alone():
     optimizer.step()
     after = masks(model)
     assert (before[0] != after[0]).any() and (before[1] == after[1]).all()
+
+
+def test_every_update_draws_anew():
+    model = sparse_model()
+    controller = SET(model, OPTIMIZERS["sgd"](model.parameters()), update_every=1)
+    (name, layer), *_ = controller.layers.items()
+    draws = []
+    for controller.step in (1, 2, 3, 2):
+        draws.append(controller.random_scores(name, layer))
+    assert torch.equal(draws[1], draws[3])
+    assert all((a != b).float().mean() > 0.9 for a, b in zip(draws[:2], draws[1:3], strict=True))

@@ -154,14 +154,15 @@ def test_large_scores(emulated, csr):
     run(emulated, wide, csr([3, 0, 600, 1, 9], 9), 2, 4, spread=spread)
 
 
-def test_masked_edges(emulated, csr):
-    """A score of -inf takes its edge out; an infinite feature shows only where it is attended."""
+@pytest.mark.parametrize("masked", [[2], [0], [0, 1, 2]], ids=str)
+def test_masked_edges(emulated, csr, masked):
+    """A score of -inf takes its edge out, the first ones of a row too."""
     g = csr([6, 600, 5], 8)
     x, a_dst = g.normal(8, 1, 4).astype(np.float32), np.zeros((3, 1), np.float32)
     a_edge = np.zeros((g.edges, 1), np.float32)
-    a_edge[g.col == 2] = -np.inf
+    a_edge[np.isin(g.col, masked)] = -np.inf
     y = emulated.gat(x, np.zeros((8, 1), np.float32), a_dst, a_edge, g.crow, g.col)[0]
-    weight = (g.col != 2).astype(np.float64)
+    weight = (~np.isin(g.col, masked)).astype(np.float64)
     expected = Attention.add(g.row_of, weight[:, None] * x[g.col, 0].astype(np.float64), (3, 4))
     expected /= np.maximum(Attention.add(g.row_of, weight, 3), 1)[:, None]
     np.testing.assert_allclose(y[:, 0], expected, rtol=1e-4, atol=1e-5)

@@ -178,6 +178,7 @@ def test_any_slope(slope):
     [
         [0.0, -torch.inf, 1.0],
         [-torch.inf] * 70 + [1.0],
+        [-torch.inf] * 3000 + [1.0],
         [-torch.inf, -torch.inf],
         [torch.nan, 0.0, 1.0],
         [1e30, -1e30, 1e30],

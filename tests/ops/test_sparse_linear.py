@@ -216,7 +216,13 @@ def test_errors():
     with pytest.raises(ValueError, match="sparse_linear: values must have shape"):
         sparse_linear(x, values[1:], None, *pattern)
     op = torch.ops.sparsegnn.sparse_linear
-    for bad in ((crow, col + 3, ccol, row, perm), (crow, -col, ccol, row, perm), (crow + 1, col, ccol, row, perm)):
+    past = (crow, col + (5 - col.max()), ccol, row, perm)  # by one
+    for bad in (
+        past,
+        (crow, col + 3, ccol, row, perm),
+        (crow, -col, ccol, row, perm),
+        (crow + 1, col, ccol, row, perm),
+    ):
         with pytest.raises(RuntimeError, match="sparse_linear: (crow|col) must ascend"):
             op(torch.randn(40, 5), values, None, *bad)
         with pytest.raises(RuntimeError, match="sparse_linear: (crow|col) must ascend"):
