@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.utils._python_dispatch
 from ops.harness import DTYPES, TOLERANCE, Case, Op, cases, check_contract, check_op, csr_of, relative_error
+from torch.utils.flop_counter import FlopCounterMode
 
 from sparsegnn.ops import block_linear
 from sparsegnn.ops.block_linear import BLOCKS, may_round
@@ -283,3 +284,13 @@ def test_errors():
     values, crow, col, *transpose = weight(16, 2000, 8, 1, 0.5, torch.float32)
     with pytest.raises(RuntimeError, match="block_linear: col must ascend within rows"):
         back(dy, torch.randn(3, 2000), values, crow, col.flip(0), *transpose, 8, 1, True, True, True)
+
+
+@pytest.mark.parametrize("need_x, products", [(False, 2), (True, 3)])
+def test_flops_of_a_step(need_x, products):
+    """A multiplication and an addition for each sample and weight: forward, dvalues, and dx where x needs it."""
+    values, *pattern = weight(8, 12, 4, 1, 0.5, torch.float32)
+    x, bias = torch.randn(3, 12, requires_grad=need_x), torch.zeros(8, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        block_linear(x, values.requires_grad_(), bias, *pattern, 4, 1).sum().backward()
+    assert counter.get_total_flops() == products * 2 * 3 * values.numel()

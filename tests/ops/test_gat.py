@@ -328,3 +328,20 @@ def test_backward_without_saved_state_is_refused():
     y = torch.ops.sparsegnn.gat(*args, SLOPE, 0.0, None, False)[0]
     with pytest.raises(RuntimeError, match="save=True"):
         y.sum().backward()
+
+
+def test_gradients_of_scores_and_bias_alone():
+    """Features without a gradient, as those of a first layer are where the scores are made elsewhere."""
+    graph = CSRGraph.from_edge_index(torch.randint(0, 9, (2, 40)), 9)
+    x, bias = torch.randn(9, 2, 3).double(), torch.randn(6).double()
+    a_src, a_dst = (torch.randn(9, 2).double() for _ in range(2))
+    leaves = [t.requires_grad_() for t in (a_src, a_dst, bias)]
+    pattern = (graph.crow, graph.col, *graph.transpose())
+    wanted = reference(x, a_src, a_dst, None, *pattern, 0.2, 0.0, None, False, bias)[0]
+    for k, leaf in enumerate(leaves):  # one at a time
+        given = [t if t is leaf else t.detach() for t in leaves]
+        got = gat(graph, x, *given[:2], bias=given[2])
+        flow = torch.randn_like(wanted)
+        (mine,) = torch.autograd.grad(got, leaf, flow.view_as(got))
+        (right,) = torch.autograd.grad(wanted, leaf, flow, retain_graph=True)
+        torch.testing.assert_close(mine, right, msg=str(k))

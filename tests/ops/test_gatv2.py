@@ -6,6 +6,7 @@ import pytest
 import torch
 from ops.harness import DTYPES, GRAPHS, Case, Op, cases, check_contract, check_op
 from ops.test_gat import RATE, SEED, SLOPE, dropout_factor
+from torch.utils.flop_counter import FlopCounterMode
 
 from sparsegnn import CSRGraph
 from sparsegnn.ops import gatv2
@@ -229,3 +230,12 @@ def test_backward_without_saved_state_is_refused():
     y = torch.ops.sparsegnn.gatv2(*args, SLOPE, 0.0, None, False)[0]
     with pytest.raises(RuntimeError, match="save=True"):
         y.sum().backward()
+
+
+def test_flops():
+    """Per edge, head and column: the sum of source and target, its product with att, and the weighted sum."""
+    graph = CSRGraph.from_edge_index(torch.randint(0, 9, (2, 40)), 9)
+    x, att = torch.randn(9, 2, 3), torch.randn(2, 3)
+    with FlopCounterMode(display=False) as counter:
+        gatv2(graph, x, x, att)
+    assert counter.get_total_flops() == (1 + 2 + 2) * 40 * 2 * 3

@@ -4,6 +4,7 @@ import types
 import pytest
 import torch
 from ops.harness import DTYPES, TOLERANCE, Case, Op, cases, check_contract, check_op, csr_of, relative_error
+from torch.utils.flop_counter import FlopCounterMode
 
 from sparsegnn import policy
 from sparsegnn.nn import SparseLinear
@@ -398,3 +399,22 @@ def test_bad_out(bad):
     out = out.double() if bad == "dtype" else out
     with pytest.raises((TypeError, ValueError), match="sparse_linear: out must"):
         sparse_linear(x, layer.values, None, layer.crow, layer.col, layer.ccol, layer.row, layer.perm, out=out)
+
+
+@pytest.mark.parametrize("need_x", [False, True])
+def test_flops_of_a_step(need_x):
+    """A multiplication and an addition for each sample and weight: forward, dvalues, and dx where x needs it."""
+    values, *pattern = weight(7, 5, 0.5, torch.float32)
+    x = torch.randn(3, 5, requires_grad=need_x)
+    with FlopCounterMode(display=False) as counter:
+        sparse_linear(x, values.requires_grad_(), None, *pattern).sum().backward()
+    assert counter.get_total_flops() == (2 + need_x) * 2 * 3 * values.numel()
+
+
+def test_autocast_leaves_float64_alone():
+    values, *pattern = weight(7, 5, 0.5, torch.float64)
+    x = torch.randn(3, 5, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = sparse_linear(x, values, None, *pattern)
+    assert y.dtype == torch.float64
+    torch.testing.assert_close(y, sparse_linear(x, values, None, *pattern), rtol=0, atol=0)
