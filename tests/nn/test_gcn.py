@@ -494,7 +494,7 @@ def test_errors_of_the_function():
 
 
 def test_function_with_improved_loops():
-    edge_index, weight = random_graph()
-    theirs, x = pyg.GCNConv(6, 8, improved=True).double(), torch.randn(40, 6, dtype=torch.float64)
-    graph = CSRGraph.from_edge_index(edge_index, 40, weight.double())
-    assert_close([gcn(graph, x, theirs.lin.weight, theirs.bias, improved=True)], [theirs(x, edge_index, weight.double())])
+    (edge_index, weight), x = random_graph(), torch.randn(40, 6, dtype=torch.float64)
+    theirs, weight = pyg.GCNConv(6, 8, improved=True).double(), weight.double()
+    got = gcn(CSRGraph.from_edge_index(edge_index, 40, weight), x, theirs.lin.weight, theirs.bias, improved=True)
+    assert_close([got], [theirs(x, edge_index, weight)])
