@@ -7,10 +7,11 @@ from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from sparsegnn.nn import SparseLinear
+from sparsegnn.nn.copies import checksum
 
 
 def is_alone() -> bool:
@@ -47,7 +48,7 @@ def check_equal(op: str, controller) -> None:
     settings.append(("step", controller.step))
     device = next(iter(layers.values())).values.device
     numbers = torch.tensor([number for _, number in settings], dtype=torch.int64, device=device)
-    numbers = torch.cat([numbers, torch.stack([_number(layer).to(device) for layer in layers.values()])])
+    numbers = torch.cat([numbers, torch.stack([checksum(torch.cat(x.pattern())).to(device) for x in layers.values()])])
     least, most = numbers.clone(), numbers.clone()
     dist.all_reduce(least, dist.ReduceOp.MIN)
     dist.all_reduce(most, dist.ReduceOp.MAX)
@@ -58,9 +59,3 @@ def check_equal(op: str, controller) -> None:
             "call torch.manual_seed() with one seed before the model is made, or let DistributedDataParallel broadcast "
             "buffers (broadcast_buffers=True), and give each controller the same arguments"
         )
-
-
-def _number(layer: SparseLinear) -> Tensor:
-    """Other for other positions, almost surely."""
-    both = torch.cat(layer.pattern()).long()
-    return (both * torch.arange(1, 2 * both.numel(), 2, device=both.device)).sum()

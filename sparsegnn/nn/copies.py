@@ -32,13 +32,13 @@ class Link:
             self.hook = copy.values.register_post_accumulate_grad_hook(lambda _: unlink(me()))
 
     def remember(self, copy) -> None:
-        self.checksum, self.version = _checksum(copy.values), copy.values._version
+        self.checksum, self.version = checksum(copy.values), copy.values._version
         self.ages = [t._version for t in positions(copy)]
 
     def changed(self, copy) -> bool:
         """Whether somebody wrote to the values since they were copied. Waits for a GPU."""
         same_place = self.checksum.device == copy.values.device
-        self.written = self.written or not same_place or not torch.equal(self.checksum, _checksum(copy.values))
+        self.written = self.written or not same_place or not torch.equal(self.checksum, checksum(copy.values))
         return self.written
 
 
@@ -122,7 +122,7 @@ def positions(layer) -> list[Tensor]:
     return [layer._buffers[name] for name in POSITIONS]
 
 
-def _checksum(values: Tensor) -> Tensor:
+def checksum(values: Tensor) -> Tensor:
     """Changes with any bit, and where numbers change places."""
     bits = values.detach().contiguous().view(_BITS[values.element_size()]).long()
     return (bits * torch.arange(1, 2 * bits.numel(), 2, device=bits.device)).sum()
