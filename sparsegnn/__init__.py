@@ -11,6 +11,7 @@ from sparsegnn.capture import CapturedStep as CapturedStep  # noqa: E402
 from sparsegnn.controllers import SET as SET  # noqa: E402
 from sparsegnn.controllers import Controller as Controller  # noqa: E402
 from sparsegnn.controllers import GradualMagnitude as GradualMagnitude  # noqa: E402
+from sparsegnn.controllers import Rewiring as Rewiring  # noqa: E402
 from sparsegnn.controllers import RigL as RigL  # noqa: E402
 from sparsegnn.controllers import StaticSparse as StaticSparse  # noqa: E402
 from sparsegnn.convert import densify as densify  # noqa: E402

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sparsegnn.controllers import Controller
-from sparsegnn.controllers.base import check_int
+from sparsegnn.controllers.settings import check_int
 
 OP = "CapturedStep"
 
@@ -178,9 +178,7 @@ class CapturedStep:
             replay = self.graphs.record(self._work)  # the controllers count this step here, as after running it
         except BaseException as error:
             for controller, counters in zip(self.controllers, before, strict=True):
-                controller.step, controller.updates = counters
-                controller._moved.clear()  # recording moves nothing
-                controller.arm()
+                controller.undo(*counters)
             if not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError):
                 raise
             raise RuntimeError(
@@ -220,6 +218,9 @@ def attached(optimizer: torch.optim.Optimizer) -> list[Controller]:
     for hook, owner in zip(hooks, found, strict=True):
         if not isinstance(owner, Controller):
             raise ValueError(f"{OP}: optimizer must have no step hooks but those of controllers, got {hook}")
+        if owner.every_step:
+            raise ValueError(f"{OP}: optimizer must have no controller that acts at every step, which a replay would "
+                             f"not call, got {owner}; train without {OP}")  # fmt: skip
     return list(dict.fromkeys(found))
 
 

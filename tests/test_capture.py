@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import sparsegnn
 from sparsegnn import data as graphs
 from sparsegnn.capture import CapturedStep
-from sparsegnn.controllers import SET, Controller, GradualMagnitude, RigL, StaticSparse
+from sparsegnn.controllers import SET, GradualMagnitude, Rewiring, RigL, StaticSparse
 from sparsegnn.models import build, prepare
 from sparsegnn.nn import SparseLinear
 from sparsegnn.train import TrainConfig
@@ -216,7 +216,7 @@ def test_losses_are_copies():
 def test_own_scores_and_schedules():
     """drop_fraction is read before every update, random_scores drawn; a fraction of 0 moves nothing."""
 
-    class Mixed(Controller):
+    class Mixed(Rewiring):
         needs_dense_gradient = True
 
         def grow_scores(self, name, layer):

@@ -1,177 +1,208 @@
-"""The frame of all sparse-training methods: when to move weights, which, and what moves with them."""
+"""The frame of all methods: how one attaches to an optimizer, when it acts, what moves with a weight, checkpoints."""
 
 from __future__ import annotations
 
 import hashlib
-import reprlib
-import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from numbers import Real
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from sparsegnn.controllers.attachment import Accumulation, check_held, check_own, take, twins
+from sparsegnn import pattern as patterns
+from sparsegnn.controllers.attachment import check_held, check_own, take, twins
 from sparsegnn.controllers.interrupt import uninterrupted
 from sparsegnn.controllers.optimizers import check_backward, fresh, is_inner_step, slots, unwrapped
 from sparsegnn.controllers.processes import check_equal, check_whole
-from sparsegnn.controllers.schedules import Cosine
+from sparsegnn.controllers.settings import UPDATES, check_int, shown, sizes
 from sparsegnn.nn import SparseLinear
 from sparsegnn.nn.copies import link, unlink
 
-UPDATES = 20  # without stop_at; 13 to 14 closed the gap to dense training on the graphs that were measured
-
-
-def check_int(op: str, name: str, value, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{op}: {name} must be an integer, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{op}: {name} must be at least {least}, got {_shown(value)}")
-    if value >= 2**63:
-        raise ValueError(f"{op}: {name} must be below 2^63, got a number of {value.bit_length()} bits")
-    return value
-
-
-def _shown(value) -> str:
-    try:
-        return reprlib.repr(value)
-    except ValueError:  # Python writes no integers of thousands of digits
-        return type(value).__name__
-
-
-def _number(count):
-    """The number in an integer tensor []; anything else as it is."""
-    fits = isinstance(count, Tensor) and count.layout == torch.strided and not count.is_meta and count.dim() == 0
-    return count.item() if fits else count
-
-
-def _sizes(shape):
-    """A list of two integers as it is; of anything else its type."""
-    fits = isinstance(shape, (list, tuple)) and len(shape) == 2 and all(type(n) is int for n in shape)
-    return list(shape) if fits else type(shape)
-
-
-@dataclass
-class Static:
-    """What a recorded update reads besides weights and gradients: tensors that stay, filled before every update."""
-
-    moves: dict[str, Tensor]  # entries that each layer moves, int64 []
-    scores: dict[str, Tensor] = field(default_factory=dict)  # random numbers, of the layers that asked for some
-    probes: dict[str, Tensor] = field(default_factory=dict)
-    step: int = -1  # whose moves and scores these are
-
 
 class Controller:
-    """Moves the weights of the sparse layers of ``model`` while ``optimizer`` trains them; their number never changes.
+    """What sparsifies ``model`` while ``optimizer`` trains it; a method is a subclass (``docs/adding_a_method.md``).
 
-    It attaches to ``optimizer.step()``, so the training loop stays as it is. After every ``update_every``-th step that
-    the optimizer really made (steps that a GradScaler skips do not count) each layer drops the fraction
-    ``drop_fraction`` of its weights with the lowest :meth:`drop_scores` and grows as many where :meth:`grow_scores` is
-    highest. The step of an update has been taken before it. Grown weights start at zero, their optimizer state
-    (momentum, Adam moments; see :func:`register_state` for optimizers that are not torch's) at what the optimizer gives
-    a new parameter, all others keep theirs. So do the weights of averages, ``AveragedModel`` or a copy that is averaged
-    by hand (:meth:`move_along`). Layers whose values are frozen (``requires_grad=False``) rest. Indices, values and
-    state are rewritten in place, without reallocation, recompilation or host synchronisation, so that
-    :class:`~sparsegnn.CapturedStep` can replay an update within a CUDA graph. It replays own scores too: what changes
-    in them from update to update must come from tensors or :meth:`random_scores`, not from Python numbers.
-
-    Layers with a pattern keep it: blocks and groups move as a whole, by the sums of their scores, and a layer with
-    constant fan-in moves as many inputs of every output (rounded down).
+    It attaches to ``optimizer.step()``, so the training loop stays as it is. It counts the steps that the optimizer
+    really made (steps that a GradScaler skips do not count) and calls, in this order: :meth:`before_step` between the
+    gradients and the step, of methods that change gradients; :meth:`update` after each step that is :meth:`due`;
+    :meth:`after_step` after every one. Layers whose values are frozen (``requires_grad=False``) rest.
 
     Args:
-        model: with at least one :class:`~sparsegnn.nn.SparseLinear` anywhere inside, trainable.
+        model: with at least one :class:`~sparsegnn.nn.SparseLinear` anywhere inside, trainable; with all of its weights
+            (``sparsify(model, 0.0)``) for a method that starts dense.
         optimizer: holds the ``values`` of these layers; the one that makes the steps, or accelerate's or Lightning's.
         update_every: steps between updates. Full-batch training of 200 steps wants about 10.
+        start_at: no update before this step.
         stop_at: no update at this step or later; about 0.75 of the training leaves the last weights time to train.
-            The default is ``20 * update_every``.
-        drop_fraction: a number, which then falls to zero at ``stop_at`` along a cosine, or a callable step -> fraction.
-        seed: of random growth, which depends on nothing but the seed, the step and the name of the layer.
+            The default is ``start_at + 20 * update_every``.
+        seed: of random choices, which depend on nothing but the seed, the step and the name of the layer.
 
-    With ``torch.distributed`` initialised, dense gradients are summed over the ranks, so every rank moves the same
-    weights if the ranks start from the same model; with other positions or settings the first step raises.
+    With ``torch.distributed`` initialised every rank does the same if the ranks start from the same model; with other
+    positions or settings the first step raises.
     """
 
-    needs_dense_gradient = False  # whether grow_scores() reads dense_gradient()
+    # what the table of methods says of it
+    method: ClassVar[str] = ""  # its name in the registry
+    family: ClassVar[str] = ""  # "sparse", "pruning" or "structure"
+    target: ClassVar[str] = "weights"
+    patterns: ClassVar[str] = "any"
+    dense_gradient_need: ClassVar[str] = "never"  # or "at updates", "every step"
+    start: ClassVar[str] = "sparse"  # or "dense": with all weights
+    paper: ClassVar[str] = ""
+
+    # what the frame asks
+    needs_dense_gradient = False  # whether an update reads dense gradients
     moves_weights = True  # whether it ever does, and so must know the state of the optimizer
     keeps_size = True  # whether an update leaves every tensor its size, so that a recorded one can be replayed
+    every_step = False  # whether before_step() or after_step() act, which no recorded step would call
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        *,
-        update_every: int = 100,
-        stop_at: int | None = None,
-        drop_fraction: float | Callable[[int], float] = 0.3,
-        seed: int = 0,
-    ):
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, update_every: int = 100,
+                 start_at: int = 0, stop_at: int | None = None, seed: int = 0):  # fmt: skip
         op = self._name
         self.update_every = check_int(op, "update_every", update_every, 1)
-        self.stop_at = check_int(op, "stop_at", UPDATES * update_every if stop_at is None else stop_at, 0)
+        self.start_at = check_int(op, "start_at", start_at, 0)
+        stop_at = start_at + UPDATES * update_every if stop_at is None else stop_at
+        self.stop_at = check_int(op, "stop_at", stop_at, self.start_at)
         self.seed = check_int(op, "seed", seed, 0)
-        if not callable(drop_fraction):
-            if isinstance(drop_fraction, bool) or not isinstance(drop_fraction, Real):
-                raise TypeError(f"{op}: drop_fraction must be a number or callable, got {type(drop_fraction).__name__}")
-            if not 0 <= drop_fraction <= 1:
-                raise ValueError(f"{op}: drop_fraction must be in [0, 1], got {drop_fraction}")
-            drop_fraction = Cosine(float(drop_fraction), max(self.stop_at, 1))
-        self.drop_fraction = drop_fraction
         if not isinstance(model, nn.Module):
             raise TypeError(f"{op}: model must be a torch.nn.Module, got {type(model).__name__}")
         self.optimizer = unwrapped(op, optimizer, self.moves_weights)
+        self.model = model
         self.layers = self._find_layers(model, self.optimizer)
         self._check_state_of_optimizer()
         self.step = 0  # optimizer steps seen
         self.updates = 0
-        self._moved: set[str] = set()  # layers that an update has moved which then failed
-        self.grown = {name: torch.zeros((), dtype=torch.int64, device=x.col.device) for name, x in self.layers.items()}
-        self._static: Static | None = None
         self._seen = False  # the state that the optimizer makes at its first step
         self._along: dict[str, list[Tensor]] = {}  # what else moves with the values of a layer
-        self._accumulations: list[Accumulation] = []
-        self._armed: int | None = None  # the step whose dense gradients are collected
-        self._warned = False
         self._handle = self._before = None
+        take(op, self, self.layers)
+        self.begin()
         self._attach()
 
     # --- to override ---
 
-    def drop_scores(self, name: str, layer: SparseLinear) -> Tensor:
-        """[nnz]: the weights with the lowest score go."""
-        return layer.values.abs()
-
-    def grow_scores(self, name: str, layer: SparseLinear) -> Tensor | None:
-        """[out, in]: weights come where it is highest; None leaves the layer alone this time."""
-        raise NotImplementedError(f"{self._name} must define grow_scores()")
+    def begin(self) -> None:
+        """Make what the method needs besides its settings; ``layers`` are known and checked."""
 
     def due(self, step: int) -> bool:
-        """Whether the weights move after this step (the first is 1)."""
-        return 0 < step < self.stop_at and step % self.update_every == 0
+        """Whether the method updates after this step (the first is 1)."""
+        return 0 < step < self.stop_at and step >= self.start_at and (step - self.start_at) % self.update_every == 0
+
+    def update(self) -> None:
+        """Change what has to change after the current step."""
+        raise NotImplementedError(f"{self._name} must define update()")
+
+    def before_step(self) -> None:
+        """Between the gradients, unscaled but for :meth:`gradient_scale`, and the optimizer's step."""
+
+    def after_step(self) -> None:
+        """After each step, and its update if it had one."""
+
+    def skipped(self) -> None:
+        """In place of these two after a step that the optimizer did not make, for which before_step() was called."""
+
+    def prepared(self) -> bool:
+        """Whether an update that is due can be made; else the step is not counted, and the next one is asked."""
+        return True
+
+    def arm(self) -> None:
+        """Get ready for the next step."""
+
+    def finalize(self) -> nn.Module:
+        """End the method and return the model, with sparse layers of the same function; the optimizer goes on."""
+        self.detach()
+        return self.model
+
+    @property
+    def settled_at(self) -> int:
+        """The step after which the method changes nothing any more."""
+        return self.stop_at
+
+    @property
+    def phase(self) -> str:
+        """What its layers do now: ``"dense"`` where all weights exist, and dense kernels run, else ``"sparse"``."""
+        whole = all(x.values.numel() == x.in_features * x.out_features for x in self.layers.values())
+        return "dense" if whole else "sparse"
+
+    @classmethod
+    def recipe(cls, steps: int) -> dict:
+        """Settings for a full-batch training of so many steps."""
+        return {"update_every": max(1, steps // 20), "stop_at": max(1, int(0.75 * steps))}
+
+    @classmethod
+    def start_sparsity(cls, sparsity: float) -> float:
+        """The sparsity that a model begins with that shall end with ``sparsity``."""
+        return sparsity if cls.start == "sparse" else 0.0
+
+    def extra_state(self) -> dict:
+        """What :meth:`state_dict` holds beside steps, seed and shapes: tensors, numbers, texts, and dicts of them."""
+        return {}
+
+    def read_state(self, state: Mapping) -> Callable[[], None]:
+        """Check what a checkpoint has for the keys of :meth:`extra_state`; returns what then makes that its own."""
+        return lambda: None
+
+    # --- for methods ---
+
+    def carried(self, parameter: nn.Parameter) -> list[Tensor]:
+        """What moves with a parameter: gradient, state of the optimizer, averages. Other state raises TypeError."""
+        gradient = [] if parameter.grad is None else [parameter.grad]
+        along = [
+            t for name, layer in self.layers.items() if layer.values is parameter for t in self._along.get(name, ())
+        ]
+        return gradient + list(slots(self._name, self.optimizer, parameter).values()) + along
+
+    def fresh(self, parameter: nn.Parameter, carried: list[Tensor]) -> list[float]:
+        """What each tensor that moves with a parameter holds for a new weight."""
+        state, start = self.optimizer.state.get(parameter, {}), fresh(self._name, self.optimizer, parameter)
+        return [next((start[key] for key in start if state.get(key) is t), 0.0) for t in carried]
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Drop and grow now. Where memory runs out in between, every layer is as it was or has moved.
+    def relocate(self, name: str, crow: Tensor, col: Tensor, source: Tensor) -> None:
+        """Give a layer other positions, of any number, and its optimizer state and averages with it.
 
-        Another call then moves the layers that have not.
+        ``source`` [len(col)] int64 says which entry of the layer's ``col`` each one is, -1 for a new one, which starts
+        at zero with the state of a new weight. The Parameter object stays; with another number of weights it loses its
+        gradient. Where memory runs out nothing has changed.
         """
-        check_held(self._name, self.layers, self.optimizer)
-        if self._static is not None and self._static.step != self.step:
-            self.prepare(self.step)
-        moves = self.moves(self.step) if self._static is None else self._static.moves
-        for name, n in moves.items():
-            layer = self.layers[name]
-            if name in self._moved or not layer.values.requires_grad:
-                continue
-            grow = self.grow_scores(name, layer)
-            if grow is None:
-                continue
-            carried = self.carried(layer.values)
-            source = layer.rewire_(self.drop_scores(name, layer), grow, n, carried, self._fresh(layer.values, carried))
-            self._moved.add(name)
-            self.grown[name] = self.grown[name].to(source.device)  # the model may have gone to another
-            self.grown[name] += (source < 0).sum() * (layer.values.numel() // layer.col.numel())
-        self._moved.clear()
+        layer, start = self.layers[name], fresh(self._name, self.optimizer, self.layers[name].values)
+
+        def moved(tensor: Tensor, new: float = 0.0) -> Tensor:
+            found = tensor.detach().view(layer.col.numel(), -1)[source.clamp(min=0)]
+            return found.masked_fill_((source < 0)[:, None], new).flatten()
+
+        state = slots(self._name, self.optimizer, layer.values)
+        others = [(slot, moved(slot, start[key])) for key, slot in state.items()]
+        others += [(t, moved(t)) for t in self._along.get(name, ())]
+        if layer.values.grad is not None and source.numel() == layer.col.numel():
+            others.append((layer.values.grad, moved(layer.values.grad)))
+        layer.set_pattern_(crow, col, moved(layer.values))
+        for tensor, new in others:  # last: where memory runs out nothing has changed
+            if tensor.shape == new.shape:
+                tensor.copy_(new)
+            else:
+                tensor.data = new
+
+    def expand(self, name: str) -> None:
+        """Let all weights of a layer exist; new ones are zero."""
+        layer = self.layers[name]
+        rows, cols = layer.grid
+        crow = torch.arange(0, rows * cols + 1, cols, dtype=torch.int32, device=layer.col.device)
+        col = torch.arange(cols, dtype=torch.int32, device=layer.col.device).repeat(rows)
+        source = layer.col.new_full((rows * cols,), -1, dtype=torch.int64)
+        source[patterns.flat(*layer.pattern(), cols)] = torch.arange(layer.col.numel(), device=layer.col.device)
+        self.relocate(name, crow, col, source)
+
+    def gradient_scale(self) -> float | Tensor:
+        """What the gradients that before_step() sees are too large by: 1 but for fused optimizers with a GradScaler."""
+        scale = getattr(self.optimizer, "grad_scale", None)
+        return 1.0 if scale is None else scale
+
+    def generator(self, name: str, device: torch.device | str = "cpu", step: int | None = None) -> torch.Generator:
+        """Of random numbers that depend on seed, step and name only: the same on every rank and resume."""
+        step = self.step if step is None else step
+        digest = hashlib.blake2b(f"{self.seed}/{step}/{name}".encode(), digest_size=7).digest()
+        return torch.Generator(device).manual_seed(int.from_bytes(digest, "little"))
 
     def move_along(self, copies: nn.Module | Iterable[tuple[nn.Parameter, Tensor]]) -> None:
         """From now on the weights of running averages move with those of the layers; a new one begins with their value.
@@ -200,62 +231,13 @@ class Controller:
         for name, t in found:
             self._along.setdefault(name, []).append(t)
 
-    # --- for methods ---
-
-    def moves(self, step: int) -> dict[str, int]:
-        """How many entries of its pattern each layer moves at an update after ``step``; no layers that move none."""
-        fraction = self.drop_fraction(step)
-        if not 0 <= fraction <= 1:
-            raise ValueError(f"{self._name}: drop_fraction must be in [0, 1], got {fraction} at step {step}")
-        counts = {name: int(fraction * layer.col.numel()) for name, layer in self._movable().items()}
-        return {name: n for name, n in counts.items() if n > 0}
-
-    def dense_gradient(self, layer: SparseLinear) -> Tensor | None:
-        """Gradient [out, in] of the loss with respect to the weight with its zeros, of the step just taken.
-
-        Summed over ranks; None if the layer had no part in the step. Scaled if the loss was (GradScaler).
-        """
-        gradient = None if layer.probe is None else layer.probe.grad
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            gradient = torch.zeros_like(layer.probe) if gradient is None else gradient
-            torch.distributed.all_reduce(gradient)
-        return gradient
-
-    def random_scores(self, name: str, layer: SparseLinear) -> Tensor:
-        """[out, in] uniform numbers that depend on seed, step and name only: the same on every rank and resume."""
-        static = self._static
-        if static is None or static.step != self.step:
-            return self._draw(name, layer, self.step)
-        if name not in static.scores:
-            static.scores[name] = self._draw(name, layer, self.step)
-        return static.scores[name]
-
-    def carried(self, parameter: nn.Parameter) -> list[Tensor]:
-        """What moves with a parameter: gradient, state of the optimizer, averages. Other state raises TypeError."""
-        gradient = [] if parameter.grad is None else [parameter.grad]
-        along = [
-            t for name, layer in self.layers.items() if layer.values is parameter for t in self._along.get(name, ())
-        ]
-        return gradient + list(slots(self._name, self.optimizer, parameter).values()) + along
-
     # --- for steps that are recorded once and replayed; see sparsegnn.capture ---
 
     def make_static(self) -> None:
-        """From now on let updates read their counts, random scores and probes from tensors that stay."""
-        if self._static is None:
-            counts = {name: x.col.new_zeros((), dtype=torch.int64) for name, x in self._movable().items()}
-            self._static = Static(counts)
-            self.arm()
+        """From now on let updates read what changes from one to the next from tensors that stay."""
 
-    @torch.no_grad()
     def prepare(self, step: int) -> None:
         """Write what the update after ``step`` will read into these tensors."""
-        static, moves = self._static, self.moves(step)
-        for name, n in static.moves.items():
-            n.fill_(moves.get(name, 0))
-        for name, scores in static.scores.items():
-            self._draw(name, self.layers[name], step, scores)
-        static.step = step
 
     def follow(self) -> None:
         """Count a step that a replay has made, with its update if one was due."""
@@ -263,35 +245,27 @@ class Controller:
         self.updates += int(self.due(self.step))
         self.arm()
 
-    def arm(self) -> None:
-        """Ask for dense gradients if the next step is an update, and for none otherwise."""
-        self._armed = None  # where memory runs out
-        due = self.needs_dense_gradient and self.due(self.step + 1)
-        wanted = [name for name, layer in self.layers.items() if due and layer.values.requires_grad]
-        probes = {name: self._probe(name, self.layers[name]) for name in wanted}
-        self._forget_gradients()
-        for name, layer in self.layers.items():
-            layer.probe = probes.get(name)
-        recorded = self._static is not None
-        self._accumulations = [Accumulation(self.layers[name].values, p, recorded) for name, p in probes.items()]
-        self._armed = self.step + 1 if due else None
+    def undo(self, step: int, updates: int) -> None:
+        """After recording a step has failed, which changes nothing."""
+        self.step, self.updates = step, updates
+        self.arm()
 
     # --- checkpoints ---
 
     def state_dict(self) -> dict:
-        """Step, seed and statistics. The positions are in the model's ``state_dict``, the settings in your code."""
+        """Steps, seed and what the method keeps. Positions are in the model's ``state_dict``, settings in your code."""
         return {
             "controller": self._name,
             "step": self.step,
             "seed": self.seed,
             "updates": self.updates,
-            "grown": {name: count.clone() for name, count in self.grown.items()},
             "shapes": {name: [x.out_features, x.in_features] for name, x in self.layers.items()},
+            **self.extra_state(),
         }
 
     def load_state_dict(self, state: Mapping) -> None:
         """Continue from :meth:`state_dict`, bit for bit, once model and optimizer are loaded too, in any order."""
-        step, seed, updates, grown = self._check_state(state)
+        (step, seed, updates), apply = self._check_state(state), self.read_state(state)
         before = self.step, self.seed, self.updates
         self.step, self.seed, self.updates = step, seed, updates
         try:
@@ -299,51 +273,40 @@ class Controller:
         except BaseException:  # no memory for the probes, say
             self.step, self.seed, self.updates = before
             raise
-        for name, count in self.grown.items():
-            count.fill_(grown[name])
-        self._moved.clear()
+        apply()
         self._seen = False
-        if self._static is not None:
-            self._static.step = -1
 
-    def _check_state(self, state: Mapping) -> tuple[int, int, int, dict[str, int]]:
-        """What to continue from, once all of ``state`` is what :meth:`state_dict` could have returned."""
+    def _check_state(self, state: Mapping) -> tuple[int, int, int]:
+        """Steps, seed and updates, once all else of ``state`` is what :meth:`state_dict` could have returned."""
         op, mine = self._name, self.state_dict()
         if not isinstance(state, Mapping):
             raise TypeError(f"{op}: state must be a dict, got {type(state).__name__}")
         if missing := sorted(mine.keys() - state.keys()):
             raise ValueError(f"{op}: state must have the keys {sorted(mine)}, got none of {missing}")
-        for key in ("shapes", "grown"):
-            if not isinstance(state[key], Mapping):
-                raise TypeError(f"{op}: state['{key}'] must be a dict, got {type(state[key]).__name__}")
-        kind, shapes = state["controller"], {k: _sizes(v) for k, v in state["shapes"].items()}
+        if not isinstance(state["shapes"], Mapping):
+            raise TypeError(f"{op}: state['shapes'] must be a dict, got {type(state['shapes']).__name__}")
+        kind, shapes = state["controller"], {k: sizes(v) for k, v in state["shapes"].items()}
         for key, got in (("controller", kind if isinstance(kind, str) else type(kind)), ("shapes", shapes)):
             if got != mine[key]:
-                raise ValueError(f"{op}: state must have {key} {mine[key]}, got {_shown(state[key])}")
-        if state["grown"].keys() != self.grown.keys():
-            names = _shown(list(state["grown"]))
-            raise ValueError(f"{op}: state['grown'] must be of the layers {list(self.grown)}, got {names}")
-        counts = (check_int(op, key, state[key], 0) for key in ("step", "seed", "updates"))
-        return *counts, {k: check_int(op, f"grown[{k!r}]", _number(v), 0) for k, v in state["grown"].items()}
+                raise ValueError(f"{op}: state must have {key} {mine[key]}, got {shown(state[key])}")
+        return tuple(check_int(op, key, state[key], 0) for key in ("step", "seed", "updates"))
 
     def detach(self) -> None:
         """Leave the optimizer alone from now on."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
-            if self._before is not None:
-                self._before.remove()
-                self._before = None
-            self._forget_gradients()
+        for handle in (self._handle, self._before):
+            if handle is not None:
+                handle.remove()
+        self._handle = self._before = None
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_handle": self._handle is not None, "_before": None, "_accumulations": []}
+        return {**self.__dict__, "_handle": self._handle is not None, "_before": None}
 
     def __setstate__(self, state: dict) -> None:
         """A copy made together with model and optimizer, by deepcopy or pickle, controls the copies."""
         self.__dict__.update(state)
         self._handle = None
         if state["_handle"]:
+            take(self._name, self, self.layers)
             self._attach()
 
     def __repr__(self) -> str:
@@ -364,25 +327,12 @@ class Controller:
         return type(self).__name__
 
     def _attach(self) -> None:
-        take(self._name, self, self.layers)
         for layer in self.layers.values():
             unlink(layer)
         self._handle = self.optimizer.register_step_post_hook(self._after_step)
-        if self.needs_dense_gradient:
+        if self.needs_dense_gradient or self.every_step:
             self._before = self.optimizer.register_step_pre_hook(self._before_step)
         self.arm()
-
-    def _forget_gradients(self) -> None:
-        for accumulation in self._accumulations:
-            accumulation.remove()
-        self._accumulations = []
-        for layer in self.layers.values():
-            layer.probe = None
-
-    def _fresh(self, parameter: nn.Parameter, carried: list[Tensor]) -> list[float]:
-        """What each tensor that moves with a parameter holds for a new weight."""
-        state, start = self.optimizer.state.get(parameter, {}), fresh(self._name, self.optimizer, parameter)
-        return [next((start[key] for key in start if state.get(key) is t), 0.0) for t in carried]
 
     def _find_layers(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, SparseLinear]:
         op = self._name
@@ -400,18 +350,35 @@ class Controller:
         return layers
 
     @torch._disable_dynamo  # torch.compiler.disable, which loads all of the compiler when this is imported
+    def _before_step(self, optimizer, args, kwargs):
+        if is_inner_step(optimizer):
+            return None
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
+        if closure is None:
+            self._at_gradients()
+            return None
+
+        def run():  # gradients are made within the step
+            loss = closure()
+            self._at_gradients()
+            return loss
+
+        return ((args[0], run, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": run})
+
+    @torch.no_grad()
+    def _at_gradients(self) -> None:
+        if self.every_step:
+            check_backward(self._name)
+        self.before_step()
+
+    @torch._disable_dynamo
     @torch.no_grad()
     @uninterrupted
     def _after_step(self, optimizer, args, kwargs) -> None:
         if is_inner_step(optimizer):
             return
-        skipped = getattr(optimizer, "found_inf", None)  # fused optimizers skip inside step()
-        if skipped is not None and self._static is not None:
-            raise RuntimeError(
-                f"{self._name}: a captured step must be without a GradScaler, as only the GPU knows which steps that "
-                "skips; use bfloat16, which needs none"
-            )
-        if skipped is not None and skipped.item():
+        if self._was_skipped(optimizer):
+            self.skipped()
             return
         if not self._seen:  # state that is made at the first step
             check_held(self._name, self.layers, optimizer)
@@ -419,65 +386,34 @@ class Controller:
             check_equal(self._name, self)
             self._seen = True
         self.step += 1
-        if self.due(self.step):
-            if self.needs_dense_gradient and self._armed != self.step:  # no memory for probes, or now due after all
+        due = self.due(self.step)
+        try:
+            if due or self.every_step:
+                check_backward(self._name)
+            if due and not self.prepared():
                 self.step -= 1
+                self.skipped()
                 self.arm()
                 return
-            try:
-                check_backward(self._name)
-                self._warn_of_unknown_gradients()
+            if due:
                 self.update()
-            except BaseException:  # out of memory, say: the next step tries again
-                self.step -= 1
-                for layer in self.layers.values():
-                    if layer.probe is not None:
-                        layer.probe.grad = None
-                raise
-            self.updates += 1
+            self.after_step()
+        except BaseException:  # out of memory, say: the next step tries again
+            self.step -= 1
+            self._failed()
+            raise
+        self.updates += int(due)
         self.arm()
 
-    @torch._disable_dynamo
-    def _before_step(self, optimizer, args, kwargs) -> None:
-        for accumulation in self._accumulations:
-            accumulation.settle()
+    def _was_skipped(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether the optimizer, a fused one with a GradScaler, made no step."""
+        found = getattr(optimizer, "found_inf", None)
+        return found is not None and bool(found.item())
 
-    def _warn_of_unknown_gradients(self) -> None:
-        """Once, of layers whose gradients did not come through the probe: RigL would count an update and move none."""
-        if self._warned or not self.needs_dense_gradient:
-            return
-        movable = self._movable().items()
-        discarded = {id(a.values) for a in self._accumulations if a.discarded}
-        given = [name for name, x in movable if x.values.requires_grad and x.values.grad is not None]
-        given = [name for name in given if id(self.layers[name].values) not in discarded]
-        if lost := [name for name in given if (probe := self.layers[name].probe) is None or probe.grad is None]:
-            self._warned = True
-            warnings.warn(
-                f"{self._name}: no weight of the layers {lost} moves, as their gradients were not made by "
-                "loss.backward() (torch.autograd.grad, backward(inputs=...), gradients set by hand), so that those of "
-                "the weights that do not exist are not known: call loss.backward(), or use SET",
-                stacklevel=2,
-            )
+    def _failed(self) -> None:
+        """An update was not made."""
 
     def _check_state_of_optimizer(self) -> None:
         check_whole(self._name, self.layers)
         for layer in self.layers.values() if self.moves_weights else ():
             slots(self._name, self.optimizer, layer.values)
-
-    def _movable(self) -> dict[str, SparseLinear]:
-        """The layers that lack some weights."""
-        return {name: x for name, x in self.layers.items() if x.values.numel() < x.in_features * x.out_features}
-
-    def _draw(self, name: str, layer: SparseLinear, step: int, out: Tensor | None = None) -> Tensor:
-        digest = hashlib.blake2b(f"{self.seed}/{step}/{name}".encode(), digest_size=7).digest()
-        generator = torch.Generator(layer.values.device).manual_seed(int.from_bytes(digest, "little"))
-        size, where = (layer.out_features, layer.in_features), {"device": layer.values.device, "dtype": torch.float32}
-        return torch.rand(size, generator=generator, out=out, **where)
-
-    def _probe(self, name: str, layer: SparseLinear) -> Tensor:
-        """Zeros [out, in] that collect the dense gradient."""
-        kept = {} if self._static is None else self._static.probes
-        if name not in kept or kept[name].dtype != layer.values.dtype or kept[name].device != layer.values.device:
-            kept[name] = layer.values.new_zeros(layer.out_features, layer.in_features).requires_grad_()
-        kept[name].grad = None
-        return kept[name]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparsegnn.pattern import check_sparsity, count_kept, top
 
-DISTRIBUTIONS = ("erk", "uniform", "global")
+DISTRIBUTIONS = ("erk", "er", "uniform", "global")
 Shapes = Mapping[str, tuple[int, int]]
 
 
@@ -28,14 +28,14 @@ def allocate(
     Args:
         shapes: name -> ``(out_features, in_features)``.
         sparsity: of all layers together; ignored where ``distribution`` names each layer's own.
-        distribution: ``"erk"``, ``"uniform"``, ``"global"`` (by magnitude over all ``weights``) or
+        distribution: ``"erk"``, ``"er"``, ``"uniform"``, ``"global"`` (by magnitude over all ``weights``) or
             ``{name: sparsity}``.
         weights: name -> the weights, of any shape; for ``"global"`` only.
     """
     if isinstance(distribution, Mapping):
         return explicit(shapes, distribution, op)
     check_sparsity(sparsity, op)
-    if distribution == "erk":
+    if distribution in ("erk", "er"):  # they differ for convolutions with a window only
         return erk(shapes, sparsity)
     if distribution == "uniform":
         return uniform(shapes, sparsity)

@@ -9,7 +9,7 @@ import torch
 from controllers.simulation import batch, masks, sparse_model, train
 from torch import nn
 
-from sparsegnn.controllers import SET, Controller, GradualMagnitude, RigL, StaticSparse
+from sparsegnn.controllers import SET, GradualMagnitude, Rewiring, RigL, StaticSparse
 from sparsegnn.nn import SparseLinear
 
 
@@ -154,7 +154,7 @@ def test_layers_are_found_anywhere():
 
 
 def test_own_scores():
-    class Newest(Controller):
+    class Newest(Rewiring):
         def drop_scores(self, name, layer):
             return torch.arange(layer.values.numel(), 0, -1, dtype=torch.float64)
 
@@ -167,7 +167,7 @@ def test_own_scores():
     assert model[0].to_dense().weight.count_nonzero() < nnz  # most of them new
     assert masks(model)[0].ravel()[-nnz:].all()
     controller.detach()
-    plain = Controller(model, optimizer, update_every=1)
+    plain = Rewiring(model, optimizer, update_every=1)
     with pytest.raises(NotImplementedError, match="must define grow_scores"):
         train(model, optimizer, 1)
     plain.detach()

@@ -69,7 +69,7 @@ def test_explicit():
 
 
 def test_refused():
-    with pytest.raises(ValueError, match="distribution must be 'erk', 'uniform', 'global' or a dict"):
+    with pytest.raises(ValueError, match="distribution must be 'erk', 'er', 'uniform', 'global' or a dict"):
         allocate(chain(2, 2), 0.5, "even")
     with pytest.raises(ValueError, match=r"sparsify: sparsity must be in \[0, 1\), got 1.0"):
         allocate(chain(2, 2), 1.0, op="sparsify")

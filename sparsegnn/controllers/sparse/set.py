@@ -2,12 +2,16 @@
 
 from torch import Tensor
 
-from sparsegnn.controllers.base import Controller
+from sparsegnn.controllers.registry import register
+from sparsegnn.controllers.sparse.rewiring import Rewiring
 from sparsegnn.nn import SparseLinear
 
 
-class SET(Controller):
+@register("set")
+class SET(Rewiring):
     """Drops the smallest magnitudes, grows at random. Never needs a dense gradient."""
+
+    paper = "Mocanu et al., Nature Communications 2018"
 
     def grow_scores(self, name: str, layer: SparseLinear) -> Tensor:
         return self.random_scores(name, layer)

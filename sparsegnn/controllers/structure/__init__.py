@@ -1,0 +1,1 @@
+"""Graph, features, width: what sparsity there is besides the weights."""
