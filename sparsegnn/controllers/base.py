@@ -47,7 +47,7 @@ class Controller:
     target: ClassVar[str] = "weights"
     patterns: ClassVar[str] = "any"
     dense_gradient_need: ClassVar[str] = "never"  # or "at updates", "every step"
-    start: ClassVar[str] = "sparse"  # or "dense": with all weights
+    start: ClassVar[str] = "sparse"  # or "dense": SparseLinear with all weights; "plain": the model as it is
     paper: ClassVar[str] = ""
 
     # what the frame asks
@@ -115,7 +115,7 @@ class Controller:
 
     @property
     def settled_at(self) -> int:
-        """The step after which the method changes nothing any more."""
+        """The step from which on the model is as sparse as it will be: before it no epoch is selected."""
         return self.stop_at
 
     @property

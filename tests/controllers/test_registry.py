@@ -31,7 +31,11 @@ def test_every_method_describes_itself():
     for name, cls in METHODS.items():
         assert cls.method == name and cls.family in registry.FAMILIES and cls.paper and cls.__doc__
         assert cls.__module__.startswith(f"sparsegnn.controllers.{cls.family}.")
-        assert cls.dense_gradient_need in ("never", "at updates", "every step") and cls.start in ("sparse", "dense")
+        assert cls.dense_gradient_need in ("never", "at updates", "every step") and cls.start in (
+            "sparse",
+            "dense",
+            "plain",
+        )
         assert {"update_every", "stop_at"} <= cls.recipe(200).keys() | registry.settings(cls).keys()
 
 
