@@ -114,7 +114,7 @@ def test_every_method(small, model, method):
     assert r["sparsity"] == 1 - r["weights"] / r["weights_dense"] and abs(r["sparsity"] - wanted) < 0.01
     assert r["flops"] > 0 and r["seconds_per_step"] > 0 and r["peak_memory_bytes"] > 0
     if method not in ("dense", "static"):  # selected only once the mask is final
-        assert r["best_epoch"] + 1 >= r["config"]["stop_at"] == 6
+        assert r["best_epoch"] + 1 >= r["settings"]["stop_at"] == 6
 
 
 @pytest.mark.parametrize("method", ["dense", "rigl"])
