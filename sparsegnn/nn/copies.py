@@ -90,6 +90,8 @@ def _renewed(layer, known: Link) -> bool:
 
 def _mend(layer, link: Link) -> None:
     mine, origin = positions(layer), link.origin()
+    if any(t.is_meta for t in mine):  # accelerate keeps them elsewhere between two calls
+        return
     if link.average and (origin is None or origin._tag is layer._tag):
         torch._foreach_copy_(mine, link.source)
         mark(layer)
