@@ -17,6 +17,7 @@ from sparsegnn.controllers.interrupt import uninterrupted
 from sparsegnn.controllers.optimizers import check_backward, fresh, is_inner_step, slots, unwrapped
 from sparsegnn.controllers.processes import check_equal, check_whole
 from sparsegnn.controllers.schedules import Cosine
+from sparsegnn.controllers.strangers import watch, without_gone
 from sparsegnn.nn import SparseLinear
 from sparsegnn.nn.copies import link, unlink
 
@@ -365,6 +366,7 @@ class Controller:
 
     def _attach(self) -> None:
         take(self._name, self, self.layers)
+        watch(self)
         for layer in self.layers.values():
             unlink(layer)
         self._handle = self.optimizer.register_step_post_hook(self._after_step)
@@ -427,6 +429,7 @@ class Controller:
             try:
                 check_backward(self._name)
                 self._warn_of_unknown_gradients()
+                self._along = without_gone(self._name, self._along)
                 self.update()
             except BaseException:  # out of memory, say: the next step tries again
                 self.step -= 1
