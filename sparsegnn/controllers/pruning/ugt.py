@@ -1,0 +1,77 @@
+"""Untrained GNN tickets (Huang et al., LoG 2022): which random weights to keep, without training any."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from sparsegnn.controllers.pruning.scores import Scored
+from sparsegnn.controllers.registry import register
+from sparsegnn.controllers.settings import check_number
+from sparsegnn.nn import SparseLinear
+
+
+@register("ugt")
+class UGT(Scored):
+    """Keeps the weights of highest score, their number falling linearly until ``stop_at / 2``; weights stay random.
+
+    The gradient of a score is ``g * w``, g that of the effective weight. Your optimizer gets no gradient for the
+    weights, so that it neither trains nor decays them, after ``stop_at`` too, until :meth:`finalize` or ``detach``. It
+    trains what else it holds: biases, say, unless they are frozen (``requires_grad_(False)``).
+
+    Args:
+        model, optimizer, sparsity, distribution, seed: as for :class:`Scored`.
+        lr, weight_decay: of AdamW on the scores; 0.005 to 0.01 in the paper.
+        redraw: draw the weights anew, Kaiming-uniform (bound ``sqrt(6 / in)``); False keeps those of the model.
+        stop_at: the step from which on the mask is fixed; its default is 2000.
+    """
+
+    paper = "Huang et al., LoG 2022"
+    target = "weights (which to keep)"
+    frozen = True
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, sparsity: float = 0.9,
+                 distribution: str | Mapping[str, float] = "global", lr: float = 0.01, weight_decay: float = 0.0,
+                 redraw: bool = True, stop_at: int | None = None, seed: int = 0):  # fmt: skip
+        if not isinstance(redraw, bool):
+            raise TypeError(f"{self._name}: redraw must be True or False, got {type(redraw).__name__}")
+        self.weight_decay = float(check_number(self._name, "weight_decay", weight_decay, 0, 1e31))
+        self.redraw = redraw
+        super().__init__(model, optimizer, sparsity=sparsity, distribution=distribution, lr=lr, stop_at=stop_at,
+                         seed=seed)  # fmt: skip
+
+    @property
+    def settled_at(self) -> int:
+        return math.ceil(self.stop_at / 2)
+
+    @classmethod
+    def recipe(cls, steps: int) -> dict:
+        return {**super().recipe(steps), "stop_at": steps}
+
+    @torch.no_grad()
+    def take_over(self) -> None:
+        for name, layer in self.layers.items() if self.redraw else ():
+            if layer._all_exist():
+                layer.values.copy_(self._uniform(f"{name}/weights", layer, math.sqrt(6 / layer.in_features)).flatten())
+        super().take_over()
+
+    def first_scores(self, name: str, layer: SparseLinear) -> Tensor:
+        return self._uniform(f"{name}/scores", layer, math.sqrt(6 / layer.in_features))
+
+    def make_scorer(self, scores: list[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(scores, lr=self.lr, weight_decay=self.weight_decay)
+
+    def trained(self, name: str, gradient: Tensor) -> None:
+        return None
+
+    def factors(self, names: list[str]) -> dict[str, Tensor]:
+        return self.best(names, min(1.0, 2 * self.step / self.stop_at))
+
+    def _uniform(self, name: str, layer: SparseLinear, bound: float) -> Tensor:
+        device = layer.values.device
+        numbers = torch.rand(layer.out_features, layer.in_features, generator=self.generator(name, device),
+                             dtype=torch.float32, device=device)  # fmt: skip
+        return (2 * numbers - 1) * bound
