@@ -86,14 +86,14 @@ class Scored(StraightThrough):
             self.scores[name] = self.first_scores(name, self.layers[name]).to(dtype).flatten()
         self._make_scorer()
 
-    def weight_gradient(self, name: str, gradient: Tensor, scale: float | Tensor) -> Tensor | None:
+    def weight_gradient(self, name: str, gradient: Tensor, scale: float | Tensor) -> Tensor:
         mine = gradient if isinstance(scale, float) else gradient / scale
         mine = mine.neg() if any(group.get("maximize") for group in self.optimizer.param_groups) else mine
         self.scores[name].grad = self.score_gradient(name, mine).to(self.scores[name])
         return self.trained(name, gradient)
 
-    def trained(self, name: str, gradient: Tensor) -> Tensor | None:
-        """What the optimizer gets for the weights: that of the product, for the weights behind the mask."""
+    def trained(self, name: str, gradient: Tensor) -> Tensor:
+        """What the optimizer gets for the latent weights: their gradient in the product with the mask."""
         return gradient * self.factor[name]
 
     def learn(self) -> None:

@@ -57,7 +57,7 @@ class StraightThrough(Controller):
         self.latent: dict[str, Tensor] = {}  # of the layers that are masked, [out * in]
         self.factor: dict[str, Tensor] = {}  # of these: a mask or numbers
         self._written: dict[str, int] = {}  # version of the values after the effective weights were written
-        self._kept: dict[str, tuple[Tensor, Tensor | None]] = {}  # gradients, and what the optimizer gets for them
+        self._kept: list[tuple[nn.Parameter, Tensor, Tensor]] = []  # gradients, and what is in their place in a step
         self._open = False  # whether the values hold the latent weights, within a step
         if self.start_at == 0:
             self.take_over()
@@ -73,10 +73,10 @@ class StraightThrough(Controller):
         """The final masks; those of :meth:`factors` if they are hard."""
         return self.factors(names)
 
-    def weight_gradient(self, name: str, gradient: Tensor, scale: float | Tensor) -> Tensor | None:
+    def weight_gradient(self, name: str, gradient: Tensor, scale: float | Tensor) -> Tensor:
         """What the optimizer gets for the latent weights; ``gradient``, of the effective ones, is too large by scale.
 
-        A new tensor if it is another one: the loop's own is not changed. None: no step is made.
+        A new tensor if it is another one: the loop's own is not changed.
         """
         return gradient
 
@@ -119,21 +119,12 @@ class StraightThrough(Controller):
                 f"{self._name}: model must have all of its weights until step {self.stop_at}, got some missing in "
                 f"{lacking}: begin with sparsify(model, 0.0), or load the state of the controller"
             )
-        scale, self._open = self.gradient_scale(), True
-        for name, layer in self.layers.items():
-            values, mine = layer.values, name in self.latent
-            if not values.requires_grad:
-                continue
-            if mine:
-                self._follow(name)
-                self._adopt_writes(name)
-            if values.grad is not None and (mine or self.frozen):
-                given = self.weight_gradient(name, values.grad, scale) if mine else None
-                if given is not values.grad:
-                    self._kept[name] = values.grad, given
-                    values.grad = given
-            if mine:
-                values.copy_(self.latent[name])
+        self._open = True
+        try:
+            self._exchange(self.gradient_scale())
+        except BaseException:  # out of memory, say: the loop may go on
+            self.skipped()
+            raise
 
     def after_step(self) -> None:
         self._return_gradients()
@@ -212,6 +203,24 @@ class StraightThrough(Controller):
 
     # --- inner works ---
 
+    def _attach(self) -> None:
+        super()._attach()
+        # before hooks that are there already, which would see latent weights
+        self.optimizer._optimizer_step_post_hooks.move_to_end(self._handle.id, last=False)
+
+    def _exchange(self, scale: float | Tensor) -> None:
+        """Let the optimizer see latent weights and their gradients."""
+        for name in self._masked():
+            values = self.layers[name].values
+            self._follow(name)
+            self._adopt_writes(name)
+            if (gradient := values.grad) is not None:
+                given = self.weight_gradient(name, gradient, scale)
+                if given is not gradient:
+                    self._kept.append((values, gradient, given))
+                    values.grad = given
+            values.copy_(self.latent[name])
+
     def _names_in(self, state: Mapping) -> list[str]:
         """The layers that a checkpoint has masked."""
         op, found = self._name, state["latent"]
@@ -254,9 +263,9 @@ class StraightThrough(Controller):
             self.factor[name] = self.factor[name].to(values.device, values.dtype if soft else torch.bool)
 
     def _return_gradients(self) -> None:
-        for name, (gradient, given) in self._kept.items():
-            if self.layers[name].values.grad is given:
-                self.layers[name].values.grad = gradient
+        for parameter, gradient, given in self._kept:
+            if parameter.grad is given:
+                parameter.grad = gradient
         self._kept.clear()
 
     def _failed(self) -> None:

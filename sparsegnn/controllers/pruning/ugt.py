@@ -18,14 +18,15 @@ from sparsegnn.nn import SparseLinear
 class UGT(Scored):
     """Keeps the weights of highest score, their number falling linearly until ``stop_at / 2``; weights stay random.
 
-    The gradient of a score is ``g * w``, g that of the effective weight. Your optimizer gets no gradient for the
-    weights, so that it neither trains nor decays them, after ``stop_at`` too, until :meth:`finalize` or ``detach``. It
-    trains what else it holds: biases, say, unless they are frozen (``requires_grad_(False)``).
+    The gradient of a score is ``g * w``, g that of the effective weight. Your optimizer gets no gradients, so that it
+    neither trains nor decays anything in the model, after ``stop_at`` too, until :meth:`finalize` or ``detach``.
 
     Args:
         model, optimizer, sparsity, distribution, seed: as for :class:`Scored`.
         lr, weight_decay: of AdamW on the scores; 0.005 to 0.01 in the paper.
         redraw: draw the weights anew, Kaiming-uniform (bound ``sqrt(6 / in)``); False keeps those of the model.
+        train_rest: let your optimizer train what is no masked weight (biases, norms). Where random weights give small
+            numbers, the biases drown them.
         stop_at: the step from which on the mask is fixed; its default is 2000.
     """
 
@@ -35,11 +36,12 @@ class UGT(Scored):
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, sparsity: float = 0.9,
                  distribution: str | Mapping[str, float] = "global", lr: float = 0.01, weight_decay: float = 0.0,
-                 redraw: bool = True, stop_at: int | None = None, seed: int = 0):  # fmt: skip
-        if not isinstance(redraw, bool):
-            raise TypeError(f"{self._name}: redraw must be True or False, got {type(redraw).__name__}")
+                 redraw: bool = True, train_rest: bool = False, stop_at: int | None = None, seed: int = 0):  # fmt: skip
+        for name, value in (("redraw", redraw), ("train_rest", train_rest)):
+            if not isinstance(value, bool):
+                raise TypeError(f"{self._name}: {name} must be True or False, got {type(value).__name__}")
         self.weight_decay = float(check_number(self._name, "weight_decay", weight_decay, 0, 1e31))
-        self.redraw = redraw
+        self.redraw, self.train_rest = redraw, train_rest
         super().__init__(model, optimizer, sparsity=sparsity, distribution=distribution, lr=lr, stop_at=stop_at,
                          seed=seed)  # fmt: skip
 
@@ -64,8 +66,15 @@ class UGT(Scored):
     def make_scorer(self, scores: list[Tensor]) -> torch.optim.Optimizer:
         return torch.optim.AdamW(scores, lr=self.lr, weight_decay=self.weight_decay)
 
-    def trained(self, name: str, gradient: Tensor) -> None:
-        return None
+    def trained(self, name: str, gradient: Tensor) -> Tensor:
+        return gradient  # nobody sees it
+
+    def before_step(self) -> None:
+        super().before_step()
+        weights = {id(x.values) for x in self.layers.values()}
+        for p in self.model.parameters():
+            if id(p) in weights or not self.train_rest:
+                p.grad = None
 
     def factors(self, names: list[str]) -> dict[str, Tensor]:
         return self.best(names, min(1.0, 2 * self.step / self.stop_at))
