@@ -23,7 +23,7 @@ class StraightThrough(Controller):
     see those. ``values.grad`` is the gradient of the effective weights. For the optimizer's step alone the latent ones
     are in ``values``, so that any optimizer trains them, its weight decay acts on them, and the gradient passes
     straight through the mask (:meth:`weight_gradient`). Who writes to ``values`` in between (``load_state_dict``, a
-    constraint) writes to the latent weights where that differs.
+    constraint) writes to the latent weights; behind a soft mask they change by as much.
 
     At ``stop_at`` the mask is final, and what it leaves becomes a sparse layer, with the optimizer's state of these
     weights: the Parameter object stays, a compiled model is compiled again, and sparse kernels run from then on. Until
@@ -249,10 +249,13 @@ class StraightThrough(Controller):
             self._written[name] = values._version
 
     def _adopt_writes(self, name: str) -> None:
-        """Where somebody wrote to the values since, that is the latent weight now."""
-        values, latent = self.layers[name].values, self.latent[name]
+        """Where somebody wrote to the values since, that is the latent weight now; behind a soft mask the change is."""
+        values, latent, factor = self.layers[name].values, self.latent[name], self.factor[name]
         if self._written.get(name) != values._version:
-            latent.copy_(torch.where(values != latent * self.factor[name], values, latent))
+            effective, new = latent * factor, values
+            if factor.dtype != torch.bool:
+                new = torch.where(factor.frac() == 0, values, latent + (values - effective))
+            latent.copy_(torch.where(values != effective, new, latent))
 
     def _follow(self, name: str) -> None:
         """Be where the layer is, in its type."""

@@ -173,10 +173,14 @@ def test_what_others_write_is_taken_over(name):
     model, optimizer, method = setup(name, make=partial(optim.SGD, lr=0.0))
     train(model, optimizer, 4)
     with torch.no_grad():
-        at = int((model[0].values != 0).nonzero()[0])
-        model[0].values[at] = 0.75
+        before, effective = method.latent["0"].clone(), model[0].values.clone()
+        model[0].values[::7] = 0.75
     train(model, optimizer, 1, first=4)
-    assert method.latent["0"][at] == 0.75
+    ratio = effective / before
+    soft = before + (0.75 - effective)
+    want = torch.where((ratio == 0) | (ratio == 1), 0.75, soft)
+    torch.testing.assert_close(method.latent["0"][::7], want[::7])
+    assert torch.equal(method.latent["0"][1::7], before[1::7])
     latent = method.latent["0"].clone()
     model.load_state_dict(copy.deepcopy(model.state_dict()))
     train(model, optimizer, 1, first=5)
