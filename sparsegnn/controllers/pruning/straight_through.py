@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from sparsegnn.controllers.attachment import check_held
 from sparsegnn.controllers.base import Controller
+from sparsegnn.controllers.interrupt import uninterrupted
+from sparsegnn.controllers.optimizers import is_inner_step
 from sparsegnn.controllers.processes import is_replicated
 from sparsegnn.controllers.settings import UPDATES, check_int, check_tensors, shown
 from sparsegnn.pattern import subset
@@ -59,6 +61,7 @@ class StraightThrough(Controller):
         self._written: dict[str, int] = {}  # version of the values after the effective weights were written
         self._kept: list[tuple[nn.Parameter, Tensor, Tensor]] = []  # gradients, and what is in their place in a step
         self._open = False  # whether the values hold the latent weights, within a step
+        self._first = None
         if self.start_at == 0:
             self.take_over()
             self._mask([*self.latent])
@@ -127,13 +130,9 @@ class StraightThrough(Controller):
             raise
 
     def after_step(self) -> None:
-        self._return_gradients()
         names = self._masked()
         for name in names:
-            if not self._open:  # a closure that was not evaluated
-                self._adopt_writes(name)
-            elif not self.frozen:
-                self.latent[name].copy_(self.layers[name].values)
+            self._adopt_writes(name)  # of other hooks
         self.learn()
         if self.step == self.start_at:
             self.take_over()
@@ -142,7 +141,6 @@ class StraightThrough(Controller):
             self.settle(self.masks(names))
         else:
             self._mask(names)
-        self._open = False
 
     def skipped(self) -> None:
         self._return_gradients()
@@ -205,8 +203,31 @@ class StraightThrough(Controller):
 
     def _attach(self) -> None:
         super()._attach()
+        self._first = self.optimizer.register_step_post_hook(self._absorb)
         # before hooks that are there already, which would see latent weights
-        self.optimizer._optimizer_step_post_hooks.move_to_end(self._handle.id, last=False)
+        self.optimizer._optimizer_step_post_hooks.move_to_end(self._first.id, last=False)
+
+    def detach(self) -> None:
+        super().detach()
+        if self._first is not None:
+            self._first.remove()
+        self._first = None
+
+    def __getstate__(self) -> dict:
+        return {**super().__getstate__(), "_first": None}
+
+    @torch._disable_dynamo
+    @torch.no_grad()
+    @uninterrupted
+    def _absorb(self, optimizer, args, kwargs) -> None:
+        """After the optimizer's step: take the latent weights; the effective ones, of the old mask, are back."""
+        if not self._open or is_inner_step(optimizer):
+            return
+        for name in self._masked() if not self.frozen else ():
+            self.latent[name].copy_(self.layers[name].values)
+        self._return_gradients()
+        self._write(self._masked())
+        self._open = False
 
     def _exchange(self, scale: float | Tensor) -> None:
         """Let the optimizer see latent weights and their gradients."""
@@ -272,7 +293,8 @@ class StraightThrough(Controller):
         self._kept.clear()
 
     def _failed(self) -> None:
-        self.skipped()
+        self.forget(None)
+        self._write(self._masked())
 
     def _find_layers(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
         layers = super()._find_layers(model, optimizer)

@@ -137,8 +137,10 @@ def test_the_loop_sees_effective_weights_and_their_gradients(name):
         twin = nn.functional.linear(torch.tanh(nn.functional.linear(x, weight, model[0].bias.detach())),
                                     model[2].dense_weight().detach(), model[2].bias.detach())  # fmt: skip
         (twin - y).square().mean().backward()
+        factor = method.factor["0"].clone() if "0" in method.factor else 1.0
         optimizer.step()
-        assert torch.equal(seen[-1], model[0].values)
+        if "0" in method.latent:  # a hook that was there before sees the new weights behind the old mask
+            assert torch.equal(seen[-1], method.latent["0"] * factor)
         if name != "ugt":  # which leaves none
             torch.testing.assert_close(model[0].values.grad.view_as(weight), weight.grad)
         else:
