@@ -11,6 +11,7 @@ from sparsegnn import pattern as patterns
 from sparsegnn.controllers.pruning.straight_through import StraightThrough
 from sparsegnn.controllers.registry import register
 from sparsegnn.controllers.settings import check_int, check_number
+from sparsegnn.nn import SparseLinear
 
 DECAYS = ("linear", "exponential", "structure", "geometric")
 REMAINDERS = ("refuse", "keep")
@@ -108,16 +109,18 @@ class NMDecay(StraightThrough):
 
     def settled(self, name: str) -> None:
         layer = self.layers[name]
-        if (self.n, self.m, layer.structure) == (2, 4, "unstructured") and layer.in_features % 4 == 0:
+        if self._wants_2_4(layer) and patterns.two_of_four(*layer.pattern(), layer.in_features):
             layer.restructure_("2:4")
 
     def arm(self) -> None:
         """A layer that was loaded has the pattern again."""
         for name, layer in self.layers.items():
-            size = layer.in_features * layer.out_features
-            if self.step >= self.stop_at and 2 * layer.col.numel() == size and layer.structure == "unstructured":
-                if patterns.two_of_four(*layer.pattern(), layer.in_features):
-                    self.settled(name)
+            if self.step >= self.stop_at and self._wants_2_4(layer):
+                self.settled(name)
+
+    def _wants_2_4(self, layer: SparseLinear) -> bool:
+        half = 2 * layer.col.numel() == layer.in_features * layer.out_features
+        return (self.n, self.m, layer.structure) == (2, 4, "unstructured") and half
 
 
 def frames(op: str, decay: str, n: int, m: int, stages: int) -> list[tuple[int, int]]:

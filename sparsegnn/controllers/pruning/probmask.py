@@ -54,7 +54,7 @@ class ProbMask(Scored):
 
     @classmethod
     def recipe(cls, steps: int) -> dict:
-        return {**super().recipe(steps), "lr": 6.0 / steps}
+        return {**super().recipe(steps), "lr": 2.0 / steps}
 
     def first_scores(self, name: str, layer: SparseLinear) -> Tensor:
         return torch.ones(layer.out_features, layer.in_features, device=layer.values.device)

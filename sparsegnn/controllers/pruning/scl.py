@@ -36,7 +36,7 @@ class SCL(Scored):
 
     @classmethod
     def recipe(cls, steps: int) -> dict:
-        return {**super().recipe(steps), "lr": 3.0 / steps}
+        return {**super().recipe(steps), "lr": 3.0 / steps, "penalty": 1.0}
 
     def first_scores(self, name: str, layer: SparseLinear) -> Tensor:
         return torch.ones(layer.out_features, layer.in_features, device=layer.values.device)

@@ -166,7 +166,7 @@ def highest(scores: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:
     each = [t.nan_to_num(float("-inf"), float("inf"), float("-inf")).flatten() for t in scores.values()]
     flat = torch.cat([t.index_fill(0, t.argmax(0, keepdim=True), float("inf")) for t in each])
     n = min(max(n, len(each)), flat.numel())
-    bar = flat.kthvalue(flat.numel() - n + 1).values
+    bar = flat.topk(n, sorted=False).values.amin()
     above, tied = flat > bar, flat == bar
     mask = above | (tied & (tied.cumsum(0) <= n - above.sum()))
     return dict(zip(scores, mask.split([t.numel() for t in each]), strict=True))

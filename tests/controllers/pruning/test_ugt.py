@@ -59,6 +59,7 @@ def test_weights_of_the_model_are_kept_if_asked():
     ({"sparsity": 1.0}, ValueError, r"sparsity must be in \[0, 1\), got 1.0"),
     ({"distribution": "even"}, ValueError, "distribution must be 'erk'"),
     ({"lr": -0.1}, ValueError, r"lr must be in \[0, 1e\+31\], got -0.1"),
+    ({"gain": -1}, ValueError, r"gain must be in \[0, 1e\+31\], got -1"),
     ({"redraw": 1}, TypeError, "redraw must be True or False, got int"),
     ({"stop_at": 0}, ValueError, "stop_at must be above start_at, 0, got 0"),
 ])  # fmt: skip
