@@ -113,6 +113,16 @@ class SparseWeight(Positions):
         move.done()
         return source
 
+    def restructure_(self, pattern: str) -> None:
+        """From now on keep ``pattern``, one without blocks; the weights must be at positions of it already."""
+        op, sizes = type(self).__name__, (self.out_features, self.in_features)
+        if patterns.BLOCKS[patterns.check_kind(pattern, op)] != self.block:
+            raise ValueError(f"{op}: pattern must have the blocks of {self.structure!r}, got {pattern!r}")
+        patterns.block_grid(*sizes, pattern, op)
+        patterns.check_regular(*self.pattern(), self.in_features, pattern, op)
+        self.structure = pattern
+        self._follow_policy(self.values.numel())
+
     def per_position(self, score: Tensor) -> Tensor:
         """Sums of ``score`` [nnz] over the weights of each entry of ``col``."""
         return score if self.block == (1, 1) else score.view(self.col.numel(), -1).sum(1)
