@@ -4,9 +4,9 @@ A pattern of a weight matrix [M, K] is ``crow`` [M+1] and ``col`` [nnz], both in
 a row. Its transpose is ``ccol`` [K+1], ``row`` [nnz], ``perm`` [nnz]: ``perm[t]`` is the position in ``(crow, col)``
 of entry t of the transpose. Everything here is plain PyTorch and also runs on the meta device.
 
-Patterns by name: ``"unstructured"``; ``"fan_in"``, the same number of inputs for every output; ``"2:4"``, two of every
-four consecutive inputs; ``"grouped:8"`` (4, 8, 16), consecutive outputs share their inputs; ``"block:16x16"`` (16, 32),
-dense blocks. The last two are patterns over blocks [height, width]: ``(crow, col)`` is that of the [M / height,
+Patterns by name: ``"unstructured"``; ``"fan_in"``, the same number of inputs for every output (none for those that
+SRigL ablates); ``"2:4"``, two of every four consecutive inputs; ``"grouped:8"`` (4, 8, 16), consecutive outputs share
+their inputs; ``"block:16x16"`` (16, 32), dense blocks. The last two are patterns over blocks [height, width]: ``(crow, col)`` is that of the [M / height,
 K / width] matrix of blocks, and values are held block after block, row-major inside a block.
 """
 
@@ -314,10 +314,21 @@ def check_regular(crow: Tensor, col: Tensor, cols: int, kind: str, op: str) -> N
     """Raise unless a valid pattern keeps what its kind promises of every output."""
     if crow.is_meta or kind not in REGULAR:
         return
-    if kind == "fan_in" and crow.diff().unique().numel() != 1:
-        raise ValueError(f"{op}: crow must give every output as many inputs (pattern 'fan_in'), got other counts")
+    if kind == "fan_in" and (count := crow.diff())[count > 0].unique().numel() > 1:
+        raise ValueError(
+            f"{op}: crow must give every output as many inputs, or none (pattern 'fan_in'), got other counts"
+        )
     if kind == "2:4" and not two_of_four(crow, col, cols):
         raise ValueError(f"{op}: col must hold two of every four inputs of each output (pattern '2:4'), got others")
+
+
+def check_even(crow: Tensor, op: str) -> None:
+    """Raise where an output of a layer with constant fan-in has no inputs, as SRigL ablates some. Reads the data."""
+    if crow.is_meta or not (empty := int((crow.diff() == 0).sum())):
+        return
+    raise ValueError(
+        f"{op}: every output must have inputs (pattern 'fan_in'), got {empty} that were ablated: use SRigL"
+    )
 
 
 def two_of_four(crow: Tensor, col: Tensor, cols: int) -> bool:
