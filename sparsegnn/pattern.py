@@ -6,8 +6,9 @@ of entry t of the transpose. Everything here is plain PyTorch and also runs on t
 
 Patterns by name: ``"unstructured"``; ``"fan_in"``, the same number of inputs for every output (none for those that
 SRigL ablates); ``"2:4"``, two of every four consecutive inputs; ``"grouped:8"`` (4, 8, 16), consecutive outputs share
-their inputs; ``"block:16x16"`` (16, 32), dense blocks. The last two are patterns over blocks [height, width]: ``(crow, col)`` is that of the [M / height,
-K / width] matrix of blocks, and values are held block after block, row-major inside a block.
+their inputs; ``"block:16x16"`` (16, 32), dense blocks. The last two are patterns over blocks [height, width]:
+``(crow, col)`` is that of the [M / height, K / width] matrix of blocks, and values are held block after block,
+row-major inside a block.
 """
 
 from __future__ import annotations

@@ -40,11 +40,11 @@ def is_replicated(layers: Mapping[str, SparseLinear]) -> bool:
 
 
 def check_single(op: str, layers: Mapping[str, SparseLinear]) -> None:
-    """Raise where the number of weights must not change."""
+    """Raise where weights must not get fewer or more, or frozen."""
     if is_replicated(layers):
         raise RuntimeError(
-            f"{op}: model must not be in a DistributedDataParallel, which cannot follow values that get fewer: use "
-            "RigL or SET, or average gradients with torch.distributed.all_reduce() yourself"
+            f"{op}: model must not be in a DistributedDataParallel, which cannot follow values that get fewer, "
+            "more or frozen: use RigL or SET, or average gradients with torch.distributed.all_reduce() yourself"
         )
 
 
