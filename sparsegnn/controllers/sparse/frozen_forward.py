@@ -104,8 +104,9 @@ class FrozenForward:
         if self._changes >= CHANGES and not self._warned:
             self._warned = True
             warnings.warn(
-                f"FrozenForward: layer {self.name!r} is frozen, but its inputs were others in each of {CHANGES} steps "
-                "(dropout before it, or mini-batches), so that only its backward is skipped, not its forward",
+                f"FrozenForward: layer {self.name!r} is frozen, but its inputs or weights were others in each of "
+                f"{CHANGES} steps (dropout before it, or mini-batches), so that only its backward is skipped, not its "
+                "forward",
                 stacklevel=4,
             )
 

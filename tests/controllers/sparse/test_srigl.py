@@ -134,7 +134,7 @@ def test_a_model_with_ablated_outputs_is_saved_and_loaded():
 @pytest.mark.parametrize("pattern, settings, error, text", [
     ("fan_in", {"gamma_sal": 1.5}, ValueError, r"SRigL: gamma_sal must be in \[0, 1\], got 1.5"),
     ("fan_in", {"gamma_sal": None}, TypeError, "SRigL: gamma_sal must be a number, got NoneType"),
-    ("unstructured", {}, ValueError, "SRigL: model must have layers of pattern 'fan_in' alone, got {'': 'unstructured'}"),
+    ("unstructured", {}, ValueError, "SRigL: model must have layers of pattern 'fan_in' alone, got {'': 'unst"),
 ])  # fmt: skip
 def test_refused(pattern, settings, error, text):
     layer = SparseLinear(8, 8, pattern=pattern)
