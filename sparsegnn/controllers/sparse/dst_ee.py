@@ -19,7 +19,7 @@ from sparsegnn.nn import SparseLinear
 class DSTEE(Exploring):
     """RigL that prefers weights that were seldom tried: it grows where ``|g| + c ln(t) / (N + eps)`` is highest.
 
-    ``t`` is the step, ``N`` in how many rounds between updates the weight has existed (at most 255 are counted). The
+    ``t`` is the step, ``N`` in how many rounds between updates the weight has existed (255 at most are counted). The
     gradient is that which the optimizer sees: unscaled, of the mean over processes, clipped. (The authors' code adds
     the bonus to the gradient before it takes the magnitude, so that a negative gradient cancels it.)
 
@@ -35,7 +35,7 @@ class DSTEE(Exploring):
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, update_every: int = 100,
                  start_at: int = 0, stop_at: int | None = None, drop_fraction: float | Callable[[int], float] = 0.5,
-                 c: float = 1e-4, eps: float = 1.0, decay: float = 1.0, decay_every: int = 1000,
+                 c: float = 1e-3, eps: float = 1.0, decay: float = 1.0, decay_every: int = 1000,
                  sparsity: float | None = None, distribution: str | Mapping[str, float] = "erk",
                  seed: int = 0):  # fmt: skip
         op, least = self._name, torch.finfo(torch.float32).tiny

@@ -45,8 +45,8 @@ def test_itop(name):
     twin.assert_equal(model)
     assert itop.updates == 6 and itop.explored == twin.explored > 0.35
     assert itop.state_dict()["explored"] == twin.explored
-    for rounds, n in zip(twin.rounds, itop.rounds.values(), strict=True):
-        assert np.array_equal(rounds, n.numpy())
+    for rounds, n, mask in zip(twin.rounds, itop.rounds.values(), masks(model), strict=True):
+        assert np.array_equal(rounds, n.numpy() + mask)  # the last round has not ended
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
