@@ -114,8 +114,9 @@ class Rewiring(Controller):
             grow = self.grow_scores(name, layer)
             if grow is None:
                 continue
-            self.rewire(name, self.drop_scores(name, layer), grow, n)
-            self._moved.add(name)
+            source = self.rewire(name, self.drop_scores(name, layer), grow, n)
+            self._moved.add(name)  # before memory is needed again
+            self._count_grown(name, source)
         self._moved.clear()
 
     # --- for methods ---
@@ -127,16 +128,13 @@ class Rewiring(Controller):
         """
         layer = self.layers[name]
         carried = self.carried(layer.values)
-        source = layer.rewire_(drop, grow, n, carried, self.fresh(layer.values, carried))
-        self._note(name, source)
-        return source
+        return layer.rewire_(drop, grow, n, carried, self.fresh(layer.values, carried))
 
     @torch.no_grad()
     def move(self, name: str, crow: Tensor, col: Tensor) -> Tensor:
         """Give a layer these positions, of any number, and return what :meth:`rewire` returns."""
         source = source_of(self.layers[name], crow, col)
         self.relocate(name, crow, col, source)
-        self._note(name, source)
         return source
 
     def fraction(self, step: int) -> float:
@@ -284,8 +282,7 @@ class Rewiring(Controller):
                 stacklevel=2,
             )
 
-    def _note(self, name: str, source: Tensor) -> None:
-        """Count the weights of a layer that are new."""
+    def _count_grown(self, name: str, source: Tensor) -> None:
         layer = self.layers[name]
         self.grown[name] = self.grown[name].to(source.device)  # the model may have gone to another
         self.grown[name] += (source < 0).sum() * (layer.values.numel() // layer.col.numel())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from controllers.simulation import MaskedModel, batch, masks, sparse_model, train
 
-from sparsegnn.controllers import DSTEE, ITOP, RigL
+from sparsegnn.controllers import DSTEE, ITOP, MEST, RigL
 from sparsegnn.nn import SparseLinear
 
 OPTIMIZERS = {
@@ -74,15 +74,17 @@ def test_without_a_bonus_it_is_rigl():
     assert all((x == y).all() for x, y in zip(masks(a), masks(b), strict=True))
 
 
-def test_the_bonus_is_in_the_unit_of_the_gradient_that_the_optimizer_sees():
-    """Neither a GradScaler nor clipping changes how much exploration counts beside a gradient."""
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("method, settings", [(DSTEE, {"c": 0.02}), (MEST, {"lam": 20.0})])
+def test_gradients_are_those_that_the_optimizer_sees(method, settings, fused):
+    """A GradScaler does not change how much a gradient counts beside exploration, or a magnitude."""
     found = []
     for scaled in (False, True):
         model = sparse_model()
-        optimizer = OPTIMIZERS["momentum"](model.parameters())
-        DSTEE(model, optimizer, update_every=3, stop_at=30, drop_fraction=0.5, c=0.02)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.02, fused=fused)
+        method(model, optimizer, update_every=3, stop_at=20, drop_fraction=0.5, **settings)
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14, enabled=scaled)
-        for step in range(30):
+        for step in range(20):
             x, y = batch(step, model)
             optimizer.zero_grad()
             scaler.scale((model(x) - y).square().mean()).backward()
