@@ -195,6 +195,21 @@ def top(score: Tensor, k: int) -> Tensor:
     return score.neg().argsort(stable=True)[..., :k]  # argsort puts NaN last, whatever its sign
 
 
+def top_mask(score: Tensor, count: Tensor) -> Tensor:
+    """True at the ``count`` [M] highest of each row of ``score`` [M, K], which :func:`top` finds; -inf only if it must.
+
+    Without sorting all: for weights of millions of entries. Waits for a GPU.
+    """
+    most = int(count.max()) if count.numel() else 0
+    if most <= 0:
+        return torch.zeros_like(score, dtype=torch.bool)
+    score = score.nan_to_num(torch.finfo(score.dtype).min, torch.inf, -torch.inf)
+    least = score.topk(most, dim=1).values.gather(1, (count - 1).clamp(min=0)[:, None])
+    above, ties = score > least, score == least
+    left = count - above.sum(1)  # below 0 in rows that take none
+    return (above | (ties & (ties.cumsum(1) <= left[:, None]))) & (count > 0)[:, None]
+
+
 def transpose(crow: Tensor, col: Tensor, cols: int) -> tuple[Tensor, Tensor, Tensor]:
     """``(ccol, row, perm)``: the same positions, column by column."""
     perm = col.argsort(stable=True)

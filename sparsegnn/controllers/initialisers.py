@@ -66,9 +66,8 @@ def chosen(layer: SparseLinear, keep: Tensor, grow: Tensor | None, kept: int, co
     taken.view(-1)[at.gather(1, best)] = True
     if count > kept:
         grow = patterns.tiles(grow, layer.structure).flatten(2).sum(2) if layer.block != (1, 1) else grow
-        best = patterns.top(grow.reshape(lines, -1), taken.size(1))
-        best = best.gather(1, taken.gather(1, best).byte().argsort(dim=1, stable=True))  # the free ones first
-        taken.scatter_(1, best[:, : count - kept], True)
+        free = grow.reshape(lines, -1).masked_fill(taken, -torch.inf)
+        taken |= patterns.top_mask(free, torch.full((lines,), count - kept, device=at.device))
     return patterns.from_mask(taken.view(rows, cols))
 
 

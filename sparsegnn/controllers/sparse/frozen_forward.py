@@ -22,8 +22,8 @@ class FrozenForward:
     layers with an activation between is skipped as a whole; a GPU would have to wait for that, so there they must be
     the same tensors, unchanged, as constant features are. A call that draws random numbers is never skipped. Results
     are, bit for bit, those of the forward itself. Hooks of modules inside are not called where it is skipped, and
-    changes through ``tensor.data`` or numpy are not noticed. Training and evaluation are kept apart, each with its last
-    call; compiled and captured calls run as they are.
+    changes through ``tensor.data`` or numpy are not noticed. Training and evaluation are kept apart, each with the
+    inputs and the output of its last call; compiled and captured calls run as they are.
 
     Args:
         module: any. :meth:`remove` gives it its own forward back.

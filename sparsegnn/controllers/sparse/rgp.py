@@ -58,7 +58,7 @@ class RGP(Controller):
             grids = {name: list(layer.grid) for name, layer in self.layers.items()}
             raise ValueError(f"{op}: nodes must be at most the outputs and inputs (or blocks) of a layer, of {grids}, "
                              f"got {self.nodes}")  # fmt: skip
-        self.graph = regular_graph(self.nodes, self.degree, tries=self.tries, seed=self.seed % 2**32)
+        self.graph = regular_graph(self.nodes, self.degree, tries=self.tries, seed=self.seed)
         self._positions = {}
         for name, layer in wide.items():
             crow, col = graph_positions(layer, self.graph, self.generator(name))

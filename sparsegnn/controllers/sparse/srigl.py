@@ -63,32 +63,27 @@ class SRigL(RigL):
         return {name: int((x.crow.diff() == 0).sum()) for name, x in self.layers.items()}
 
     def rewire(self, name: str, drop: Tensor, grow: Tensor, n: int | Tensor) -> Tensor:
-        layer = self.layers[name]
+        layer, none = self.layers[name], -torch.inf
         rows, cols = layer.grid
         at, nnz = patterns.flat(*layer.pattern(), cols), layer.col.numel()
-        exists = torch.zeros(rows * cols, dtype=torch.bool, device=at.device)
-        kept, weight = exists.clone(), torch.zeros(rows * cols, dtype=drop.dtype, device=at.device)
+        weight = torch.full((rows * cols,), none, dtype=drop.dtype, device=at.device).index_put_((at,), drop)
+        exists, kept = (torch.zeros(rows * cols, dtype=torch.bool, device=at.device) for _ in range(2))
         exists[at] = kept[at[patterns.top(drop, nnz - n)]] = True
-        weight[at] = drop
+        exists, kept, weight = (t.view(rows, cols) for t in (exists, kept, weight))
         active, fan_in = self._divide(name, exists, kept, grow, n)
-        # of each output first what it keeps, by magnitude, then what it grows, by gradient
-        kept, weight = kept.view(rows, cols), weight.where(kept, 0).view(rows, cols)
-        best = patterns.top(grow, cols)
-        best = best.gather(1, patterns.top(weight.gather(1, best), cols))
-        best = best.gather(1, kept.gather(1, best).byte().argsort(dim=1, descending=True, stable=True))
-        mask = torch.zeros_like(kept).scatter_(1, best[:, :fan_in], True) & active[:, None]
+        # each output has first what it keeps, by magnitude, then what it grows, by gradient
+        mask = patterns.top_mask(weight.masked_fill(~kept, none), kept.sum(1).clamp(max=fan_in) * active)
+        mask |= patterns.top_mask(grow.masked_fill(mask, none), (fan_in - mask.sum(1)) * active)
         return self.move(name, *patterns.from_mask(mask))
 
     def _divide(self, name: str, exists: Tensor, kept: Tensor, grow: Tensor, n: int) -> tuple[Tensor, int]:
         """Which outputs are active, and the fan-in of these."""
-        rows, cols = grow.shape
-        best = patterns.top(grow.flatten(), grow.numel())
-        best = best[~exists[best]][:n]
-        salient = kept.clone().index_fill_(0, best, True).view(rows, cols).sum(1)
-        fan_in = exists.view(rows, cols).sum(1).max()
+        free, count = grow.masked_fill(exists, -torch.inf).view(1, -1), min(n, int((~exists).sum()))
+        best = patterns.top_mask(free, torch.tensor([count], device=grow.device)).view_as(exists)
+        salient, fan_in = (kept | best).sum(1), exists.sum(1).max()
         active = salient >= self.gamma_sal * fan_in
         active |= salient == salient.max()  # one at least
-        return active, min(cols, self.budget[name] // int(active.sum()))
+        return active, min(grow.size(1), self.budget[name] // int(active.sum()))
 
     def extra_state(self) -> dict:
         return {**super().extra_state(), "budget": dict(self.budget)}
