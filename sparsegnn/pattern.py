@@ -4,10 +4,11 @@ A pattern of a weight matrix [M, K] is ``crow`` [M+1] and ``col`` [nnz], both in
 a row. Its transpose is ``ccol`` [K+1], ``row`` [nnz], ``perm`` [nnz]: ``perm[t]`` is the position in ``(crow, col)``
 of entry t of the transpose. Everything here is plain PyTorch and also runs on the meta device.
 
-Patterns by name: ``"unstructured"``; ``"fan_in"``, the same number of inputs for every output; ``"2:4"``, two of every
-four consecutive inputs; ``"grouped:8"`` (4, 8, 16), consecutive outputs share their inputs; ``"block:16x16"`` (16, 32),
-dense blocks. The last two are patterns over blocks [height, width]: ``(crow, col)`` is that of the [M / height,
-K / width] matrix of blocks, and values are held block after block, row-major inside a block.
+Patterns by name: ``"unstructured"``; ``"fan_in"``, the same number of inputs for every output (none for those that
+SRigL ablates); ``"2:4"``, two of every four consecutive inputs; ``"grouped:8"`` (4, 8, 16), consecutive outputs share
+their inputs; ``"block:16x16"`` (16, 32), dense blocks. The last two are patterns over blocks [height, width]:
+``(crow, col)`` is that of the [M / height, K / width] matrix of blocks, and values are held block after block,
+row-major inside a block.
 """
 
 from __future__ import annotations
@@ -194,6 +195,21 @@ def top(score: Tensor, k: int) -> Tensor:
     return score.neg().argsort(stable=True)[..., :k]  # argsort puts NaN last, whatever its sign
 
 
+def top_mask(score: Tensor, count: Tensor) -> Tensor:
+    """True at the ``count`` [M] highest of each row of ``score`` [M, K], which :func:`top` finds; -inf only if it must.
+
+    Without sorting all: for weights of millions of entries. Waits for a GPU.
+    """
+    most = int(count.max()) if count.numel() else 0
+    if most <= 0:
+        return torch.zeros_like(score, dtype=torch.bool)
+    score = score.nan_to_num(torch.finfo(score.dtype).min, torch.inf, -torch.inf)
+    least = score.topk(most, dim=1).values.gather(1, (count - 1).clamp(min=0)[:, None])
+    above, ties = score > least, score == least
+    left = count - above.sum(1)  # below 0 in rows that take none
+    return (above | (ties & (ties.cumsum(1) <= left[:, None]))) & (count > 0)[:, None]
+
+
 def transpose(crow: Tensor, col: Tensor, cols: int) -> tuple[Tensor, Tensor, Tensor]:
     """``(ccol, row, perm)``: the same positions, column by column."""
     perm = col.argsort(stable=True)
@@ -314,10 +330,21 @@ def check_regular(crow: Tensor, col: Tensor, cols: int, kind: str, op: str) -> N
     """Raise unless a valid pattern keeps what its kind promises of every output."""
     if crow.is_meta or kind not in REGULAR:
         return
-    if kind == "fan_in" and crow.diff().unique().numel() != 1:
-        raise ValueError(f"{op}: crow must give every output as many inputs (pattern 'fan_in'), got other counts")
+    if kind == "fan_in" and (count := crow.diff())[count > 0].unique().numel() > 1:
+        raise ValueError(
+            f"{op}: crow must give every output as many inputs, or none (pattern 'fan_in'), got other counts"
+        )
     if kind == "2:4" and not two_of_four(crow, col, cols):
         raise ValueError(f"{op}: col must hold two of every four inputs of each output (pattern '2:4'), got others")
+
+
+def check_even(crow: Tensor, op: str) -> None:
+    """Raise where an output of a layer with constant fan-in has no inputs, as SRigL ablates some. Reads the data."""
+    if crow.is_meta or not (empty := int((crow.diff() == 0).sum())):
+        return
+    raise ValueError(
+        f"{op}: every output must have inputs (pattern 'fan_in'), got {empty} that were ablated: use SRigL"
+    )
 
 
 def two_of_four(crow: Tensor, col: Tensor, cols: int) -> bool:

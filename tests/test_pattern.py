@@ -169,3 +169,19 @@ def test_blocks(kind):
     mask[17, 40] = 1
     crow, col = pattern.from_mask(mask, kind)
     assert col.tolist() == [40 // width] and crow[17 // height] == 0 and crow[17 // height + 1] == 1
+
+
+def test_top_mask_is_top_row_by_row():
+    """With ties, NaN, infinities, and rows that take none or all."""
+    torch.manual_seed(0)
+    score = torch.randint(4, (7, 30)).float()
+    score[:, ::5], score[2, 3], score[3, :4] = torch.nan, torch.inf, -torch.inf
+    count = torch.tensor([0, 30, 5, 26, 1, 17, 12])
+    score[3, ::5] = 0.0
+    mask = pattern.top_mask(score, count)
+    for row, found, k in zip(score, mask, count.tolist(), strict=True):
+        want = torch.zeros(30, dtype=torch.bool)
+        want[pattern.top(row, k)] = True
+        assert torch.equal(found, want)
+    assert not pattern.top_mask(score, torch.zeros(7, dtype=torch.int64)).any()
+    assert pattern.top_mask(score[:0], count[:0]).shape == (0, 30)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from sparsegnn import pattern as patterns
 from sparsegnn.nn import SparseLinear
 
 #: layer -> the controller that moves its weights
@@ -44,6 +45,13 @@ def check_own(op: str, layers: Mapping[str, SparseLinear]) -> None:
             "(nn.utils.prune, weight_norm, spectral_norm, a parametrization, functional_call): remove that first, or "
             "prune with GradualMagnitude"
         )
+
+
+def check_even(op: str, layers: Mapping[str, SparseLinear]) -> None:
+    """Raise where a layer with constant fan-in has outputs without inputs."""
+    for name, layer in layers.items():
+        if layer.structure == "fan_in":
+            patterns.check_even(layer.crow, f"{op}: layer {name!r}")
 
 
 def check_held(op: str, layers: Mapping[str, SparseLinear], optimizer: torch.optim.Optimizer) -> None:

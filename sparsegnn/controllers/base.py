@@ -78,12 +78,16 @@ class Controller:
         self._handle = self._before = None
         take(op, self, self.layers)
         self.begin()
+        self.place()
         self._attach()
 
     # --- to override ---
 
     def begin(self) -> None:
         """Make what the method needs besides its settings; ``layers`` are known and checked."""
+
+    def place(self) -> None:
+        """Put the weights where the method wants them at the start, once all that it was given has been checked."""
 
     def due(self, step: int) -> bool:
         """Whether the method updates after this step (the first is 1)."""

@@ -39,6 +39,15 @@ def is_replicated(layers: Mapping[str, SparseLinear]) -> bool:
     return any(id(p) in mine for model in found for p in model.parameters())
 
 
+def check_single(op: str, layers: Mapping[str, SparseLinear]) -> None:
+    """Raise where weights must not get fewer or more, or frozen."""
+    if is_replicated(layers):
+        raise RuntimeError(
+            f"{op}: model must not be in a DistributedDataParallel, which cannot follow values that get fewer, "
+            "more or frozen: use RigL or SET, or average gradients with torch.distributed.all_reduce() yourself"
+        )
+
+
 def check_equal(op: str, controller) -> None:
     """Raise unless all processes that train one model have the same positions and settings."""
     layers = controller.layers

@@ -41,3 +41,15 @@ class Cubic:
             return self.final
         time = max(step - self.start_at, 0) / (self.stop_at - self.start_at)
         return self.final + (self.initial - self.final) * (1 - time) ** 3
+
+
+@dataclass(frozen=True)
+class Halving:
+    """``start``, half of it from ``half_at`` on, and 0 from ``stop_at`` on (MEST, NeurIPS 2021)."""
+
+    start: float
+    half_at: int
+    stop_at: int
+
+    def __call__(self, step: int) -> float:
+        return 0.0 if step >= self.stop_at else self.start / 2 if step >= self.half_at else self.start

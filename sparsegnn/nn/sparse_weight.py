@@ -95,6 +95,8 @@ class SparseWeight(Positions):
         check_own(self)
         crow, col = self.crow, self.col
         if self.structure in patterns.REGULAR:
+            if self.structure == "fan_in" and not crow.is_cuda:
+                patterns.check_even(crow, type(self).__name__)
             col = col.clone()
             source = patterns.rewire_regular_(self.structure, col, drop_score, grow_score, n)
         else:

@@ -1,11 +1,13 @@
 """Two ranks move the same weights, those that one process with both batches would move; what they cannot is refused."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from sparsegnn.controllers import SET, GradualMagnitude, RigL, StaticSparse
+from sparsegnn.controllers import DSTEE, MEST, SET, GradualMagnitude, RigL, StaticSparse
 from sparsegnn.nn import SparseLinear
 
 
@@ -38,7 +40,7 @@ needs_gloo = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_avai
 
 
 @needs_gloo
-@pytest.mark.parametrize("cls", [RigL, SET])
+@pytest.mark.parametrize("cls", [RigL, SET, partial(DSTEE, c=0.05), partial(MEST, lam=3.0)])
 def test_ranks_agree(cls, tmp_path):
     torch.multiprocessing.start_processes(worker, (cls, str(tmp_path)), nprocs=2, start_method="fork")
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsegnn import SET, GradualMagnitude, Rewiring, RigL, pattern, use_kernel
+from sparsegnn.controllers import DSTEE, MEST
 from sparsegnn.nn import SparseLinear
 
 
@@ -34,7 +35,10 @@ METHODS = {
     "RigL": lambda m, o: RigL(m, o, update_every=2, stop_at=9),
     "SET": lambda m, o: SET(m, o, update_every=2, stop_at=9),
     "gmp": lambda m, o: GradualMagnitude(m, o, sparsity=0.7, update_every=2, stop_at=8),
+    "dst-ee": lambda m, o: DSTEE(m, o, update_every=2, stop_at=9),
+    "mest-soft": lambda m, o: MEST(m, o, update_every=2, stop_at=9, soft=True),
 }
+DEEP = [pytest.param(name, marks=pytest.mark.deep) if i > 2 else name for i, name in enumerate(METHODS)]
 
 
 class Run:
@@ -76,7 +80,7 @@ def same(a: list, b: list) -> bool:
 
 @pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.deep)])
 @pytest.mark.parametrize("kernel", ["sparse", "dense"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DEEP)
 def test_an_update_can_be_repeated(method, kernel, stride):
     reference = Run(method, kernel)
     reference.controller._handle.remove()

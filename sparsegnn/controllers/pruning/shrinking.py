@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from sparsegnn.controllers.attachment import check_held
+from sparsegnn.controllers.attachment import check_even, check_held
 from sparsegnn.controllers.base import Controller
 from sparsegnn.controllers.distributions import allocate, global_magnitude
-from sparsegnn.controllers.processes import is_replicated
+from sparsegnn.controllers.processes import check_single
 from sparsegnn.nn import SparseLinear
 from sparsegnn.pattern import check_sparsity, subset, top
 
@@ -44,6 +44,8 @@ class Shrinking(Controller):
         super().__init__(model, optimizer, update_every=update_every, start_at=start_at, stop_at=stop_at, seed=seed)
 
     def begin(self) -> None:
+        super().begin()
+        check_even(self._name, self.layers)
         self.sizes = {name: x.in_features * x.out_features for name, x in self.layers.items()}
         shapes = {name: (x.out_features, x.in_features) for name, x in self.layers.items()}
         is_global = self.distribution == "global"
@@ -110,11 +112,7 @@ class Shrinking(Controller):
         self._check_single()
 
     def _check_single(self) -> None:
-        if is_replicated(self.layers):
-            raise RuntimeError(
-                f"{self._name}: model must not be in a DistributedDataParallel, which cannot follow values that get "
-                "fewer: use RigL or SET, or average gradients with torch.distributed.all_reduce() yourself"
-            )
+        check_single(self._name, self.layers)
 
 
 def survivors(layer: SparseLinear, score: Tensor, n: int) -> Tensor:

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from sparsegnn.controllers.attachment import Accumulation, check_held
+from sparsegnn.controllers.attachment import Accumulation, check_even, check_held
 from sparsegnn.controllers.base import Controller
+from sparsegnn.controllers.initialisers import random_positions, source_of, start_counts
+from sparsegnn.controllers.processes import check_single
 from sparsegnn.controllers.schedules import Cosine
 from sparsegnn.controllers.settings import check_int, check_names, check_schedule, number
 from sparsegnn.nn import SparseLinear
@@ -44,17 +46,22 @@ class Rewiring(Controller):
     Args:
         model, optimizer, update_every, start_at, stop_at, seed: as for :class:`Controller`.
         drop_fraction: a number, which then falls to zero at ``stop_at`` along a cosine, or a callable step -> fraction.
+        sparsity: of all layers together: they are made that sparse now, at random, whatever they hold
+            (``sparsify(model, 0.0)``, say). Weights that stay keep their values. None: the model is as it shall be.
+        distribution: of that sparsity, see :func:`~sparsegnn.sparsify`.
 
     With ``torch.distributed`` initialised, dense gradients are summed over the ranks, so every rank moves the same
     weights.
     """
 
     family = "sparse"
+    ablates = False  # whether outputs of a layer with constant fan-in may be without inputs
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, update_every: int = 100,
                  start_at: int = 0, stop_at: int | None = None,
-                 drop_fraction: float | Callable[[int], float] = 0.3, seed: int = 0):  # fmt: skip
-        self._fraction = drop_fraction  # checked by begin(): the schedule needs stop_at
+                 drop_fraction: float | Callable[[int], float] = 0.3, sparsity: float | None = None,
+                 distribution: str | Mapping[str, float] = "erk", seed: int = 0):  # fmt: skip
+        self._fraction, self._wanted = drop_fraction, (sparsity, distribution)  # checked by begin()
         super().__init__(model, optimizer, update_every=update_every, start_at=start_at, stop_at=stop_at, seed=seed)
 
     @classmethod
@@ -62,8 +69,11 @@ class Rewiring(Controller):
         return {**super().recipe(steps), "drop_fraction": 0.5}  # updates are few
 
     def begin(self) -> None:
-        fraction, end = self.__dict__.pop("_fraction"), max(self.stop_at, 1)
-        self.drop_fraction = check_schedule(self._name, "drop_fraction", fraction, lambda start: Cosine(start, end))
+        super().begin()
+        if not self.ablates:
+            check_even(self._name, self.layers)
+        self.drop_fraction = check_schedule(self._name, "drop_fraction", self.__dict__.pop("_fraction"), self.schedule)
+        self._begins_with = self._start_counts(*self.__dict__.pop("_wanted"))
         self._moved: set[str] = set()  # layers that an update has moved which then failed
         self.grown = {name: torch.zeros((), dtype=torch.int64, device=x.col.device) for name, x in self.layers.items()}
         self._static: Static | None = None
@@ -71,7 +81,17 @@ class Rewiring(Controller):
         self._armed: int | None = None  # the step whose dense gradients are collected
         self._warned = False
 
+    def place(self) -> None:
+        for name, count in self.__dict__.pop("_begins_with").items():
+            layer = self.layers[name]
+            positions = random_positions(layer, count, self.generator(f"{name}: start", layer.col.device))
+            self.relocate(name, *positions, source_of(layer, *positions))
+
     # --- to override ---
+
+    def schedule(self, start: float) -> Callable[[int], float]:
+        """How a ``drop_fraction`` that is a number goes on."""
+        return Cosine(start, max(self.stop_at, 1))
 
     def drop_scores(self, name: str, layer: SparseLinear) -> Tensor:
         """[nnz]: the weights with the lowest score go."""
@@ -98,8 +118,9 @@ class Rewiring(Controller):
             grow = self.grow_scores(name, layer)
             if grow is None:
                 continue
-            self.rewire(name, self.drop_scores(name, layer), grow, n)
-            self._moved.add(name)
+            source = self.rewire(name, self.drop_scores(name, layer), grow, n)
+            self._moved.add(name)  # before memory is needed again
+            self._count_grown(name, source)
         self._moved.clear()
 
     # --- for methods ---
@@ -111,16 +132,25 @@ class Rewiring(Controller):
         """
         layer = self.layers[name]
         carried = self.carried(layer.values)
-        source = layer.rewire_(drop, grow, n, carried, self.fresh(layer.values, carried))
-        self.grown[name] = self.grown[name].to(source.device)  # the model may have gone to another
-        self.grown[name] += (source < 0).sum() * (layer.values.numel() // layer.col.numel())
+        return layer.rewire_(drop, grow, n, carried, self.fresh(layer.values, carried))
+
+    @torch.no_grad()
+    def move(self, name: str, crow: Tensor, col: Tensor) -> Tensor:
+        """Give a layer these positions, of any number, and return what :meth:`rewire` returns."""
+        source = source_of(self.layers[name], crow, col)
+        self.relocate(name, crow, col, source)
         return source
 
-    def moves(self, step: int) -> dict[str, int]:
-        """How many entries of its pattern each layer moves at an update after ``step``; no layers that move none."""
+    def fraction(self, step: int) -> float:
+        """``drop_fraction``, as it is after ``step``."""
         fraction = self.drop_fraction(step)
         if not 0 <= fraction <= 1:
             raise ValueError(f"{self._name}: drop_fraction must be in [0, 1], got {fraction} at step {step}")
+        return fraction
+
+    def moves(self, step: int) -> dict[str, int]:
+        """How many entries of its pattern each layer moves at an update after ``step``; no layers that move none."""
+        fraction = self.fraction(step)
         counts = {name: int(fraction * layer.col.numel()) for name, layer in self._movable().items()}
         return {name: n for name, n in counts.items() if n > 0}
 
@@ -147,7 +177,7 @@ class Rewiring(Controller):
     # --- for steps that are recorded once and replayed ---
 
     def make_static(self) -> None:
-        if self._static is None:
+        if self._static is None and self.keeps_size:  # else no update is replayed
             counts = {name: x.col.new_zeros((), dtype=torch.int64) for name, x in self._movable().items()}
             self._static = Static(counts)
             self.arm()
@@ -255,6 +285,23 @@ class Rewiring(Controller):
                 "the weights that do not exist are not known: call loss.backward(), or use SET",
                 stacklevel=2,
             )
+
+    def _count_grown(self, name: str, source: Tensor) -> None:
+        layer = self.layers[name]
+        self.grown[name] = self.grown[name].to(source.device)  # the model may have gone to another
+        self.grown[name] += (source < 0).sum() * (layer.values.numel() // layer.col.numel())
+
+    def _start_counts(self, sparsity: float | None, distribution: str | Mapping[str, float]) -> dict[str, int]:
+        """The layers that are to begin with another number of weights, and that number."""
+        if sparsity is None:
+            if isinstance(distribution, Mapping):
+                raise ValueError(f"{self._name}: distribution must come with a sparsity, got none: pass sparsity too")
+            return {}
+        counts = start_counts(self.layers, sparsity, distribution, self._name)
+        counts = {name: n for name, n in counts.items() if n != self.layers[name].values.numel()}
+        if counts:
+            check_single(self._name, self.layers)
+        return counts
 
     def _movable(self) -> dict[str, SparseLinear]:
         """The layers that lack some weights."""
