@@ -1,7 +1,8 @@
-"""Sparse features: X as ``torch.sparse_csr`` or ``torch.sparse_coo`` times a weight, by the kernel of aggregation.
+"""Sparse features: X as ``torch.sparse_csr`` or ``torch.sparse_coo`` times a weight, dense or sparse.
 
 X W^T sums rows of W^T, one for every nonzero of X: it is spmm with W^T as its table. Bag-of-words features are
-1 % dense, which no sparsity of the weight can match.
+1 % dense, which no sparsity of the weight can match. Where the weight is sparse too, only nonzeros that meet are
+multiplied (:mod:`sparsegnn.ops.features_linear`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sparsegnn import policy
 from sparsegnn.graph_formats import check_csr, int32_copy, outside_inference
+from sparsegnn.ops.features_linear import apply as features_linear
 from sparsegnn.ops.spmm import apply as spmm
 
 _memcmp = ctypes.CDLL(None).memcmp
@@ -75,19 +78,65 @@ def is_sparse(x) -> bool:
     return isinstance(x, Tensor) and x.layout in LAYOUTS
 
 
-def features_linear(layer: str, x: Tensor, weight_t: Tensor) -> Tensor:
+class _Probed(torch.autograd.Function):
+    """``y``, whose gradient leaves that of a dense weight, dy^T X, in ``probe.grad``."""
+
+    @staticmethod
+    def forward(ctx, y, probe, csr, val):
+        ctx.csr = csr
+        ctx.save_for_backward(csr.transposed(val))
+        return y.view_as(y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        (val_t,) = ctx.saved_tensors
+        return dy, product(dy, ctx.csr.ccol, ctx.csr.row, val_t.to(dy.dtype)).t(), None, None
+
+
+def dense_features(layer: str, x: Tensor, weight_t: Tensor) -> Tensor:
     """``x @ weight_t`` [N, M] for sparse ``x`` [N, K]; differentiable in ``weight_t`` [K, M], not in ``x``."""
-    if x.dim() != 2 or x.size(1) != weight_t.size(0) or x.dense_dim():
-        raise ValueError(f"{layer}: x must have shape [N, {weight_t.size(0)}] when sparse, got {list(x.shape)}")
+    csr, val = checked(layer, x, weight_t.size(0), weight_t.dtype)
+    if weight_t.requires_grad and torch.is_grad_enabled():
+        return _Product.apply(weight_t, csr, val)
+    return product(weight_t, csr.crow, csr.col, val)
+
+
+def sparse_features(layer, x: Tensor) -> Tensor:
+    """The call of a :class:`SparseLinear` on sparse ``x`` [N, K]; not differentiable in ``x``."""
+    csr, val = checked("SparseLinear", x, layer.in_features, layer.values.dtype)
+    if policy.features_kernel(layer.values, (layer.out_features, layer.in_features), layer.structure) == "sparse":
+        weight = layer._buffers["ccol"], layer._buffers["row"], layer._buffers["perm"]
+        sizes = (*layer.block, layer.out_features, _products(csr, weight[0], layer.block))
+        y = features_linear(layer.values, layer.bias, csr.crow, csr.col, val, *weight, *sizes)
+    else:
+        y = dense_features("SparseLinear", x, layer.dense_weight().t())
+        y = y if layer.bias is None else y.add_(layer.bias.to(y.dtype))
+    if layer.probe is None or not layer.values.requires_grad or not torch.is_grad_enabled():
+        return y
+    return _Probed.apply(y, layer.probe, csr, val.to(y.dtype))
+
+
+def _products(csr: Structure, ccol: Tensor, block: tuple[int, int]) -> int:
+    """How many products the kernel forms, for whoever counts FLOPs; -1: nobody does."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() == 0:
+        return -1
+    height, width = block
+    meeting = csr.ccol.diff().long().view(-1, width).sum(1) * ccol.diff().long()
+    return int(meeting.sum()) * height
+
+
+def checked(layer: str, x: Tensor, inputs: int, dtype: torch.dtype) -> tuple[Structure, Tensor]:
+    """The structure and the values of ``x`` [N, inputs], which must be constant and of the weight's ``dtype``."""
+    if x.dim() != 2 or x.size(1) != inputs or x.dense_dim():
+        raise ValueError(f"{layer}: x must have shape [N, {inputs}] when sparse, got {list(x.shape)}")
     if x.requires_grad:
         raise ValueError(f"{layer}: x must not require a gradient when sparse, got requires_grad=True")
     csr = structure(x)
     val = csr.values(x)
-    if val.dtype != weight_t.dtype and not torch.is_autocast_enabled(x.device.type):
-        raise TypeError(f"{layer}: x must have the dtype of the weight ({weight_t.dtype}), got {val.dtype}")
-    if weight_t.requires_grad and torch.is_grad_enabled():
-        return _Product.apply(weight_t, csr, val)
-    return product(weight_t, csr.crow, csr.col, val)
+    if val.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"{layer}: x must have the dtype of the weight ({dtype}), got {val.dtype}")
+    return csr, val
 
 
 def structure(x: Tensor) -> Structure:
