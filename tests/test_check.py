@@ -59,14 +59,9 @@ def arguments(name: str) -> dict:
     best[0, 0] = -1
     linear = {"x": rand(7, 8), "values": rand(nnz), "bias": rand(4), **a_weight}
     rows = compressed(m, 8, lambda r, c: (r + c) % 3 != 1)
-    features = {
-        "x_crow": rows[0],
-        "x_col": rows[1],
-        "x_val": rand(rows[1].numel()),
-        "height": 1,
-        "width": 1,
-        **a_weight,
-    }
+    of_x = dict(zip((f"x_{k}" for k in ("crow", "col", "ccol", "row")), rows, strict=False))
+    val = rand(rows[1].numel())
+    features = {**of_x, "x_val": val, "x_val_t": val[rows[4].long()], **a_weight, "height": 1, "width": 1}
     block = {"x": rand(7, 48), "values": rand(blocks[1].numel() * 256), "height": 16, "width": 16, **of_blocks}
     made = {
         "csr_from_edges": {"target": row, "source": torch.arange(e).int() % n, "num_rows": m, "num_cols": n},

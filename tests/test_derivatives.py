@@ -113,7 +113,7 @@ CASES = {
                             lambda w: ((WR @ w) * WC).sum(1), (rand(3, 3),)),
     "block_linear": (lambda x, s, b: OPS.block_linear(x, s * BLOCK, b, *BLOCKS, 16, 16),
                      lambda x, s, b: x @ blocks(s * BLOCK).T + b, (rand(2, 48), rand(), rand(32))),
-    "features_linear": (lambda v, b: OPS.features_linear(v, b, *ROWS[:2], GIVEN, *WEIGHT[2:], 1, 1, 3),
+    "features_linear": (lambda v, b: OPS.features_linear(v, b, *ROWS[:2], GIVEN, *NOTHING, *WEIGHT[2:], 1, 1, 3),
                         lambda v, b: matrix(GIVEN, XR, XC) @ matrix(v, WR, WC).T + b, (V, rand(3))),
     "maxk": (lambda x: OPS.maxk(x, 2, 0)[0],
              lambda x: x.gather(1, x.topk(2).indices.sort().values), (rand(5, 3),)),

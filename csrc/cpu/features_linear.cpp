@@ -51,8 +51,10 @@ void check_features(const Tensor& crow, const Tensor& col, const Tensor& val, co
 }
 
 Tensor features_linear(const Tensor& values_in, const std::optional<Tensor>& bias_in, const Tensor& x_crow,
-                       const Tensor& x_col, const Tensor& x_val_in, const Tensor& ccol, const Tensor& row,
-                       const Tensor& perm, int64_t height, int64_t width, int64_t outputs, int64_t /*products*/) {
+                       const Tensor& x_col, const Tensor& x_val_in, const std::optional<Tensor>& /*x_ccol*/,
+                       const std::optional<Tensor>& /*x_row*/, const std::optional<Tensor>& /*x_val_t*/,
+                       const Tensor& ccol, const Tensor& row, const Tensor& perm, int64_t height, int64_t width,
+                       int64_t outputs, int64_t /*products*/) {
   const Sizes s = check_weight(ccol, row, perm, height, width, outputs);
   check_features(x_crow, x_col, x_val_in, s, values_in);
   STD_TORCH_CHECK(values_in.dim() == 1 && values_in.numel() == s.blocks * height * width, name,
@@ -98,9 +100,12 @@ Tensor features_linear(const Tensor& values_in, const std::optional<Tensor>& bia
 }
 
 std::tuple<Tensor, Tensor> features_linear_backward(const Tensor& dy_in, const Tensor& x_crow, const Tensor& x_col,
-                                                    const Tensor& x_val_in, const Tensor& ccol, const Tensor& row,
-                                                    const Tensor& perm, int64_t height, int64_t width,
-                                                    bool need_dvalues, bool need_dbias, int64_t /*products*/) {
+                                                    const Tensor& x_val_in, const std::optional<Tensor>& /*x_ccol*/,
+                                                    const std::optional<Tensor>& /*x_row*/,
+                                                    const std::optional<Tensor>& /*x_val_t*/, const Tensor& ccol,
+                                                    const Tensor& row, const Tensor& perm, int64_t height,
+                                                    int64_t width, bool need_dvalues, bool need_dbias,
+                                                    int64_t /*products*/) {
   STD_TORCH_CHECK(dy_in.dim() == 2, name, ": dy must have shape [N, M], got ", dy_in.dim(), " dimension(s)");
   const Sizes s = check_weight(ccol, row, perm, height, width, dy_in.size(1));
   check_features(x_crow, x_col, x_val_in, s, dy_in);

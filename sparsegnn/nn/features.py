@@ -7,47 +7,16 @@ multiplied (:mod:`sparsegnn.ops.features_linear`).
 
 from __future__ import annotations
 
-import ctypes
-import weakref
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sparsegnn import policy
-from sparsegnn.graph_formats import check_csr, int32_copy, outside_inference
+from sparsegnn.nn.feature_structure import Structure, structure
 from sparsegnn.ops.features_linear import apply as features_linear
 from sparsegnn.ops.spmm import apply as spmm
 
-_memcmp = ctypes.CDLL(None).memcmp
-_memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 LAYOUTS = (torch.sparse_csr, torch.sparse_coo)
-
-
-@dataclass(eq=False)
-class Structure:
-    """Where the nonzeros of a feature matrix are, in int32, and of its transpose: constants of the matrix, copied."""
-
-    key: tuple
-    crow: Tensor
-    col: Tensor
-    ccol: Tensor
-    row: Tensor
-    perm: Tensor
-    order: Tensor | None  # position of every slot in the values of a COO matrix; None: the same
-    seen: Tensor | None = None  # values, and ...
-    val_t: Tensor | None = None  # ... these in the order of the transpose
-
-    def values(self, x: Tensor) -> Tensor:
-        val = x.values() if x.layout == torch.sparse_csr else x._values()
-        return val if self.order is None else val.index_select(0, self.order)
-
-    def transposed(self, val: Tensor) -> Tensor:
-        """Compares the bits, a tenth of the time of a gather: writes through ``.data`` or numpy are not counted."""
-        if self.seen is None or not same_bits(val, self.seen):
-            self.seen, self.val_t = val.clone(), val.index_select(0, self.perm)
-        return self.val_t
 
 
 def product(table: Tensor, crow: Tensor, col: Tensor, val: Tensor) -> Tensor:
@@ -69,9 +38,6 @@ class _Product(torch.autograd.Function):
     def backward(ctx, dy):
         (val_t,) = ctx.saved_tensors
         return product(dy, ctx.csr.ccol, ctx.csr.row, val_t.to(dy.dtype)).to(ctx.dtype), None, None
-
-
-_structures: dict[int, tuple[weakref.ref, Structure]] = {}  # by the id of a matrix; an entry goes with its matrix
 
 
 def is_sparse(x) -> bool:
@@ -108,7 +74,8 @@ def sparse_features(layer, x: Tensor) -> Tensor:
     if policy.features_kernel(layer.values, (layer.out_features, layer.in_features), layer.structure) == "sparse":
         weight = layer._buffers["ccol"], layer._buffers["row"], layer._buffers["perm"]
         sizes = (*layer.block, layer.out_features, _products(csr, weight[0], layer.block))
-        y = features_linear(layer.values, layer.bias, csr.crow, csr.col, val, *weight, *sizes)
+        transpose = (csr.ccol, csr.row, csr.transposed(val)) if val.is_cuda else (None, None, None)
+        y = features_linear(layer.values, layer.bias, csr.crow, csr.col, val, *transpose, *weight, *sizes)
     else:
         y = dense_features("SparseLinear", x, layer.dense_weight().t())
         y = y if layer.bias is None else y.add_(layer.bias.to(y.dtype))
@@ -137,52 +104,3 @@ def checked(layer: str, x: Tensor, inputs: int, dtype: torch.dtype) -> tuple[Str
     if val.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
         raise TypeError(f"{layer}: x must have the dtype of the weight ({dtype}), got {val.dtype}")
     return csr, val
-
-
-def structure(x: Tensor) -> Structure:
-    """The structure of ``x``, kept for the next call; made again when its indices (of COO: anything) have changed."""
-    if x.layout == torch.sparse_csr:
-        crow, col = x.crow_indices(), x.col_indices()
-        key = (crow.data_ptr(), version(crow), col.data_ptr(), version(col))
-    else:
-        key = (version(x), x._nnz(), x.is_coalesced())
-    name = id(x)
-    matrix, found = _structures.get(name, (None, None))
-    if matrix is None or matrix() is not x:
-        matrix, found = weakref.ref(x, lambda gone: _forget(name, gone)), None
-    if found is None or found.key != key:
-        found = make_structure(x, key)
-        _structures[name] = matrix, found
-    return found
-
-
-def _forget(name: int, gone: weakref.ref) -> None:
-    if name in _structures and _structures[name][0] is gone:  # or its id belongs to another matrix by now
-        del _structures[name]
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether the host can see that they are: for a GPU it would have to wait."""
-    if a.dtype != b.dtype or a.shape != b.shape or a.device.type != "cpu" or not a.is_contiguous():
-        return False
-    return _memcmp(a.data_ptr(), b.data_ptr(), a.nbytes) == 0
-
-
-def version(t: Tensor) -> int:
-    return 0 if t.is_inference() else t._version  # those have none
-
-
-@outside_inference
-def make_structure(x: Tensor, key: tuple) -> Structure:
-    rows, cols = x.shape
-    order = None
-    if x.layout == torch.sparse_csr:
-        crow, col = x.crow_indices(), x.col_indices()
-        check_csr(crow, col, cols)
-        crow, col = int32_copy(crow), int32_copy(col)
-    else:
-        row, col = x._indices()
-        crow, col, order = torch.ops.sparsegnn.csr_from_edges(row, col, rows, cols)
-        if torch.equal(order, torch.arange(order.numel(), dtype=order.dtype, device=order.device)):
-            order = None
-    return Structure(key, crow, col, *torch.ops.sparsegnn.csr_transpose(crow, col, cols), order)

@@ -2,6 +2,7 @@
 
 from sparsegnn.ops import (  # noqa: F401  (they register their ops)
     csr,
+    features_linear_backward,
     gat_backward,
     gatv2_backward,
     maxk_expand,
