@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsegnn.graph_formats import check_csr, int32_copy, outside_inference
+from sparsegnn.graph_formats import check_csr, int32_copy, outside_modes
 
 _memcmp = ctypes.CDLL(None).memcmp
 _memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
@@ -76,7 +76,7 @@ def version(t: Tensor) -> int:
     return 0 if t.is_inference() else t._version  # those have none
 
 
-@outside_inference
+@outside_modes
 def make_structure(x: Tensor, key: tuple) -> Structure:
     rows, cols = x.shape
     order = None

@@ -9,18 +9,26 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sparsegnn import policy
+from sparsegnn.graph_formats import outside_modes
 from sparsegnn.nn.feature_structure import Structure, structure
+from sparsegnn.ops._autograd import inverted, transformed
 from sparsegnn.ops.features_linear import apply as features_linear
 from sparsegnn.ops.spmm import apply as spmm
 
 LAYOUTS = (torch.sparse_csr, torch.sparse_coo)
 
 
-def product(table: Tensor, crow: Tensor, col: Tensor, val: Tensor) -> Tensor:
-    return spmm(table, crow, col, val, None, None, None, None, None, None, "sum")[0]
+def product(table: Tensor, crow: Tensor, col: Tensor, val: Tensor, *transpose: Tensor) -> Tensor:
+    """With the ``transpose`` (ccol, row, perm) differentiable in ``table``."""
+    return spmm(table, crow, col, val, None, None, None, *(transpose or (None, None, None)), "sum")[0]
+
+
+def turned(dy: Tensor, csr: Structure, val_t: Tensor) -> Tensor:
+    """X^T dy, differentiable where the gradient may be."""
+    back = (csr.crow, csr.col, inverted(csr.perm)) if torch.is_grad_enabled() else ()
+    return product(dy, csr.ccol, csr.row, val_t.to(dy.dtype), *back)
 
 
 class _Product(torch.autograd.Function):
@@ -34,10 +42,9 @@ class _Product(torch.autograd.Function):
         return product(weight_t, csr.crow, csr.col, val)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy):
         (val_t,) = ctx.saved_tensors
-        return product(dy, ctx.csr.ccol, ctx.csr.row, val_t.to(dy.dtype)).to(ctx.dtype), None, None
+        return turned(dy, ctx.csr, val_t).to(ctx.dtype), None, None
 
 
 def is_sparse(x) -> bool:
@@ -54,15 +61,16 @@ class _Probed(torch.autograd.Function):
         return y.view_as(y)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy):
         (val_t,) = ctx.saved_tensors
-        return dy, product(dy, ctx.csr.ccol, ctx.csr.row, val_t.to(dy.dtype)).t(), None, None
+        return dy, turned(dy, ctx.csr, val_t).t(), None, None
 
 
 def dense_features(layer: str, x: Tensor, weight_t: Tensor) -> Tensor:
     """``x @ weight_t`` [N, M] for sparse ``x`` [N, K]; differentiable in ``weight_t`` [K, M], not in ``x``."""
     csr, val = checked(layer, x, weight_t.size(0), weight_t.dtype)
+    if transformed():
+        return product(weight_t, csr.crow, csr.col, val, csr.ccol, csr.row, csr.perm)
     if weight_t.requires_grad and torch.is_grad_enabled():
         return _Product.apply(weight_t, csr, val)
     return product(weight_t, csr.crow, csr.col, val)
@@ -95,12 +103,17 @@ def _products(csr: Structure, ccol: Tensor, block: tuple[int, int]) -> int:
 
 def checked(layer: str, x: Tensor, inputs: int, dtype: torch.dtype) -> tuple[Structure, Tensor]:
     """The structure and the values of ``x`` [N, inputs], which must be constant and of the weight's ``dtype``."""
+    csr, val = parts(layer, x, inputs)
+    if val.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"{layer}: x must have the dtype of the weight ({dtype}), got {val.dtype}")
+    return csr, val
+
+
+@outside_modes
+def parts(layer: str, x: Tensor, inputs: int) -> tuple[Structure, Tensor]:
     if x.dim() != 2 or x.size(1) != inputs or x.dense_dim():
         raise ValueError(f"{layer}: x must have shape [N, {inputs}] when sparse, got {list(x.shape)}")
     if x.requires_grad:
         raise ValueError(f"{layer}: x must not require a gradient when sparse, got requires_grad=True")
     csr = structure(x)
-    val = csr.values(x)
-    if val.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
-        raise TypeError(f"{layer}: x must have the dtype of the weight ({dtype}), got {val.dtype}")
-    return csr, val
+    return csr, csr.values(x)
