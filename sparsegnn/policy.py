@@ -115,6 +115,19 @@ LEAST_SPARSITY = {
 #: CPU: no more inputs or outputs than this, and the dense kernels leave so much unused that sparse ones always win
 NARROW = 40
 
+#: CPU: least sparsity at which sparse features times the nonzeros of the weight win over its dense form
+FEATURES_SPARSITY = 0.7
+
+
+def features_kernel(values: torch.Tensor, shape: tuple[int, int], structure: str) -> str:
+    """The kernel for constant sparse features and a sparse weight [M, K]: ``"sparse"`` or ``"dense"``."""
+    chosen = forced()
+    if chosen is None:
+        enough = values.numel() <= (1 - FEATURES_SPARSITY) * shape[0] * shape[1]
+        chosen = "sparse" if enough and not values.is_cuda else "dense"
+    return chosen
+
+
 # CUDA: a roofline of both kernels. All numbers are EXPECTED, NOT MEASURED ON A GPU BY THIS PROJECT'S KERNELS; "2.2" is
 # the section of the notes on the arithmetic of an H200 (shared/notes/cuda-kernels.md) that derives them. The
 # consequences, of which tests keep account: in strict float32 unstructured weights win from 78 % sparsity on (2.3 says

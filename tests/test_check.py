@@ -58,6 +58,10 @@ def arguments(name: str) -> dict:
     best = torch.stack([crow[:-1]] * 8, 1).clone()
     best[0, 0] = -1
     linear = {"x": rand(7, 8), "values": rand(nnz), "bias": rand(4), **a_weight}
+    rows = compressed(m, 8, lambda r, c: (r + c) % 3 != 1)
+    of_x = dict(zip((f"x_{k}" for k in ("crow", "col", "ccol", "row")), rows, strict=False))
+    val = rand(rows[1].numel())
+    features = {**of_x, "x_val": val, "x_val_t": val[rows[4].long()], **a_weight, "height": 1, "width": 1}
     block = {"x": rand(7, 48), "values": rand(blocks[1].numel() * 256), "height": 16, "width": 16, **of_blocks}
     made = {
         "csr_from_edges": {"target": row, "source": torch.arange(e).int() % n, "num_rows": m, "num_cols": n},
@@ -90,6 +94,8 @@ def arguments(name: str) -> dict:
         "dense_probe": {"x": rand(7, 8), "probe": torch.zeros(4, 8)},
         "block_linear": {**block, "bias": rand(32)},
         "block_linear_backward": {**block, **needs, "dy": rand(7, 32)},
+        "features_linear": features | {"values": rand(nnz), "bias": rand(4), "outputs": 4},
+        "features_linear_backward": features | {"dy": rand(m, 4)} | {k: True for k in needs if k != "need_dx"},
         "spmm_linear": {"x": rand(n, 8), **plain, **a_graph, "values": rand(nnz), "bias": rand(4), **w},
         "spmm_linear_backward": {"dy": rand(m, 4), "x": rand(n, 8), "ccol": ccol, "row": row, "val": rand(e),
                                  "row_scale": rand(n), "col_scale": rand(m), "diag": None, "values": rand(nnz), **w,

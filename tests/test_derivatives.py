@@ -80,8 +80,9 @@ def kept(x, weight):
     return (OPS.sparse_linear(x, weight, None, *WEIGHT, "none", 0.5, SEED) != 0).double() * 2
 
 
+*ROWS, XR, XC = pattern(6, 3, lambda r, c: r != 4 and (r + c) % 2 == 0)
 X, V = rand(6, 3), rand(WEIGHT[1].numel())
-MASK = kept(X, V)
+MASK, GIVEN = kept(X, V), rand(ROWS[1].numel())
 NOTHING = (None, None, None)
 
 #: name: (op, formula, leaves)
@@ -112,6 +113,8 @@ CASES = {
                             lambda w: ((WR @ w) * WC).sum(1), (rand(3, 3),)),
     "block_linear": (lambda x, s, b: OPS.block_linear(x, s * BLOCK, b, *BLOCKS, 16, 16),
                      lambda x, s, b: x @ blocks(s * BLOCK).T + b, (rand(2, 48), rand(), rand(32))),
+    "features_linear": (lambda v, b: OPS.features_linear(v, b, *ROWS[:2], GIVEN, *NOTHING, *WEIGHT[2:], 1, 1, 3),
+                        lambda v, b: matrix(GIVEN, XR, XC) @ matrix(v, WR, WC).T + b, (V, rand(3))),
     "maxk": (lambda x: OPS.maxk(x, 2, 0)[0],
              lambda x: x.gather(1, x.topk(2).indices.sort().values), (rand(5, 3),)),
     "maxk_expand": (lambda v: OPS.maxk_expand(v, INDEX, 3), lambda v: full(v, INDEX), (rand(5, 2),)),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
-from sparsegnn.nn.features import features_linear, is_sparse
+from sparsegnn.nn.features import dense_features, is_sparse
 from sparsegnn.nn.linear import SparseLinear
 from sparsegnn.nn.maxk import CompressedRows
 from sparsegnn.ops.sparse_linear import apply as sparse_linear
@@ -35,7 +35,7 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if not is_sparse(x):
             return nn.functional.linear(x, self.weight, self.bias)
-        y = features_linear("Linear", x, self.weight.t())
+        y = dense_features("Linear", x, self.weight.t())
         return y if self.bias is None else y.add_(self.bias.to(y.dtype))
 
 

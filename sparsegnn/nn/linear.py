@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sparsegnn import pattern as patterns
 from sparsegnn.nn import copies, semi_structured
 from sparsegnn.nn.dense_linear import dense_linear
-from sparsegnn.nn.features import features_linear, is_sparse
+from sparsegnn.nn.features import is_sparse, sparse_features
 from sparsegnn.nn.sparse_weight import SparseWeight
 from sparsegnn.ops.block_linear import apply as block_linear
 from sparsegnn.ops.block_linear import may_round
@@ -99,7 +99,7 @@ class SparseLinear(SparseWeight):
     def forward(self, x: Tensor) -> Tensor:
         self._settle()
         if is_sparse(x):
-            return self._sparse_features(x)
+            return sparse_features(self, x)
         rows, kernel, probe = _as_rows(x, self.in_features), self.kernel, self.probe
         probe = probe if probe is None or self.values.requires_grad else None  # frozen for this call
         if kernel != "2:4" and self.structure == "2:4" and rows.is_cuda:
@@ -123,12 +123,6 @@ class SparseLinear(SparseWeight):
         if probe is not None:  # adds zeros; backward leaves the dense gradient dy^T x in probe.grad
             y = y + torch.ops.sparsegnn.dense_probe(rows, probe)
         return y if rows is x else _as_shaped(y, x)
-
-    def _sparse_features(self, x: Tensor) -> Tensor:
-        y = features_linear("SparseLinear", x, self.dense_weight().t())
-        if self.probe is not None and self.values.requires_grad:
-            y = y + features_linear("SparseLinear", x, (self.probe - self.probe.detach()).t())
-        return y if self.bias is None else y.add_(self.bias.to(y.dtype))
 
     def extra_repr(self) -> str:
         text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"

@@ -2,6 +2,7 @@
 
 from sparsegnn.ops import (  # noqa: F401  (they register their ops)
     csr,
+    features_linear_backward,
     gat_backward,
     gatv2_backward,
     maxk_expand,
@@ -16,6 +17,7 @@ from sparsegnn.ops import (  # noqa: F401  (they register their ops)
 )
 from sparsegnn.ops.block_linear import block_linear as block_linear
 from sparsegnn.ops.dense_weight import dense_weight as dense_weight
+from sparsegnn.ops.features_linear import features_linear as features_linear
 from sparsegnn.ops.gat import gat as gat
 from sparsegnn.ops.gatv2 import gatv2 as gatv2
 from sparsegnn.ops.maxk import maxk as maxk

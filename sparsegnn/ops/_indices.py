@@ -33,6 +33,8 @@ MATRIX = {
     "maxk_spmm_backward": lambda a: (a.dy.size(0), a.values.size(0)),
     "spmm_linear": lambda a: (None, a.x.size(0)),
     "spmm_linear_backward": lambda a: (a.dy.size(0), a.x.size(0)),
+    "features_linear": lambda a: (None, (a.ccol.numel() - 1) * a.width),
+    "features_linear_backward": lambda a: (a.dy.size(0), (a.ccol.numel() - 1) * a.width),
 }
 #: the same of a weight, whose columns ascend strictly within rows; in blocks, where it has blocks
 WEIGHT = {
@@ -47,6 +49,8 @@ WEIGHT = {
     "block_linear_backward": lambda a: (a.dy.size(1) // a.height, a.x.size(1) // a.width),
     "spmm_linear": lambda a: (None, a.x.size(1)),
     "spmm_linear_backward": lambda a: (a.dy.size(1), a.x.size(1)),
+    "features_linear": lambda a: (a.outputs // a.height, None),
+    "features_linear_backward": lambda a: (a.dy.size(1) // a.height, None),
 }
 #: columns of the dense rows that ``index`` [N, k] compresses
 COMPRESSED = {
@@ -93,7 +97,7 @@ def check(op: str, a: SimpleNamespace) -> None:
     if op == "spmm_arg_backward" and not a.need_dx:  # the transpose is not read
         a.ccol = a.row = a.perm = None
     if op in MATRIX:
-        _matrix(op, a, "", *MATRIX[op](a), strict=False)
+        _matrix(op, a, "x_" if hasattr(a, "x_crow") else "", *MATRIX[op](a), strict=False)
     if op in WEIGHT:
         _matrix(op, a, "w_" if hasattr(a, "w_crow") else "", *WEIGHT[op](a), strict=True)
     if op in COMPRESSED:

@@ -5,9 +5,9 @@ import gc
 import pytest
 import torch
 
-from sparsegnn import CSRGraph
+from sparsegnn import CSRGraph, use_kernel
 from sparsegnn.nn import GCNConv, SparseLinear
-from sparsegnn.nn import features as module
+from sparsegnn.nn import feature_structure as module
 from sparsegnn.nn.inner import Linear
 
 
@@ -57,6 +57,40 @@ def test_values_and_gradients(shape, kind, form):
             got, torch.autograd.grad(wanted, list(linear.parameters()), dy, retain_graph=True), strict=True
         ):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kernel", ["sparse", "dense", "auto"])
+@pytest.mark.parametrize("pattern", ["unstructured", "fan_in", "grouped:4", "grouped:8", "grouped:16", "block:16x16",
+                                     "block:32x32"])  # fmt: skip
+def test_every_pattern_on_both_kernels_and_with_a_probe(pattern, kernel):
+    """y, the gradients, and that of the dense weight, against dense features times the weight as a matrix."""
+    dense = matrix(70, 96, seed=2)
+    x, dy = dense.to_sparse_csr(), torch.randn(70, 64, dtype=torch.float64)
+    torch.manual_seed(3)
+    linear = SparseLinear(96, 64, sparsity=0.8, pattern=pattern).double()
+    weight = linear.dense_weight().detach().requires_grad_()
+    bias = linear.bias.detach().requires_grad_()
+    wanted = dense @ weight.T + bias
+    wanted.backward(dy)
+    for probe in (None, torch.zeros(64, 96, dtype=torch.float64, requires_grad=True)):
+        linear.zero_grad()
+        linear.probe = probe
+        with use_kernel(kernel):
+            y = linear(x)
+        y.backward(dy)
+        torch.testing.assert_close(y, wanted, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(linear.bias.grad, bias.grad, rtol=1e-12, atol=1e-12)
+        there = SparseLinear.from_dense(linear.to_dense(), weight.detach() != 0, pattern=pattern)
+        there.values.data.fill_(1)
+        mine = SparseLinear.from_dense(linear.to_dense(), weight.detach() != 0, pattern=pattern)
+        mine.values.data.copy_(linear.values.grad)
+        torch.testing.assert_close(mine.dense_weight(), weight.grad * there.dense_weight(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(probe.grad, weight.grad, rtol=1e-12, atol=1e-12)
+    with torch.no_grad():
+        linear.probe = None
+        torch.testing.assert_close(linear(x), wanted.detach(), rtol=1e-12, atol=1e-12)
+        linear.values.requires_grad_(False)  # a frozen layer
+        torch.testing.assert_close(linear(x), wanted.detach(), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
