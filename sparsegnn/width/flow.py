@@ -35,8 +35,8 @@ class Flow:
                 self._walk(trace(op, model, lambda m: kind_of(m) is not None, example_inputs))
         self._pin_shared()
 
-    def kept(self) -> Tensor:
-        """bool [channels]: those that must stay. At least one of each layer does."""
+    def kept(self, last: bool = True) -> Tensor:
+        """bool [channels]: those that must stay; with ``last``, at least one of each layer."""
         roots = self.channels.roots()
         kept = self.channels.pinned(roots)
         layers = list(self.layers.values())
@@ -51,7 +51,7 @@ class Flow:
                         kept[roots[ids[others]]] = True
             if torch.equal(before, kept):
                 empty = next((x.out for x in layers if not kept[roots[x.out]].any()), None)
-                if empty is None:
+                if empty is None or not last:
                     return kept[roots]
                 kept[roots[empty[0]]] = True
 

@@ -1,1 +1,3 @@
 """Graph, features, width: what sparsity there is besides the weights."""
+
+from sparsegnn.controllers.structure.oto import OTO as OTO
