@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparsegnn.controllers.attachment import check_free
 from sparsegnn.controllers.optimizers import unwrapped
 from sparsegnn.controllers.processes import in_replica
-from sparsegnn.width.flow import Flow
+from sparsegnn.width.flow import OUTPUT, Flow
 from sparsegnn.width.layers import GCNLayer
 from sparsegnn.width.narrow import Edits, fold, narrow
 from sparsegnn.width.trace import as_it_was
@@ -57,8 +57,8 @@ def compact(
     optimizer = None if optimizer is None else unwrapped(op, optimizer)
     if not inplace:
         if optimizer is not None:
-            raise ValueError(f"{op}: optimizer must be None with inplace=False, got {type(optimizer).__name__}: "
-                             "copy.deepcopy((model, optimizer)) copies both, then compact the copy in place")  # fmt: skip
+            raise ValueError(f"{op}: optimizer must be None with inplace=False, got {type(optimizer).__name__}: copy "
+                             "both with copy.deepcopy((model, optimizer)), then compact the copies")  # fmt: skip
         model = copy.deepcopy(model)
     flow = Flow(op, model, example_inputs)
     kept = flow.kept()
@@ -108,7 +108,8 @@ def _warn_of_dead(op: str, flow: Flow, kept: Tensor) -> None:
         for root in stuck:
             text = why(root) or "they are constant where no bias can take that up, or the last of a layer"
             reasons[text] = reasons.get(text, 0) + 1
-        lines += [f"{n} of {name!r}, as {text}" for text, n in reasons.items() if text != "they are an output of the model"]
+        reasons.pop(OUTPUT, None)
+        lines += [f"{n} of {name!r}, as {text}" for text, n in reasons.items()]
     if lines:
         warnings.warn(f"{op}: dead units stay: {'; '.join(lines)}", stacklevel=3)
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from sparsegnn.width import rules
 from sparsegnn.width.channels import Channels, Value, zero_or_unknown
 from sparsegnn.width.layers import Layer, kind_of
-from sparsegnn.width.trace import as_it_was, trace
+from sparsegnn.width.trace import as_it_was, inside, trace
 
 SCALAR = object()  # a tensor of one number
+OUTPUT = "they are an output of the model"
 
 
 class Flow:
@@ -23,6 +24,7 @@ class Flow:
     """
 
     def __init__(self, op: str, model: nn.Module, example_inputs: tuple = (), zeroed: bool = False):
+        model = inside(model)
         self.op, self.model, self.channels = op, model, Channels()
         self.layers: dict[str, Layer] = {}
         self.zeroed = zeroed
@@ -78,7 +80,7 @@ class Flow:
             elif node.op == "get_attr":
                 self._values[node] = self._attribute(node.target)
             elif node.op == "output":
-                self._pin(node, "they are an output of the model")
+                self._pin(node, OUTPUT)
             else:
                 module = self.model.get_submodule(node.target) if node.op == "call_module" else None
                 value = self._in_place(node, module)

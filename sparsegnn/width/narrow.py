@@ -13,29 +13,42 @@ from sparsegnn.width.product import Product
 
 
 class Edits:
-    """Changes that are made together, once all new tensors are there, and can be undone."""
+    """Changes that are made together, one after the other, and can be undone."""
 
     def __init__(self, op: str, optimizer: torch.optim.Optimizer | None):
         self.op, self.optimizer = op, optimizer
-        self._changes: list[tuple] = []  # function, its new arguments, the old ones
+        self.parameters: list[nn.Parameter] = []  # those that change their size
+        self._changes: list[tuple] = []  # a function and its arguments, and those that take it back
 
     def attribute(self, owner: object, name: str, new: object) -> None:
-        self._changes.append((setattr, (owner, name, new), (owner, name, getattr(owner, name))))
+        self._changes.append((setattr, (owner, name, new), setattr, (owner, name, getattr(owner, name))))
 
     def tensor(self, owner: nn.Module, name: str, keep: dict[int, Tensor]) -> None:
         """Keep the entries ``keep[dim]``, bool, of a parameter, with its state, or of a buffer."""
         old = getattr(owner, name)
-        if isinstance(old, nn.Parameter):
-            self._changes.append((_resize, (old, _select(old.detach(), keep)), (old, old.detach())))
-            self.state(old, lambda t: _select(t, keep))
-        else:
+        if not isinstance(old, nn.Parameter):
             self.attribute(owner, name, _select(old, keep))
+            return
+        self.resized(name, old)
+        self._changes.append((_keep, (old, keep), _resize, (old, old.detach())))
+        self.state(old, lambda t: _select(t, keep))
+
+    def add(self, parameter: nn.Parameter, more: Tensor) -> None:
+        more = more.to(parameter.device, parameter.dtype)
+        self._changes.append((_write, (parameter, parameter.detach() + more), _write,
+                              (parameter, parameter.detach().clone())))  # fmt: skip
+
+    def resized(self, name: str, parameter: nn.Parameter) -> None:
+        if type(parameter) is not nn.Parameter:
+            raise TypeError(f"{self.op}: model must have its weights in plain tensors, got {type(parameter).__name__} "
+                            f"{name!r} (FSDP, tensor parallel, quantised)")  # fmt: skip
+        self.parameters.append(parameter)
 
     def state(self, parameter: nn.Parameter, select) -> None:
         """The optimizer's numbers for each weight follow it."""
         for key, slot in {} if self.optimizer is None else slots(self.op, self.optimizer, parameter).items():
             kept = self.optimizer.state[parameter]
-            self._changes.append((kept.__setitem__, (key, select(slot)), (key, slot)))
+            self._changes.append((kept.__setitem__, (key, select(slot)), kept.__setitem__, (key, slot)))
 
     def positions(self, product: Product, rows: Tensor, cols: Tensor) -> None:
         """A SparseLinear loses outputs and inputs; its weights stay in their order."""
@@ -60,29 +73,24 @@ class Edits:
 
         new = (*sizes, structure, new_crow, new_col, select(layer.values))
         old = (layer.out_features, layer.in_features, layer.structure, crow.clone(), col.clone(), layer.values.detach())
-        self._changes.append((_replace, (layer, *new), (layer, *old)))
+        self.resized("values", layer.values)
+        self._changes.append((_replace, (layer, *new), _replace, (layer, *old)))
         self.state(layer.values, select)
 
     def apply(self) -> None:
-        done = []
+        done = 0
         try:
-            for function, new, old in self._changes:
-                done.append((function, old))
-                function(*new)
+            for function, arguments, _, _ in self._changes:
+                done += 1
+                function(*arguments)
         except BaseException:
-            for function, old in reversed(done):
-                function(*old)
+            self.undo(done)
             raise
 
-    def undo(self) -> None:
-        for function, _, old in reversed(self._changes):
-            function(*old)
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """Those that change their size."""
-        found = [new[0] for function, new, _ in self._changes if function is _resize]
-        return found + [new[0].values for function, new, _ in self._changes if function is _replace]
+    def undo(self, last: int | None = None) -> None:
+        """Take the first ``last`` changes back."""
+        for _, _, function, arguments in reversed(self._changes[:last]):
+            function(*arguments)
 
 
 def narrow(edits: Edits, layers: list[Layer], kept: Tensor) -> None:
@@ -111,9 +119,7 @@ def fold(edits: Edits, layers: list[Layer], kept: Tensor) -> None:
         for product in layer.products:
             more = product.folded(~kept[product.ins]) if product.folds else None
             if more is not None and more.any():
-                bias = product.linear.bias
-                more = more.nan_to_num(0.0).to(bias.device, bias.dtype)
-                edits._changes.append((_write, (bias, bias.detach() + more), (bias, bias.detach().clone())))
+                edits.add(product.linear.bias, more.nan_to_num(0.0))
 
 
 def _select(tensor: Tensor, keep: dict[int, Tensor]) -> Tensor:
@@ -126,6 +132,11 @@ def _select(tensor: Tensor, keep: dict[int, Tensor]) -> Tensor:
 def _resize(parameter: nn.Parameter, new: Tensor) -> None:
     storage.resize_(parameter, new.shape)
     parameter.copy_(new)
+
+
+@torch.no_grad()
+def _keep(parameter: nn.Parameter, keep: dict[int, Tensor]) -> None:
+    _resize(parameter, _select(parameter.detach(), keep))
 
 
 @torch.no_grad()

@@ -66,5 +66,3 @@ class Product:
             return torch.zeros(self.out.numel(), dtype=torch.float64)
         value = self.arrivals[0].where(gone & self.harmless(), 0.0).nan_to_num(0.0)
         return self.constants(value)
-
-

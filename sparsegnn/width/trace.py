@@ -48,6 +48,16 @@ def trace(op: str, model: nn.Module, is_leaf: Callable, example_inputs: tuple = 
         ) from e
 
 
+def inside(model: nn.Module) -> nn.Module:
+    """The model without what data parallelism and torch.compile put around it."""
+    while True:
+        compiled = model._modules.get("_orig_mod")
+        parallel = isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel))
+        if compiled is None and not parallel:
+            return model
+        model = model.module if compiled is None else compiled
+
+
 @contextlib.contextmanager
 def as_it_was(model: nn.Module):
     """Whatever happens inside, the attributes of all modules are what they were, modes of training too."""

@@ -61,7 +61,7 @@ class Units:
                 rows = (rows[:, None, None] * height + torch.arange(height)[:, None]).expand(-1, height, width)
                 parts.append((product.linear.values, 0, product.out[rows.flatten()]))
                 made[roots[product.out]] = True
-            for parameter, dim, ids in parts:
+            for parameter, _, ids in parts:
                 made[roots[ids]] = True
                 if not parameter.requires_grad or id(parameter) not in held:
                     fixed[roots[ids]] = True

@@ -157,7 +157,8 @@ class Net(nn.Module):
         return self.d(F.elu(self.c(h, graph)), graph)
 
 
-@pytest.mark.parametrize("distribution, dead", [("global", None), ("uniform", (4, 2)), ({"a": 0.75, "c": 0.25}, (6, 1))])
+@pytest.mark.parametrize("distribution, dead", [("global", None), ("uniform", (4, 2)),
+                                                ({"a": 0.75, "c": 0.25}, (6, 1))])  # fmt: skip
 def test_zeros_are_removed(distribution, dead):
     torch.manual_seed(0)
     model = Net().double()
