@@ -60,15 +60,22 @@ def compact(
             raise ValueError(f"{op}: optimizer must be None with inplace=False, got {type(optimizer).__name__}: copy "
                              "both with copy.deepcopy((model, optimizer)), then compact the copies")  # fmt: skip
         model = copy.deepcopy(model)
+    while _narrowed(op, model, example_inputs, optimizer):
+        pass  # of an attention layer that has one head left, single channels may go
+    return model
+
+
+def _narrowed(op: str, model: nn.Module, example_inputs: tuple, optimizer: torch.optim.Optimizer | None) -> bool:
+    """Remove what can be seen to be dead now; whether that was anything."""
     flow = Flow(op, model, example_inputs)
     kept = flow.kept()
-    _warn_of_dead(op, flow, kept)
     edits, layers = Edits(op, optimizer), list(flow.layers.values())
     fold(edits, layers, kept)
     narrow(edits, layers, kept)
     changed = edits.parameters
     if not changed:
-        return model
+        _warn_of_dead(op, flow, kept)
+        return False
     check_free(op, [x for x in model.modules() if any(p is q for p in x.parameters(recurse=False) for q in changed)])
     if in_replica(changed):
         raise RuntimeError(f"{op}: model must not be in a DistributedDataParallel, which cannot follow parameters that "
@@ -84,7 +91,7 @@ def compact(
         except BaseException:
             edits.undo()
             raise
-    return model
+    return True
 
 
 def dead_units(model: nn.Module, *example_inputs: object) -> dict[str, Tensor]:
@@ -111,7 +118,7 @@ def _warn_of_dead(op: str, flow: Flow, kept: Tensor) -> None:
         reasons.pop(OUTPUT, None)
         lines += [f"{n} of {name!r}, as {text}" for text, n in reasons.items()]
     if lines:
-        warnings.warn(f"{op}: dead units stay: {'; '.join(lines)}", stacklevel=3)
+        warnings.warn(f"{op}: dead units stay: {'; '.join(lines)}", stacklevel=4)
 
 
 @torch.no_grad()

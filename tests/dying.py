@@ -169,10 +169,11 @@ def gcn():
 
 @case
 def constant_before_aggregation_stays():
-    m = Net(chain("a", F.relu, "b"), a=GCNConv(IN, 8), b=GCNConv(8, OUT))
-    zero((m.a.lin.weight, [1, 4]))
+    m = Net(chain("a", F.relu, "b", F.relu, "c"), a=GCNConv(IN, 8), b=GCNConv(8, 6), c=nn.Linear(6, OUT))
+    zero((m.a.lin.weight, [1, 4]), (m.b.lin.weight, [2, 3]))
     m.a.bias.data[4] = 1.0
-    return m, {"a": [1]}
+    m.b.lin.weight.data[2, 4] = 1.0  # reads a constant alone, but nodes have other sums of it
+    return m, {"a": [1], "b": [3]}
 
 
 @case
@@ -197,6 +198,13 @@ def gat_heads():
     nn.init.uniform_(m.a.bias)
     zero((m.a.lin.weight, dead), (m.a.bias, dead), (m.a.res.weight, dead))
     return m, {"a": [4, 5, 6, 7]}
+
+
+@case
+def gat_of_which_one_head_is_left():
+    m = Net(chain("a", F.relu, "b"), a=GATConv(IN, 4, heads=2), b=GCNConv(8, OUT))
+    zero((m.a.lin.weight, [0, 1, 2, 3, 6]))
+    return m, {"a": [0, 1, 2, 3]}  # and then 6
 
 
 @case

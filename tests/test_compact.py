@@ -190,6 +190,12 @@ def test_tied_parametrized_and_hooked_layers_keep_their_width():
         torch.testing.assert_close(model(features(), None), y)
 
 
+def test_channels_of_the_last_head():
+    model, _, inputs = build("gat_of_which_one_head_is_left")
+    sparsegnn.compact(model, *inputs)
+    assert (model.a.heads, model.a.out_channels, model.b.in_channels) == (1, 3, 3)
+
+
 def test_one_unit_stays_where_all_are_dead():
     model, _, inputs = build("mlp")
     zero((model.a.weight, slice(None)), (model.a.bias, slice(None)))

@@ -113,6 +113,9 @@ def test_is_hspg(optimizer, penalty, epsilon, stop_at):
         simulation.step(step)
         for a, b in zip(model.parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+        for a, b in zip(model.parameters(), other.parameters(), strict=True):
+            mine_of, others = mine.state[a], simulation.optimizer.state[b]
+            torch.testing.assert_close(mine_of, others, rtol=1e-8, atol=1e-10)
         assert int(oto.dead.sum()) == simulation.trace[-1] and oto.epsilon == pytest.approx(simulation.epsilon)
     assert simulation.trace[5] == 0 and simulation.trace[-1] == 6
     if penalty == 0.3:
