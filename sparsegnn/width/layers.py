@@ -128,8 +128,8 @@ class GCNLayer(Layer):
 
     def constants(self, arrived, training):
         self.arrive(arrived)
-        y = self.product.constants(zero_or_unknown(arrived[0]))
-        y = zero_or_unknown(y + bias_of(self.module.lin, y.numel())) + bias_of(self.module, y.numel())
+        y = self.product.constants(arrived[0]) + bias_of(self.module.lin, self.out.numel())
+        y = zero_or_unknown(y) + bias_of(self.module, y.numel())
         if getattr(self.module, "act", None) == "relu":
             y = y.relu()
         dropped = training and isinstance(self.module, GCNConv) and self.module.dropout > 0

@@ -34,7 +34,8 @@ class OTO(Controller):
         model: with layers that :func:`sparsegnn.compact` knows, dense or sparse.
         optimizer, seed: as for :class:`Controller` (nothing here is random).
         sparsity: fraction of all units that become zero.
-        distribution: ``"global"``: units compete across layers, ``"uniform"``, or ``{name: sparsity}`` of layers.
+        distribution: ``"uniform"``: the same share of each layer; ``{name: sparsity}`` of layers; or ``"global"``:
+            units compete across layers by their norms, which may leave a layer a single unit.
         penalty: weight of the sum of norms in the loss.
         epsilon: of the half-space, in [0, 1), at first.
         start_at: steps before the first group may become zero. update_every: steps before ``epsilon`` grows.
@@ -48,7 +49,7 @@ class OTO(Controller):
     every_step = True
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, sparsity: float = 0.5,
-                 distribution: str | Mapping[str, float] = "global", penalty: float = 1e-3, epsilon: float = 0.0,
+                 distribution: str | Mapping[str, float] = "uniform", penalty: float = 1e-3, epsilon: float = 0.0,
                  start_at: int = 0, update_every: int = 200, stop_at: int | None = None, seed: int = 0):  # fmt: skip
         op = self._name
         self.sparsity = float(check_number(op, "sparsity", sparsity, 0, 1))
@@ -157,7 +158,7 @@ class OTO(Controller):
         elif wanted == "global":
             pools = {"the model": (torch.arange(units.count), self.sparsity)}
         else:
-            raise ValueError(f"{self._name}: distribution must be 'global', 'uniform' or a dict of layer name to "
+            raise ValueError(f"{self._name}: distribution must be 'uniform', 'global' or a dict of layer name to "
                              f"sparsity, got {shown(wanted)}")  # fmt: skip
         targets = {name: (groups, round(share * groups.numel())) for name, (groups, share) in pools.items()}
         for name, (groups, n) in targets.items():

@@ -105,7 +105,17 @@ def test_is_hspg(optimizer, penalty, epsilon, stop_at):
     model = mlp()
     other = copy.deepcopy(model)
     mine = MAKE[optimizer](model.parameters())
-    oto = OTO(model, mine, penalty=penalty, epsilon=epsilon, start_at=6, update_every=4, stop_at=stop_at, sparsity=0.6)
+    oto = OTO(
+        model,
+        mine,
+        penalty=penalty,
+        epsilon=epsilon,
+        start_at=6,
+        update_every=4,
+        stop_at=stop_at,
+        sparsity=0.6,
+        distribution="global",
+    )
     simulation = Simulation(other, MAKE[optimizer](other.parameters()), penalty, 6, 6, 4, stop_at)
     simulation.epsilon = epsilon
     for step in range(1, 66):
@@ -123,7 +133,14 @@ def test_is_hspg(optimizer, penalty, epsilon, stop_at):
 
 
 def test_resumes_bit_for_bit_in_every_phase():
-    settings = {"penalty": 0.1, "start_at": 8, "update_every": 4, "stop_at": 24, "sparsity": 0.6}
+    settings = {
+        "penalty": 0.1,
+        "start_at": 8,
+        "update_every": 4,
+        "stop_at": 24,
+        "sparsity": 0.6,
+        "distribution": "global",
+    }
 
     def setup():
         model = mlp(sparse=True)
@@ -224,11 +241,12 @@ def test_refused():
 
     for error, words, settings in [
         (ValueError, r"sparsity must be in \[0, 1\], got 1.5", {"sparsity": 1.5}),
-        (ValueError, "sparsity must leave a unit of each layer, got 9 of 10 units of the model", {"sparsity": 0.9}),
+        (ValueError, "sparsity must leave a unit of each layer, got 9 of 10 units of the model",
+         {"sparsity": 0.9, "distribution": "global"}),
         (ValueError, r"penalty must be in \[0, inf\], got -1", {"penalty": -1}),
         (ValueError, r"epsilon must be in \[0, 0.999\], got 1", {"epsilon": 1}),
         (ValueError, "stop_at must be at least 5, got 4", {"start_at": 5, "stop_at": 4}),
-        (ValueError, "distribution must be 'global', 'uniform' or a dict", {"distribution": "erk"}),
+        (ValueError, "distribution must be 'uniform', 'global' or a dict", {"distribution": "erk"}),
         (ValueError, r"distribution must name the layers \['0', '2'\], got \['0'\]", {"distribution": {"0": 0.5}}),
         (ValueError, "model must have hidden units", {"model": nn.Sequential(nn.Linear(4, 4))}),
         (ValueError, "model must have hidden units", {"optimizer": lambda m: MAKE["adam"](m[4].parameters())}),
