@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from sparsegnn import pattern as patterns
+from sparsegnn.controllers.settings import check_number, shown
 from sparsegnn.width.flow import Flow
 
 
@@ -84,6 +85,32 @@ class Units:
         self.pools: dict[str, Tensor] = {}
         for pool in dict.fromkeys(map(tuple, owners)):
             self.pools[pool[0]] = torch.tensor([i for i, o in enumerate(owners) if tuple(o) == pool])
+
+    def targets(
+        self, op: str, sparsity: float, distribution: str | Mapping[str, float]
+    ) -> dict[str, tuple[Tensor, int]]:
+        """For each pool of units that compete: which these are, and how many of them shall become zero."""
+        if isinstance(distribution, Mapping):
+            if distribution.keys() != self.pools.keys():
+                raise ValueError(f"{op}: distribution must name the layers {sorted(self.pools)}, got "
+                                 f"{sorted(distribution)}")  # fmt: skip
+            shares = {n: check_number(op, f"distribution[{n!r}]", s, 0, 1) for n, s in distribution.items()}
+            pools = {name: (self.pools[name], share) for name, share in shares.items()}
+        elif distribution == "uniform":
+            pools = {name: (groups, sparsity) for name, groups in self.pools.items()}
+        elif distribution == "global":
+            pools = {"the model": (torch.arange(self.count), sparsity)}
+        else:
+            raise ValueError(f"{op}: distribution must be 'uniform', 'global' or a dict of layer name to sparsity, got "
+                             f"{shown(distribution)}")  # fmt: skip
+        targets = {name: (groups, round(share * groups.numel())) for name, (groups, share) in pools.items()}
+        for name, (groups, n) in targets.items():
+            inside = set(groups.tolist())
+            whole = len({frozenset(g.tolist()) for g in self.layers.values() if inside & set(g.tolist())})
+            if n > groups.numel() - whole:
+                raise ValueError(f"{op}: sparsity must leave a unit of each layer, got {n} of {groups.numel()} units "
+                                 f"of {name} to become zero")  # fmt: skip
+        return targets
 
     def sums(self, tensors: Iterable[Tensor], device: torch.device) -> Tensor:
         """[count + 1]: sums over each group of one tensor per member, of the shape of its parameter."""

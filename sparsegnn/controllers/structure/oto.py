@@ -12,7 +12,7 @@ from sparsegnn.controllers.attachment import take
 from sparsegnn.controllers.base import Controller
 from sparsegnn.controllers.optimizers import fresh, slots
 from sparsegnn.controllers.registry import register
-from sparsegnn.controllers.settings import check_number, check_tensors, shown
+from sparsegnn.controllers.settings import check_number, check_tensors
 from sparsegnn.width.units import Member, Units
 
 
@@ -69,7 +69,7 @@ class OTO(Controller):
         if not self.units.count:
             raise ValueError(f"{self._name}: model must have hidden units that its optimizer trains and "
                              "sparsegnn.compact() can remove, got none")  # fmt: skip
-        self.targets = self._targets()
+        self.targets = self.units.targets(self._name, self.sparsity, self.distribution)
         self.dead = torch.zeros(self.units.count + 1, dtype=torch.bool, device=self.units.members[0].parameter.device)
         self._zeros = 0
         self._old: list[Tensor] | None = None  # weights before the step
@@ -142,32 +142,6 @@ class OTO(Controller):
 
     def _find_layers(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
         return {}  # units may be of layers of any kind
-
-    def _targets(self) -> dict[str, tuple[Tensor, int]]:
-        """For each pool of units that compete: which these are, and how many of them become zero."""
-        units, wanted = self.units, self.distribution
-        if isinstance(wanted, Mapping):
-            for name in {*wanted, *units.pools}:
-                if (name in wanted) != (name in units.pools):
-                    raise ValueError(f"{self._name}: distribution must name the layers {sorted(units.pools)}, got "
-                                     f"{sorted(wanted)}")  # fmt: skip
-            pools = {n: (g, float(check_number(self._name, f"distribution[{n!r}]", wanted[n], 0, 1)))
-                     for n, g in units.pools.items()}  # fmt: skip
-        elif wanted == "uniform":
-            pools = {name: (groups, self.sparsity) for name, groups in units.pools.items()}
-        elif wanted == "global":
-            pools = {"the model": (torch.arange(units.count), self.sparsity)}
-        else:
-            raise ValueError(f"{self._name}: distribution must be 'uniform', 'global' or a dict of layer name to "
-                             f"sparsity, got {shown(wanted)}")  # fmt: skip
-        targets = {name: (groups, round(share * groups.numel())) for name, (groups, share) in pools.items()}
-        for name, (groups, n) in targets.items():
-            inside = set(groups.tolist())
-            whole = len({frozenset(g.tolist()) for g in units.layers.values() if inside & set(g.tolist())})
-            if n > groups.numel() - whole:
-                raise ValueError(f"{self._name}: sparsity must leave a unit of each layer, got {n} of "
-                                 f"{groups.numel()} units of {name} to become zero")  # fmt: skip
-        return targets
 
     def _norms(self) -> Tensor:
         return self.units.sums((m.parameter.square() for m in self.units.members), self.dead.device).sqrt_()
