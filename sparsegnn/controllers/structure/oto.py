@@ -61,7 +61,7 @@ class OTO(Controller):
     @classmethod
     def recipe(cls, steps: int) -> dict:
         settings = super().recipe(steps)
-        return {**settings, "start_at": min(steps // 4, settings["stop_at"]), "penalty": 0.01}
+        return {**settings, "start_at": min(steps // 4, settings["stop_at"])}
 
     def begin(self) -> None:
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
