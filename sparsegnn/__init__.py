@@ -8,6 +8,8 @@ _native.load()
 
 from sparsegnn import ops as ops  # noqa: E402  (the libraries come first)
 from sparsegnn.capture import CapturedStep as CapturedStep  # noqa: E402
+from sparsegnn.compact import compact as compact  # noqa: E402
+from sparsegnn.compact import dead_units as dead_units  # noqa: E402
 from sparsegnn.controllers import SET as SET  # noqa: E402
 from sparsegnn.controllers import Controller as Controller  # noqa: E402
 from sparsegnn.controllers import GradualMagnitude as GradualMagnitude  # noqa: E402

@@ -13,7 +13,7 @@ from sparsegnn import pattern as patterns
 from sparsegnn.nn import SparseLinear
 
 #: layer -> the controller that moves its weights
-_owners: weakref.WeakKeyDictionary[SparseLinear, weakref.ref] = weakref.WeakKeyDictionary()
+_owners: weakref.WeakKeyDictionary[nn.Module, weakref.ref] = weakref.WeakKeyDictionary()
 
 
 def take(op: str, controller, layers: Mapping[str, SparseLinear]) -> None:
@@ -35,6 +35,13 @@ def take(op: str, controller, layers: Mapping[str, SparseLinear]) -> None:
 def _taken(layers: Mapping[str, SparseLinear], controller) -> dict:
     owners = {name: _owners[layer]() for name, layer in layers.items() if layer in _owners}
     return {name: x for name, x in owners.items() if x is not None and x is not controller and x.attached}
+
+
+def check_free(op: str, modules) -> None:
+    """Raise where a controller that is attached works on one of the modules."""
+    if taken := _taken(dict(enumerate(modules)), None):
+        raise ValueError(f"{op}: model must have no layer that a controller moves, got those of "
+                         f"{next(iter(taken.values()))}: detach() or finalize() it first")  # fmt: skip
 
 
 def check_own(op: str, layers: Mapping[str, SparseLinear]) -> None:

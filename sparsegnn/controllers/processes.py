@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -30,10 +30,15 @@ def check_whole(op: str, layers: Mapping[str, SparseLinear]) -> None:
 
 
 def is_replicated(layers: Mapping[str, SparseLinear]) -> bool:
-    """Whether a DistributedDataParallel holds values of the layers. Looks at all objects that there are."""
+    """Whether a DistributedDataParallel holds values of the layers."""
+    return in_replica(layer.values for layer in layers.values())
+
+
+def in_replica(parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether a DistributedDataParallel holds some of the parameters. Looks at all objects that there are."""
     if is_alone():
         return False
-    mine = {id(layer.values) for layer in layers.values()}
+    mine = {id(p) for p in parameters}
     kind = nn.parallel.DistributedDataParallel
     found = [x for x in gc.get_objects() if issubclass(type(x), kind)]
     return any(id(p) in mine for model in found for p in model.parameters())

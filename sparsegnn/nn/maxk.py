@@ -47,6 +47,13 @@ class CompressedRows:
         check("CompressedRows", "values", values, tuple(self.index.shape), self.index)
         return CompressedRows(values, self.index, self.width, self.group, trusted=True)
 
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        """Dropout, which keeps zeros, of compressed rows is compressed; any other function wants a tensor."""
+        if function is not nn.functional.dropout or not isinstance(args[0], cls):
+            return NotImplemented
+        return args[0].map(lambda values: function(values, *args[1:], **(kwargs or {})))
+
     @property
     def shape(self) -> torch.Size:
         return torch.Size((self.values.shape[0], self.width))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from nn.twins import assert_close
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsegnn import CSRGraph
@@ -143,3 +144,15 @@ def test_compiles(graph):
     graph.transpose()
     compiled = torch.compile(lambda x: conv(act(x), graph), fullgraph=True)
     assert torch.equal(compiled(x), conv(act(x), graph))
+
+
+@pytest.mark.parametrize("drop", [nn.Dropout(0.5), lambda x: nn.functional.dropout(x, 0.5)], ids=["module", "function"])
+def test_dropout_of_compressed_rows_is_compressed(drop):
+    x = features().requires_grad_()
+    rows = MaxK(6, compressed=True)(x)
+    got = drop(rows)
+    assert isinstance(got, CompressedRows) and got.index is rows.index and 0 < got.values.eq(0).sum() < 40 * 6
+    torch.testing.assert_close(got.values, torch.where(got.values == 0, 0, 2 * rows.values))
+    torch.autograd.grad(got.to_dense().sum(), x)
+    with pytest.raises(TypeError, match="relu"):
+        nn.functional.relu(rows)
