@@ -90,6 +90,11 @@ def features_linear(layer: str, x: Tensor, weight_t: Tensor) -> Tensor:
     return product(weight_t, csr.crow, csr.col, val)
 
 
+def multiplies(crow: Tensor) -> bool:
+    """Whether an ``spmm`` over these rows is a product with sparse features, or its gradient, and no aggregation."""
+    return any(crow is found.crow or crow is found.ccol for _, found in list(_structures.values()))
+
+
 def structure(x: Tensor) -> Structure:
     """The structure of ``x``, kept for the next call; made again when its indices (of COO: anything) have changed."""
     if x.layout == torch.sparse_csr:
