@@ -19,14 +19,15 @@ from sparsegnn.experiments.meter import PARTS, Meter
 from sparsegnn.nn import SparseLinear
 
 OP = "ledger"
+SETTLED = 2  # steps after which layers have kept what they keep, as GCNConv(cached=True) the aggregate of its input
 
 
 @dataclass
 class Kind:
     """Steps that compute the same, it seems: as many weights everywhere, the same probes, an update or none."""
 
-    first: int  # the number of steps before
     steps: int = 0
+    last: int = 0  # the step of the run that was sampled last
     flops: dict[str, int] = field(default_factory=dict)  # of a step, by the last sample
     products: int = 0
     samples: list[dict[str, float]] = field(default_factory=list)  # seconds of each part
@@ -53,12 +54,11 @@ class Ledger:
         ledger.report()
 
     A few steps of each kind run operator by operator, to be counted and timed (:mod:`sparsegnn.experiments.meter`): the
-    first two (three, of the kinds of the first three steps: layers may keep what they saw twice) and every
-    ``sample_every``-th. They take about twice as long on a graph like Cora, less on a larger one; their own duration is
-    left out of the account where there are others of their kind. All other steps run at full speed: they are timed as a
-    whole, without waiting for a GPU. A kind of step is told by the number of weights of every parameter, the dense
-    gradients that are asked for and whether masks are updated; ``step(key)`` tells what else makes steps different, the
-    size of a batch, say.
+    first, one of the next and every ``sample_every``-th. They take about twice as long on a graph like Cora, less on a
+    larger one; their own duration is left out of the account where there are others of their kind. All other steps run
+    at full speed: they are timed as a whole, without waiting for a GPU. A kind of step is told by the number of weights
+    of every parameter, the dense gradients that are asked for and whether masks are updated; ``step(key)`` tells what
+    else makes steps different, the size of a batch, say.
 
     Args:
         model, optimizer: what trains; a dense model too.
@@ -94,7 +94,7 @@ class Ledger:
     @contextmanager
     def step(self, key: object = None) -> Iterator[bool]:
         """Around one training step, all of it; yields whether it is sampled. One that raises is not counted."""
-        kind = self.kinds.setdefault((self._signature(), key), Kind(self.steps))
+        kind = self.kinds.setdefault((self._signature(), key), Kind())
         if not self._samples(kind):
             yield from self._plain(kind)
         else:
@@ -105,6 +105,7 @@ class Ledger:
             if meter.operators or not kind.flops:  # a replay shows none
                 kind.flops, kind.products = meter.flops, meter.products
                 kind.samples.append(meter.seconds)
+                kind.last = self.steps
             kind.sampled.append(time.perf_counter() - start)
         kind.steps += 1
         self.steps += 1
@@ -165,7 +166,8 @@ class Ledger:
             return True
         if self.sample_every == 0:
             return False
-        return kind.steps < (3 if kind.first < 3 else 2) or kind.steps % self.sample_every == 0
+        settled = kind.last >= SETTLED or self.steps < SETTLED
+        return not settled or (kind.steps == 2 and len(kind.samples) == 1) or kind.steps % self.sample_every == 0
 
     def _plain(self, kind: Kind) -> Iterator[bool]:
         if self.device.type != "cuda":

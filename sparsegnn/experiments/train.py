@@ -21,7 +21,9 @@ from sparsegnn import _console, _files
 from sparsegnn import data as graphs
 from sparsegnn._version import __version__
 from sparsegnn.experiments.config import TrainConfig, check_device, check_writable
-from sparsegnn.experiments.measure import PeakMemory, StepFlops, StepTimer
+from sparsegnn.experiments.ledger import Ledger
+from sparsegnn.experiments.measure import PeakMemory, StepTimer
+from sparsegnn.experiments.meter import PARTS
 from sparsegnn.experiments.models import build, features_of, prepare, weight_counts
 
 
@@ -121,9 +123,11 @@ def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
     controller = make_controller(config, model, optimizer)
     weights_at_start = weight_counts(model)[0]
     timer = StepTimer(device)
-    flops = StepFlops(count=config.backend == "sparsegnn")  # PyG's gather and scatter would not be counted
-    best = _fit(config, data, features_of(config.backend, data), graph, model, optimizer, timer, flops)
-    peak = memory.peak()
+    # A recorded step shows no operators; PyG's gather and scatter are not counted.
+    ledger = Ledger(model, optimizer, sample_every=0 if config.cuda_graph else 50, memory=memory)
+    best = _fit(config, data, features_of(config.backend, data), graph, model, optimizer, timer, ledger)
+    account = ledger.report(show=False)
+    counted = account["flops"] if config.backend == "sparsegnn" else dict.fromkeys(account["flops"])
     kept, dense = weight_counts(model)
     if config.method not in ("dense", "gmp") and kept != weights_at_start:
         raise CheckFailed(f"{config.method}: the number of weights must not change, {weights_at_start} became {kept}")
@@ -137,13 +141,18 @@ def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
         "weights": kept,
         "weights_dense": dense,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "flops": flops.total,
+        "flops": counted["products"],
+        **{f"flops_{part}": counted[part] for part in PARTS},
         "seconds_per_step": seconds["step"],
         "seconds_forward": seconds["forward"],
         "seconds_backward": seconds["backward"],
         "seconds_optimizer": seconds["optimizer"],
-        "peak_memory_bytes": peak,
-        "run_memory_bytes": peak - memory.start,  # above what the process held before the model was made
+        **{f"seconds_{part}": account["seconds_per_step"][part] for part in (*PARTS, "other")},
+        "seconds_training": account["seconds"][
+            "total"
+        ],  # of all steps, updates too, without looks at the validation set
+        "peak_memory_bytes": account["peak_memory_bytes"],
+        "run_memory_bytes": account["run_memory_bytes"],  # above what the process held before the model was made
         "mask_updates": getattr(controller, "updates", 0),
         "kernels": kernels(config, model),
         "nodes": data.num_nodes,
@@ -161,7 +170,7 @@ def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
     return result
 
 
-def _fit(config, data, x, graph, model, optimizer, timer: StepTimer, flops: StepFlops) -> _Best:
+def _fit(config, data, x, graph, model, optimizer, timer: StepTimer, ledger: Ledger) -> _Best:
     """The training loop."""
     from tqdm import tqdm
 
@@ -177,10 +186,9 @@ def _fit(config, data, x, graph, model, optimizer, timer: StepTimer, flops: Step
     bar = tqdm(range(config.epochs), title, disable=hidden, delay=2, leave=False, file=stderr)
     for epoch in bar:
         model.train()
-        probes = any(getattr(conv.lin, "probe", None) is not None for conv in model.convs)
-        with flops.step((weight_counts(model)[0], probes)) as counting:
+        with ledger.step() as sampled:
             loss = step()
-        timer.end_step(keep=not counting)
+        timer.end_step(keep=not sampled)
         if not math.isfinite(loss.item()):
             raise CheckFailed(f"training diverged: loss {loss.item()} in epoch {epoch} (lr {config.lr})")
         last = epoch + 1 == config.epochs
