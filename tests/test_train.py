@@ -106,7 +106,7 @@ def test_every_method(small, model, method):
     assert r["flops"] == r["flops_weights"] + r["flops_aggregation"] and r["flops_elementwise"] > 0
     assert (r["flops_mask_updates"] > 0) == (method not in ("dense", "static")) and r["seconds_training"] > 0
     if method not in ("dense", "static"):  # selected only once the mask is final
-        assert r["best_epoch"] + 1 >= r["config"]["stop_at"] == 6
+        assert r["best_epoch"] + 1 >= r["settings"]["stop_at"] == 6
 
 
 @pytest.mark.parametrize("method", ["dense", "rigl"])

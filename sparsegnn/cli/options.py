@@ -10,12 +10,15 @@ def with_options(command):
     """The command with typer options: names from the arguments, help from TrainConfig's docstring."""
     import typer
 
-    from sparsegnn.experiments.config import METHODS, field_docs
+    from sparsegnn.experiments.config import DEFAULT, field_docs
 
     docs = field_docs() | {
         "data": "digits, skewed, a path to an .npz file, a name in SPARSEGNN_DATA or ./data, or a set PyG downloads",
         "model": "gcn or gat",
-        "method": f"{', '.join(METHODS)}; default rigl if --sparsity is given, else dense",
+        "method": f"dense, one of `sparsegnn methods`, or module:Class; {DEFAULT} if --sparsity is given, else dense",
+        "set": "name=value: one of the method's own settings (sparsegnn methods NAME); may be repeated",
+        "distribution": "erk, er, uniform, global where a method prunes, or JSON {layer: sparsity}",
+        "name": "a method, or module:Class",
         "layers": "convolutions",
         "heads": "attention heads of hidden GAT layers",
         "epochs": "full-batch steps",
@@ -36,8 +39,10 @@ def with_options(command):
     signature = inspect.signature(command, eval_str=True)
     parameters = []
     for name, p in signature.parameters.items():
-        if name == "op":
+        if name in ("op", "name"):
             default = typer.Argument(p.default, help=docs[name])
+        elif name == "set":
+            default = typer.Option(p.default, help=docs[name], metavar="NAME=VALUE")
         elif name == "as_json":
             default = typer.Option(False, "--json", help=docs[name])
         else:

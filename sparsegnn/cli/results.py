@@ -28,10 +28,13 @@ def run_table(r: dict) -> str:
     phases = [r[f"seconds_{name}"] for name in ("forward", "backward", "optimizer")]
     timed = r["seconds_per_step"] == r["seconds_per_step"]  # no step is where every one was counted
     ms = "one CUDA graph" if None in phases else ", ".join(f"{1e3 * t:.2f}" for t in phases) + " ms"
+    sparser = r["edges_at_end"] != r["edges_at_start"]
     rows = (
         ("test accuracy", f"{100 * r['test_accuracy']:.2f} %{spread}"),
         ("validation accuracy", f"{100 * r['val_accuracy']:.2f} % (epoch {r['best_epoch']})"),
         ("sparsity", f"{100 * r['sparsity']:.2f} %: {r['weights']:,} of {r['weights_dense']:,} weights"),
+        *([("edges", f"{r['edges_at_end']:,} of {r['edges_at_start']:,}")] if sparser else []),
+        *([("phases", ", ".join(f"{p} from step {n}" for p, n in r["phases"]))] if len(r["phases"]) > 1 else []),
         ("training FLOPs", "not counted" if r["flops"] is None else f"{r['flops']:.3g}"),
         ("step", f"{1e3 * r['seconds_per_step']:.2f} ms" if timed else "not timed"),
         ("forward, backward, optimizer", ms if timed else "not timed"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 
 from sparsegnn import _console
@@ -24,10 +25,12 @@ def train(
     weight_decay: float = 5e-4,
     dropout: float | None = None,
     input_dropout: float | None = None,
-    distribution: str = "erk",
+    distribution: str | None = None,
+    pattern: str | None = None,
     update_every: int | None = None,
     stop_at: int | None = None,
-    drop_fraction: float = 0.5,
+    drop_fraction: float | None = None,
+    set: list[str] | None = None,
     eval_every: int = 1,
     seed: int = 0,
     seeds: int = 1,
@@ -44,8 +47,6 @@ def train(
     options = dict(locals())
     for name in ("as_json", "seeds", "threads"):
         del options[name]
-    if method is None:  # `--sparsity 0.9` alone means the default sparse method
-        options["method"] = "rigl" if sparsity else "dense"
     for name, value in (("seeds", seeds), ("threads", threads)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value}")
@@ -56,10 +57,14 @@ def train(
     import torch
 
     from sparsegnn import data as graphs
-    from sparsegnn.experiments.config import TrainConfig, check_device, check_writable
+    from sparsegnn.experiments.config import DEFAULT, DENSE, TrainConfig, check_device, check_writable
     from sparsegnn.experiments.train import NotSaved
     from sparsegnn.experiments.train import train as run
 
+    if method is None:  # `--sparsity 0.9` alone means the default sparse method
+        options["method"] = DEFAULT if sparsity else DENSE
+    options["set"] = _settings(options["method"], set or [])
+    options["distribution"] = _distribution(distribution)
     configs = [TrainConfig(**{**options, "seed": s}) for s in (seed, seed + seeds - 1)]  # of the first and last run
     check_device(device)
     check_writable(save)
@@ -84,3 +89,28 @@ def train(
         print(run_table(result), end="")
     if failure:
         raise failure
+
+
+def _settings(method: str, texts: list[str]) -> dict:
+    """The values of --set."""
+    from sparsegnn.cli.settings import find, read
+    from sparsegnn.controllers.settings import shown
+    from sparsegnn.experiments.config import DENSE
+
+    if method != DENSE:
+        return read(find(method, (DENSE,)), texts)
+    if texts:
+        raise ValueError(f"set must be left out for method {DENSE!r}, which has no settings, got {shown(texts[0])}")
+    return {}
+
+
+def _distribution(text: str | None) -> str | dict | None:
+    """A name, or the sparsity of each layer as JSON."""
+    if text is None or not text.startswith("{"):
+        return text
+    from sparsegnn.controllers.settings import shown
+
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"distribution must be a name or JSON {{layer: sparsity}}, got {shown(text)}: {e}") from None

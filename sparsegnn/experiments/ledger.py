@@ -57,8 +57,8 @@ class Ledger:
     first, one of the next and every ``sample_every``-th. They take about twice as long on a graph like Cora, less on a
     larger one; their own duration is left out of the account where there are others of their kind. All other steps run
     at full speed: they are timed as a whole, without waiting for a GPU. A kind of step is told by the number of weights
-    of every parameter, the dense gradients that are asked for and whether masks are updated; ``step(key)`` tells what
-    else makes steps different, the size of a batch, say.
+    of every parameter and whether it is trained, the dense gradients that are asked for, phase, edges and updates of
+    the controllers; ``step(key)`` tells what else makes steps different, the size of a batch, say.
 
     Args:
         model, optimizer: what trains; a dense model too.
@@ -157,9 +157,12 @@ class Ledger:
         if not self._parameters or any(due):  # an update may have made others
             self._parameters = list(self.model.parameters())
             self._layers = [m for m in self.model.modules() if isinstance(m, SparseLinear)]
-        graphs = tuple(getattr(getattr(c, "graph", None), "num_edges", None) for c in self.controllers)
         probes = tuple(layer.probe is not None for layer in self._layers)
-        return tuple(p.numel() for p in self._parameters), probes, due, graphs, self.model.training
+        weights = tuple(p.numel() if p.requires_grad else -p.numel() for p in self._parameters)
+        if self.sample_every == 0:
+            return weights, probes, due
+        more = tuple((c.phase, getattr(getattr(c, "graph", None), "num_edges", 0)) for c in self.controllers)
+        return weights, probes, due, more, self.model.training
 
     def _samples(self, kind: Kind) -> bool:
         if not kind.flops:

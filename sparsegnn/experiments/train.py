@@ -20,11 +20,12 @@ from torch.optim import Adam
 from sparsegnn import _console, _files
 from sparsegnn import data as graphs
 from sparsegnn._version import __version__
-from sparsegnn.experiments.config import TrainConfig, check_device, check_writable
+from sparsegnn.controllers import Controller, registry
+from sparsegnn.experiments.config import DENSE, TrainConfig, check_device, check_writable, is_plain
 from sparsegnn.experiments.ledger import Ledger
 from sparsegnn.experiments.measure import PeakMemory, StepTimer
 from sparsegnn.experiments.meter import PARTS
-from sparsegnn.experiments.models import build, features_of, prepare, weight_counts
+from sparsegnn.experiments.models import build, edge_count, features_of, prepare, weight_counts
 
 
 class CheckFailed(RuntimeError):
@@ -79,21 +80,31 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
     return [{"params": first, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": decay}]
 
 
-def make_controller(config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer):
-    """The controller of the method, attached to the optimizer; None for a dense run."""
-    if config.method == "dense":
+def make_controller(
+    config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer, graph: object = None
+) -> Controller | None:
+    """The method, attached to the optimizer; None for a dense run. ValueError where it does not fit into the run."""
+    cls = config.controller
+    if cls is None:
         return None
-    from sparsegnn import controllers
+    options = {"steps": config.epochs, "common": config.common(), "own": config.set}
+    made = registry.make(cls, model, optimizer, graph=graph, **options)
+    if made.settled_at > config.epochs:
+        made.detach()
+        raise ValueError(
+            f"epochs must be at least {made.settled_at} for method {config.method!r}, whose sparsity is final only "
+            f"then, got {config.epochs}: train longer, or let it end sooner"
+        )
+    return made
 
-    clock = {"update_every": config.update_every, "stop_at": config.stop_at}
-    if config.method == "static":
-        return controllers.StaticSparse(model, optimizer)
-    if config.method == "gmp":
-        wanted = {"sparsity": config.sparsity, "distribution": config.distribution}
-        start = min(config.epochs // 10, config.stop_at)
-        return controllers.GradualMagnitude(model, optimizer, start_at=start, **wanted, **clock)
-    kind = {"set": controllers.SET, "rigl": controllers.RigL}[config.method]
-    return kind(model, optimizer, drop_fraction=config.drop_fraction, seed=config.seed, **clock)
+
+def used_settings(config: TrainConfig) -> dict:
+    """Every setting of the method, as the run has it."""
+    cls = config.controller
+    if cls is None:
+        return {}
+    defaults = {name: p.default for name, p in registry.settings(cls).items()}
+    return defaults | registry.chosen(cls, config.epochs, config.common(), config.set)
 
 
 def kernels(config: TrainConfig, model: nn.Module) -> dict[str, str]:
@@ -109,7 +120,9 @@ def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
     """Train once and return what came out: accuracies, weights, FLOPs, seconds per step, peak memory.
 
     `data` saves loading `config.data` again. Raises ValueError or TypeError for bad input, CheckFailed when the loss
-    is not finite or a fixed-sparsity method lost weights, NotSaved when only the checkpoint is missing.
+    is not finite, a method that keeps the number of weights did not or never settled, NotSaved when only the checkpoint
+    is missing. A checkpoint holds the model as the method trains it, so that `build` makes one that loads it: nothing
+    is finalized (`Controller.finalize`) here.
     """
     device = check_device(config.device)
     check_writable(config.save)
@@ -120,17 +133,21 @@ def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
     model = build(config, data).to(device)
     gpu = device.type == "cuda"  # there the step count stays on the GPU, as a captured step needs it
     optimizer = Adam(parameter_groups(model, config), lr=config.lr, fused=gpu or None, capturable=gpu)
-    controller = make_controller(config, model, optimizer)
-    weights_at_start = weight_counts(model)[0]
+    controller = make_controller(config, model, optimizer, graph)
+    (weights_at_start, dense), edges = weight_counts(model), edge_count(graph)
     timer = StepTimer(device)
     # A recorded step shows no operators; PyG's gather and scatter are not counted.
     ledger = Ledger(model, optimizer, sample_every=0 if config.cuda_graph else 50, memory=memory)
-    best = _fit(config, data, features_of(config.backend, data), graph, model, optimizer, timer, ledger)
+    phases = _Phases(controller)
+    best = _fit(config, data, features_of(config.backend, data), graph, model, optimizer, phases, timer, ledger)
     account = ledger.report(show=False)
     counted = account["flops"] if config.backend == "sparsegnn" else dict.fromkeys(account["flops"])
-    kept, dense = weight_counts(model)
-    if config.method not in ("dense", "gmp") and kept != weights_at_start:
+    kept, _ = weight_counts(model)
+    if (controller is None or controller.keeps_size) and kept != weights_at_start:
         raise CheckFailed(f"{config.method}: the number of weights must not change, {weights_at_start} became {kept}")
+    if best.epoch < 0:
+        raise CheckFailed(f"{config.method}: sparsity must be final by the last epoch, got step {phases.settled_at} of "
+                          f"{config.epochs}")  # fmt: skip
     seconds = timer.medians()
     result = {
         "data": data.name,
@@ -148,15 +165,17 @@ def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
         "seconds_backward": seconds["backward"],
         "seconds_optimizer": seconds["optimizer"],
         **{f"seconds_{part}": account["seconds_per_step"][part] for part in (*PARTS, "other")},
-        "seconds_training": account["seconds"][
-            "total"
-        ],  # of all steps, updates too, without looks at the validation set
+        "seconds_training": account["seconds"]["total"],  # of all steps, without looks at the validation set
         "peak_memory_bytes": account["peak_memory_bytes"],
         "run_memory_bytes": account["run_memory_bytes"],  # above what the process held before the model was made
         "mask_updates": getattr(controller, "updates", 0),
+        "phases": phases.history,
+        "settings": {k: v if is_plain(v) else str(v) for k, v in used_settings(config).items()},
         "kernels": kernels(config, model),
         "nodes": data.num_nodes,
         "edges": data.num_edges,
+        "edges_at_start": edges,  # as the layers get them: duplicates are one
+        "edges_at_end": edge_count(graph),
         "notes": list(data.notes),
         "threads": torch.get_num_threads(),
         "versions": {"sparsegnn": __version__, "torch": str(torch.__version__)},
@@ -170,29 +189,50 @@ def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
     return result
 
 
-def _fit(config, data, x, graph, model, optimizer, timer: StepTimer, ledger: Ledger) -> _Best:
+class _Phases:
+    """What a method's layers do from which step on, and when that ends."""
+
+    def __init__(self, controller: Controller | None):
+        self.controller = controller
+        self.history: list[list] = []  # [phase, first step]
+
+    @property
+    def settled_at(self) -> int:
+        return 0 if self.controller is None else self.controller.settled_at
+
+    def at(self, step: int) -> str:
+        """The phase of a step that is about to be made."""
+        now = DENSE if self.controller is None else self.controller.phase
+        if not self.history or self.history[-1][0] != now:
+            self.history.append([now, step])
+        return now
+
+
+def _fit(config, data, x, graph, model, optimizer, phases: _Phases, timer: StepTimer, ledger: Ledger) -> _Best:
     """The training loop."""
     from tqdm import tqdm
 
     train_split, val, test = (_Split(data, m) for m in (data.train_mask, data.val_mask, data.test_mask))
-    final_mask = 0 if config.method in ("dense", "static") else config.stop_at
     best = _Best()
     stderr = _console.diagnostics()
     hidden = not (stderr.isatty() if config.progress is None else config.progress)
     name = _console.clean(data.name)[:40]
-    title = f"{name} {config.model} {config.method if config.backend == 'sparsegnn' else config.backend}"
+    method = _console.clean(config.method)[:40]
+    title = f"{name} {config.model} {method if config.backend == 'sparsegnn' else config.backend}"
     make_step = _captured_step if config.cuda_graph else _plain_step
     step = make_step(lambda: train_split.loss(model(x, graph)), optimizer, timer)
     bar = tqdm(range(config.epochs), title, disable=hidden, delay=2, leave=False, file=stderr)
     for epoch in bar:
         model.train()
-        with ledger.step() as sampled:
+        now = phases.at(epoch)
+        # A step of a kind that was not seen must be none that is replayed.
+        with ledger.step(None if config.cuda_graph else (now, edge_count(graph))) as sampled:
             loss = step()
         timer.end_step(keep=not sampled)
         if not math.isfinite(loss.item()):
             raise CheckFailed(f"training diverged: loss {loss.item()} in epoch {epoch} (lr {config.lr})")
         last = epoch + 1 == config.epochs
-        if epoch + 1 >= final_mask and (last or (epoch + 1) % config.eval_every == 0):
+        if epoch + 1 >= phases.settled_at and (last or (epoch + 1) % config.eval_every == 0):
             _evaluate(epoch, model, x, graph, val, test, best, config.save is not None)
             bar.set_postfix(val=f"{best.val_accuracy:.3f}", refresh=False)
     return best
