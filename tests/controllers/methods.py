@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from sparsegnn import CSRGraph, sparsify
 from sparsegnn.controllers import METHODS, registry
 from sparsegnn.nn import GCNConv, SparseLinear
+from sparsegnn.pattern import PATTERNS
 
 SPARSITY = 0.75
 NODES, WIDTHS = 62, (12, 20, 4)  # no tensor of a step has 240 or 80 elements but a weight with its zeros
@@ -59,10 +60,11 @@ class Run:
     graph: CSRGraph
     x: Tensor
     y: Tensor
+    call: nn.Module | None = None  # what is around the model
 
-    def loss(self, nodes: slice = slice(None), model: nn.Module | None = None) -> Tensor:
+    def loss(self, nodes: slice = slice(None)) -> Tensor:
         """Of some nodes; all of them have a part of ``len / NODES`` in that of the graph."""
-        logits = (self.model if model is None else model)(self.x, self.graph)
+        logits = (self.model if self.call is None else self.call)(self.x, self.graph)
         return F.cross_entropy(logits[nodes], self.y[nodes])
 
     def train(self, steps: int) -> Run:
@@ -105,13 +107,17 @@ def a_graph() -> CSRGraph:
 
 
 def make(name: str, steps: int = 40, optimizer=ADAM, seed: int = 0,
-         dtype: torch.dtype = torch.float64, watch=None, **own) -> Run:  # fmt: skip
-    """``watch`` is called after each step of the optimizer, before the method acts."""
+         dtype: torch.dtype = torch.float64, watch=None, around=None, **own) -> Run:  # fmt: skip
+    """``watch`` is called after each step of the optimizer, before the method acts; ``around`` wraps the model."""
     cls = METHODS[name]
     torch.manual_seed(seed)
     model, graph = Net().to(dtype), a_graph()
     if cls.start != "plain":
-        sparsify(model, cls.start_sparsity(SPARSITY))
+        where = {"pattern": cls.patterns} if cls.patterns in PATTERNS else {}
+        default = registry.settings(cls).get("distribution")
+        spread = default.default if default is not None and cls.start == "sparse" else None
+        sparsify(model, cls.start_sparsity(SPARSITY), distribution=spread or "erk", **where)
+    call = None if around is None else around(model)
     made = optimizer(model.parameters())
     if watch is not None:
         made.register_step_post_hook(watch)
@@ -120,7 +126,7 @@ def make(name: str, steps: int = 40, optimizer=ADAM, seed: int = 0,
     )
     g = torch.Generator().manual_seed(1)
     x, y = torch.randn(NODES, WIDTHS[0], generator=g).to(dtype), torch.randint(WIDTHS[-1], (NODES,), generator=g)
-    return Run(model, made, controller, graph, x, y)
+    return Run(model, made, controller, graph, x, y, call)
 
 
 @functools.cache
