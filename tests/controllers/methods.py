@@ -28,10 +28,23 @@ WEIGHTS = {m * k for k, m in zip(WIDTHS, WIDTHS[1:], strict=False)}
 ADAM = partial(torch.optim.Adam, lr=0.02)
 
 #: method -> settings where its recipe does not do at these sizes
-SETTINGS: dict[str, dict] = {}
+SETTINGS: dict[str, dict] = {"rgp": {"nodes": 4}}
 
 #: promise -> method -> why it cannot hold by its nature; the only place where a method is excused
-EXCUSED: dict[str, dict[str, str]] = {}
+EXCUSED: dict[str, dict[str, str]] = {
+    "sparsity": {
+        "fastgat": "removes edges, no weights",
+        "kedge": "removes edges, no weights",
+        "oto": "removes units, as many as the loss lets it",
+        "narang": "removes what is below a threshold that rises: how much that is follows",
+        "scl": "removes what a penalty takes below zero: how much that is follows",
+        "nm-decay": "keeps N of every M weights, whatever the sparsity",
+    },
+    "parts": {
+        **dict.fromkeys(("cgp", "fastgat", "gebt", "kedge", "triple"), "a graph has one controller: see its refusal"),
+        "oto": "the units of a layer are inputs of the next one: it needs the whole model",
+    },
+}
 
 
 def methods(promise: str) -> list:
@@ -45,9 +58,10 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.convs = nn.ModuleList(GCNConv(k, m) for k, m in zip(WIDTHS, WIDTHS[1:], strict=False))
+        self.activation = nn.ReLU()
 
     def forward(self, x: Tensor, graph: CSRGraph) -> Tensor:
-        return self.convs[1](F.relu(self.convs[0](x, graph)), graph)
+        return self.convs[1](self.activation(self.convs[0](x, graph)), graph)
 
 
 @dataclass
@@ -173,11 +187,12 @@ class Watch(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.found: list[str] = []
+        self.sizes: set[int] = set()
         self.paused = False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        made = [t for t in tree_leaves(out) if isinstance(t, Tensor) and t.numel() in WEIGHTS]
+        made = [t for t in tree_leaves(out) if isinstance(t, Tensor) and t.numel() in self.sizes]
         if made and not self.paused:
             known = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
             if any(t.untyped_storage().data_ptr() not in known for t in made):
@@ -194,8 +209,12 @@ class Trace:
     counts: list[dict[str, int]]  # after each step
     places: list[dict[str, tuple[int, ...]]]  # addresses of values and col, after each step
     due: list[bool]
-    phases: list[str]  # before each step
-    made: list[list[str]]  # what each step allocated of the size of a weight, without its update
+    phases: list[str]  # before each step, and at the end
+    made: list[list[str]]  # what each step allocated of the size of a weight that lacks some, without its update
+
+    def acts(self, step: int) -> bool:
+        """Whether the method may change counts after this step, the first of which is 0."""
+        return self.due[step] or self.phases[step] != self.phases[step + 1]
 
 
 @functools.cache
@@ -214,9 +233,12 @@ def trace(name: str) -> Trace:
     for _ in range(40):
         found.phases.append(controller.phase)
         watch.found, watch.paused = [], False
+        layers = run.layers().values()  # those that lack weights: a layer that has all of them runs dense kernels
+        watch.sizes = {m.in_features * m.out_features for m in layers} - {m.values.numel() for m in layers}
         with watch:
             run.train(1)
         found.made.append(watch.found)
         found.counts.append(run.counts())
         found.places.append({n: (m.values.data_ptr(), m.col.data_ptr()) for n, m in run.layers().items()})
+    found.phases.append(controller.phase)
     return found

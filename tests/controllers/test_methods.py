@@ -40,8 +40,8 @@ def test_counts_are_exact_and_change_at_updates_only(name):
     t = trace(name)
     assert t.run.controller.step == 40 and t.run.output().isfinite().all()
     before = t.start
-    for step, (now, due) in enumerate(zip(t.counts, t.due, strict=True), 1):
-        assert now == before or (due and not METHODS[name].keeps_size), step
+    for step, now in enumerate(t.counts):
+        assert now == before or (t.acts(step) and not METHODS[name].keeps_size), step
         assert all(now.values()), step
         before = now
 
@@ -50,8 +50,10 @@ def test_counts_are_exact_and_change_at_updates_only(name):
 def test_the_run_ends_with_the_sparsity_that_was_asked_for(name):
     run = trace(name).run.copy()
     run.model = run.controller.finalize()
-    kept, size = sum(run.counts().values()), sum(WEIGHTS)
-    assert abs(kept - (1 - SPARSITY) * size) <= len(WEIGHTS)  # rounded once in each layer
+    kept, size, layers = sum(run.counts().values()), sum(WEIGHTS), run.layers().values()
+    # rounded once in each layer, or for each of its outputs
+    rounding = sum(m.out_features / 2 if m.structure == "fan_in" else 0.5 for m in layers)
+    assert abs(kept - (1 - SPARSITY) * size) <= rounding
     assert all(run.counts().values())
 
 
@@ -60,7 +62,7 @@ def test_nothing_is_reallocated_while_the_count_is_constant(name):
     t = trace(name)
     keeps = METHODS[name].keeps_size
     for step in range(1, 40):
-        if keeps or not t.due[step]:
+        if keeps or not t.acts(step):
             assert t.places[step] == t.places[step - 1], step + 1
 
 
@@ -73,7 +75,7 @@ def test_no_dense_weight_is_made_where_no_dense_gradient_is_needed(name):
         if t.phases[step] != "dense" and (need == "never" or (need == "at updates" and not t.due[step]))
     ]
     assert {step + 1: t.made[step] for step in watched if t.made[step]} == {}
-    assert watched or need == "every step" or METHODS[name].start == "plain"
+    assert watched or need == "every step" or "weights" not in METHODS[name].target
 
 
 # --- optimizers ------------------------------------------------------------------------------------------------------
@@ -238,8 +240,13 @@ def test_a_copy_trains_alike(name):
 @pytest.mark.parametrize("name", methods("finalize"))
 def test_the_final_model_is_the_same_function(name, at):
     run = make(name, FEW).train(at)
-    before = run.output()
-    final = run.controller.finalize()
+    before, state = run.output(), saved(run.state())
+    try:
+        final = run.controller.finalize()
+    except RuntimeError as refusal:  # rather than to change the function
+        assert "finalize() must come after step" in str(refusal) and at < run.controller.settled_at
+        assert run.controller.attached and differences(saved(run.state()), state) == []
+        return
     torch.testing.assert_close(run.output(final), before, rtol=1e-9, atol=1e-11)
     assert not run.controller.attached
     held = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
@@ -254,7 +261,7 @@ def test_the_final_model_is_the_same_function(name, at):
 def test_a_layer_has_one_controller(name):
     run = make(name, FEW).train(3)
     graph = {"graph": run.graph}
-    with pytest.raises(ValueError, match="model must have no layer that another controller of this optimizer moves"):
+    with pytest.raises(ValueError, match="that (another|no other) controller .*detach"):
         registry.make(METHODS[name], run.model, run.optimizer, steps=FEW, **graph)
     run.controller.detach()
     counts = run.counts()
