@@ -28,13 +28,14 @@ WEIGHTS = {m * k for k, m in zip(WIDTHS, WIDTHS[1:], strict=False)}
 ADAM = partial(torch.optim.Adam, lr=0.02)
 
 #: method -> settings where its recipe does not do at these sizes
-SETTINGS: dict[str, dict] = {"rgp": {"nodes": 4}}
+SETTINGS: dict[str, dict] = {"rgp": {"nodes": 4}, "maxk": {"k": 6}}
 
 #: promise -> method -> why it cannot hold by its nature; the only place where a method is excused
 EXCUSED: dict[str, dict[str, str]] = {
     "sparsity": {
         "fastgat": "removes edges, no weights",
         "kedge": "removes edges, no weights",
+        "maxk": "removes activations, no weights",
         "oto": "removes units, as many as the loss lets it",
         "narang": "removes what is below a threshold that rises: how much that is follows",
         "scl": "removes what a penalty takes below zero: how much that is follows",
@@ -43,6 +44,7 @@ EXCUSED: dict[str, dict[str, str]] = {
     "parts": {
         **dict.fromkeys(("cgp", "fastgat", "gebt", "kedge", "triple"), "a graph has one controller: see its refusal"),
         "oto": "the units of a layer are inputs of the next one: it needs the whole model",
+        "maxk": "replaces what is between layers: it needs the whole model",
     },
 }
 
@@ -121,7 +123,7 @@ def a_graph() -> CSRGraph:
 
 
 def make(name: str, steps: int = 40, optimizer=ADAM, seed: int = 0,
-         dtype: torch.dtype = torch.float64, watch=None, around=None, **own) -> Run:  # fmt: skip
+         dtype: torch.dtype = torch.float64, watch=None, around=None, attach: bool = True) -> Run:  # fmt: skip
     """``watch`` is called after each step of the optimizer, before the method acts; ``around`` wraps the model."""
     cls = METHODS[name]
     torch.manual_seed(seed)
@@ -135,9 +137,8 @@ def make(name: str, steps: int = 40, optimizer=ADAM, seed: int = 0,
     made = optimizer(model.parameters())
     if watch is not None:
         made.register_step_post_hook(watch)
-    controller = registry.make(
-        cls, model, made, steps=steps, common={"sparsity": SPARSITY}, own={**SETTINGS.get(name, {}), **own}, graph=graph
-    )
+    settings = {"common": {"sparsity": SPARSITY}, "own": SETTINGS.get(name), "graph": graph}
+    controller = registry.make(cls, model, made, steps=steps, **settings) if attach else None
     g = torch.Generator().manual_seed(1)
     x, y = torch.randn(NODES, WIDTHS[0], generator=g).to(dtype), torch.randint(WIDTHS[-1], (NODES,), generator=g)
     return Run(model, made, controller, graph, x, y, call)

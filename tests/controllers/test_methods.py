@@ -9,6 +9,7 @@ import torch.distributed as dist
 from controllers.methods import (
     EXCUSED,
     NODES,
+    SETTINGS,
     SPARSITY,
     WEIGHTS,
     at_places,
@@ -271,9 +272,8 @@ def test_a_layer_has_one_controller(name):
 
 @pytest.mark.parametrize("name", methods("parts"))
 def test_two_controllers_of_two_parts(name):
-    run = make(name, FEW)
-    run.controller.detach()
-    settings = {"steps": FEW, "common": {"sparsity": SPARSITY}, "graph": run.graph}
+    run = make(name, FEW, attach=False)
+    settings = {"steps": FEW, "common": {"sparsity": SPARSITY}, "own": SETTINGS.get(name), "graph": run.graph}
     both = [registry.make(METHODS[name], conv, run.optimizer, **settings) for conv in run.model.convs]
     run.train(FEW)
     assert [c.step for c in both] == [FEW, FEW] and run.output().isfinite().all()
