@@ -15,6 +15,7 @@ import torch
 from sparsegnn import cli, data
 from sparsegnn.cli import bench
 from sparsegnn.cli.train import train
+from sparsegnn.controllers import RigL, registry
 
 pytest.importorskip("typer")
 pytest.importorskip("sklearn")
@@ -157,6 +158,13 @@ def test_any_value_of_any_option_is_run_or_refused(run, monkeypatch, tmp_path):
         if out and json.loads(out)["error"] == "as far as a run":
             ran.add(name)
     assert {"lr", "seed", "dropout"} <= ran < set(options) and not os.listdir(tmp_path)
+    own = [f"--set={name}" for name in ("", *registry.settings(RigL))]
+    for name, value in itertools.product(own, HOSTILE):
+        code, out, err = run("train", "--json", "--method=rigl", f"{name}={value}")
+        assert code == 2 and "Traceback" not in err and json.loads(out)["error"], (name, value, err)
+    for value in HOSTILE[1:]:
+        code, out, err = run("methods", "--json", "--", value)
+        assert code == 2 and "Traceback" not in err, (value, err)
 
 
 @pytest.mark.parametrize("args", [["--bogus"], ["--epochs", "many"], ["surplus"]])

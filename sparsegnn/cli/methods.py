@@ -63,7 +63,7 @@ def describe(cls: type, name: str) -> dict:
 
 def _table(rows: list[dict]) -> str:
     cells = [[(row["name"], "bold"), *list(row.values())[1:]] for row in rows]
-    note = "train --method NAME; a class of your own as module:Class. Settings: sparsegnn methods NAME\n"
+    note = "sparsegnn train --method NAME, or a class of your own: module:Class\nsettings: sparsegnn methods NAME\n"
     return _console.table("methods", cells, COLUMNS, box="SIMPLE_HEAD") + note
 
 

@@ -174,7 +174,7 @@ def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
         "kernels": kernels(config, model),
         "nodes": data.num_nodes,
         "edges": data.num_edges,
-        "edges_at_start": edges,  # as the layers get them: duplicates are one
+        "edges_at_start": edges,  # of the graph that the layers get
         "edges_at_end": edge_count(graph),
         "notes": list(data.notes),
         "threads": torch.get_num_threads(),
