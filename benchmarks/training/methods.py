@@ -177,6 +177,8 @@ def memory(row: dict) -> str:
 
 def kept(row: dict) -> str:
     """How sparse it ended: weights, and edges where they got fewer."""
+    if row["method"] == MASKED:
+        return f"{100 * row.get('settings', {}).get('sparsity', 0.9):.1f} %, masked"
     edges = row.get("edges_at_end", 0), row.get("edges_at_start", 0)
     fewer = f", {100 * (1 - edges[0] / edges[1]):.0f} % of the edges" if edges[0] != edges[1] else ""
     return f"{100 * row['sparsity']:.1f} %{fewer}"
