@@ -23,3 +23,12 @@ from sparsegnn.policy import use_kernel as use_kernel  # noqa: E402
 from sparsegnn.report import flops as flops  # noqa: E402
 from sparsegnn.report import info as info  # noqa: E402
 from sparsegnn.report import summary as summary  # noqa: E402
+
+
+def __getattr__(name: str):
+    """What belongs to the application above this library, which is imported when it is asked for."""
+    if name == "ledger":
+        from sparsegnn.experiments.ledger import Ledger
+
+        return Ledger
+    raise AttributeError(f"module 'sparsegnn' has no attribute {name!r}")

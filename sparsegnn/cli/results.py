@@ -13,7 +13,7 @@ def summarize(runs: list[dict]) -> dict:
         return runs[0]
     result = dict(runs[0])
     for name, value in runs[0].items():
-        if isinstance(value, float) or name in ("flops", "peak_memory_bytes", "run_memory_bytes"):
+        if isinstance(value, float) or name.startswith("flops") or name in ("peak_memory_bytes", "run_memory_bytes"):
             result[name] = None if value is None else statistics.fmean(r[name] for r in runs)
     for name in ("test_accuracy", "val_accuracy"):
         result[f"{name}_std"] = statistics.stdev(r[name] for r in runs)

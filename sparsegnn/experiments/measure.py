@@ -1,4 +1,4 @@
-"""What a training run costs: time per phase of a step, peak memory, floating point operations."""
+"""What a training run takes: time per phase of a step, peak memory. Its operations are in the ledger."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from sparsegnn import _native
 
@@ -106,28 +105,3 @@ def _status(field: str) -> int | None:
 
 def _max_resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux
-
-
-class StepFlops:
-    """Training FLOPs of a run. A step is counted once for each `key` (number of weights, probes set) and reused.
-
-    With `count=False` nothing is counted and `total` is None.
-    """
-
-    def __init__(self, count: bool = True) -> None:
-        self.per_key: dict[object, int] = {}
-        self.total: int | None = 0 if count else None
-
-    @contextmanager
-    def step(self, key: object) -> Iterator[bool]:
-        """Wraps forward and backward; yields True when this step runs under the counter, which slows it."""
-        if self.total is None:
-            yield False
-            return
-        if key in self.per_key:
-            yield False
-        else:
-            with FlopCounterMode(display=False) as counter:
-                yield True
-            self.per_key[key] = counter.get_total_flops()
-        self.total += self.per_key[key]

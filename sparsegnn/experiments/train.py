@@ -22,7 +22,9 @@ from sparsegnn import data as graphs
 from sparsegnn._version import __version__
 from sparsegnn.controllers import Controller, registry
 from sparsegnn.experiments.config import DENSE, TrainConfig, check_device, check_writable, is_plain
-from sparsegnn.experiments.measure import PeakMemory, StepFlops, StepTimer
+from sparsegnn.experiments.ledger import Ledger
+from sparsegnn.experiments.measure import PeakMemory, StepTimer
+from sparsegnn.experiments.meter import PARTS
 from sparsegnn.experiments.models import build, edge_count, features_of, prepare, weight_counts
 
 
@@ -134,10 +136,12 @@ def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
     controller = make_controller(config, model, optimizer, graph)
     (weights_at_start, dense), edges = weight_counts(model), edge_count(graph)
     timer = StepTimer(device)
-    flops = StepFlops(count=config.backend == "sparsegnn")  # PyG's gather and scatter would not be counted
+    # A recorded step shows no operators; PyG's gather and scatter are not counted.
+    ledger = Ledger(model, optimizer, sample_every=0 if config.cuda_graph else 50, memory=memory)
     phases = _Phases(controller)
-    best = _fit(config, data, features_of(config.backend, data), graph, model, optimizer, phases, timer, flops)
-    peak = memory.peak()
+    best = _fit(config, data, features_of(config.backend, data), graph, model, optimizer, phases, timer, ledger)
+    account = ledger.report(show=False)
+    counted = account["flops"] if config.backend == "sparsegnn" else dict.fromkeys(account["flops"])
     kept, _ = weight_counts(model)
     if (controller is None or controller.keeps_size) and kept != weights_at_start:
         raise CheckFailed(f"{config.method}: the number of weights must not change, {weights_at_start} became {kept}")
@@ -154,13 +158,16 @@ def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
         "weights": kept,
         "weights_dense": dense,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "flops": flops.total,
+        "flops": counted["products"],
+        **{f"flops_{part}": counted[part] for part in PARTS},
         "seconds_per_step": seconds["step"],
         "seconds_forward": seconds["forward"],
         "seconds_backward": seconds["backward"],
         "seconds_optimizer": seconds["optimizer"],
-        "peak_memory_bytes": peak,
-        "run_memory_bytes": peak - memory.start,  # above what the process held before the model was made
+        **{f"seconds_{part}": account["seconds_per_step"][part] for part in (*PARTS, "other")},
+        "seconds_training": account["seconds"]["total"],  # of all steps, without looks at the validation set
+        "peak_memory_bytes": account["peak_memory_bytes"],
+        "run_memory_bytes": account["run_memory_bytes"],  # above what the process held before the model was made
         "mask_updates": getattr(controller, "updates", 0),
         "phases": phases.history,
         "settings": {k: v if is_plain(v) else str(v) for k, v in used_settings(config).items()},
@@ -201,7 +208,7 @@ class _Phases:
         return now
 
 
-def _fit(config, data, x, graph, model, optimizer, phases: _Phases, timer: StepTimer, flops: StepFlops) -> _Best:
+def _fit(config, data, x, graph, model, optimizer, phases: _Phases, timer: StepTimer, ledger: Ledger) -> _Best:
     """The training loop."""
     from tqdm import tqdm
 
@@ -217,13 +224,11 @@ def _fit(config, data, x, graph, model, optimizer, phases: _Phases, timer: StepT
     bar = tqdm(range(config.epochs), title, disable=hidden, delay=2, leave=False, file=stderr)
     for epoch in bar:
         model.train()
-        probes = any(getattr(conv.lin, "probe", None) is not None for conv in model.convs)
-        kind, now = (weight_counts(model)[0], probes), phases.at(epoch)
-        if not config.cuda_graph:  # there a step of a kind that was not seen must be none that is replayed
-            kind = *kind, now, _trained(model), edge_count(graph)
-        with flops.step(kind) as counting:
+        now = phases.at(epoch)
+        # A step of a kind that was not seen must be none that is replayed.
+        with ledger.step(None if config.cuda_graph else (now, edge_count(graph))) as sampled:
             loss = step()
-        timer.end_step(keep=not counting)
+        timer.end_step(keep=not sampled)
         if not math.isfinite(loss.item()):
             raise CheckFailed(f"training diverged: loss {loss.item()} in epoch {epoch} (lr {config.lr})")
         last = epoch + 1 == config.epochs
@@ -231,11 +236,6 @@ def _fit(config, data, x, graph, model, optimizer, phases: _Phases, timer: StepT
             _evaluate(epoch, model, x, graph, val, test, best, config.save is not None)
             bar.set_postfix(val=f"{best.val_accuracy:.3f}", refresh=False)
     return best
-
-
-def _trained(model: nn.Module) -> int:
-    """Parameters that get gradients: fewer where layers are frozen, and so fewer operations."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def _plain_step(loss_of: Callable[[], Tensor], optimizer: torch.optim.Optimizer, timer: StepTimer):

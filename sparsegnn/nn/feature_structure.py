@@ -90,3 +90,8 @@ def make_structure(x: Tensor, key: tuple) -> Structure:
         if torch.equal(order, torch.arange(order.numel(), dtype=order.dtype, device=order.device)):
             order = None
     return Structure(key, crow, col, *torch.ops.sparsegnn.csr_transpose(crow, col, cols), order)
+
+
+def multiplies(crow: Tensor) -> bool:
+    """Whether an ``spmm`` over these rows is a product with sparse features, or its gradient, and no aggregation."""
+    return any(crow is found.crow or crow is found.ccol for _, found in list(_structures.values()))

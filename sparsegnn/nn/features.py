@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from sparsegnn import policy
 from sparsegnn.graph_formats import outside_modes
@@ -97,8 +98,9 @@ def _products(csr: Structure, ccol: Tensor, block: tuple[int, int]) -> int:
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() == 0:
         return -1
     height, width = block
-    meeting = csr.ccol.diff().long().view(-1, width).sum(1) * ccol.diff().long()
-    return int(meeting.sum()) * height
+    with _disable_current_modes():  # counting is no part of what is counted
+        meeting = csr.ccol.diff().long().view(-1, width).sum(1) * ccol.diff().long()
+        return int(meeting.sum()) * height
 
 
 def checked(layer: str, x: Tensor, inputs: int, dtype: torch.dtype) -> tuple[Structure, Tensor]:
