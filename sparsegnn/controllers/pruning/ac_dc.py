@@ -42,8 +42,8 @@ class ACDC(Shrinking):
     def begin(self) -> None:
         super().begin()
         if self.stop_at < (least := self.start_at + 2 * self.update_every):
-            raise ValueError(f"{self._name}: stop_at must be at least start_at + 2 update_every = {least}, a sparse and "
-                             f"a dense phase, got {self.stop_at}")  # fmt: skip
+            raise ValueError(f"{self._name}: stop_at must be at least start_at + 2 update_every = {least}, a sparse "
+                             f"and a dense phase, got {self.stop_at}")  # fmt: skip
 
     @classmethod
     def recipe(cls, steps: int) -> dict:

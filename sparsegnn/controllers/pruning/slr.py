@@ -49,6 +49,10 @@ class SLR(Penalty):
         super().begin()
         self.loss_change = LossChange(self.optimizer)  # since the last move
 
+    @classmethod
+    def recipe(cls, steps: int) -> dict:
+        return {**super().recipe(steps), "s0": 0.001}
+
     def observe(self) -> None:
         if not self.moved_weights:
             self.moved_weights = {name: w.clone() for name, w in self.weights.items()}

@@ -44,8 +44,8 @@ class GaP(Shrinking):
         if n > len(names):
             raise ValueError(f"{op}: partitions must be at most the number of layers, {len(names)}, got {n}")
         if self.stop_at < (least := self.start_at + n * self.update_every):
-            raise ValueError(f"{op}: stop_at must be at least start_at + partitions * update_every = {least}, a turn of "
-                             f"each, got {self.stop_at}")  # fmt: skip
+            raise ValueError(f"{op}: stop_at must be at least start_at + partitions * update_every = {least}, a turn "
+                             f"of each, got {self.stop_at}")  # fmt: skip
         self.partitions = [names[i * len(names) // n : (i + 1) * len(names) // n] for i in range(n)]
         self.kept = {name: x.values.numel() for name, x in self.layers.items()}  # between the turns of a layer
 
