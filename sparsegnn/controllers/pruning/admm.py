@@ -13,6 +13,12 @@ class ADMM(Penalty):
 
     paper = "Zhang et al., ECCV 2018"
 
+    @classmethod
+    def recipe(cls, steps: int) -> dict:
+        """Half of the steps dense, a quarter reweighting in ten rounds, as 20, 10 and 10 epochs."""
+        every, stop = max(1, steps // 40), max(2, round(0.75 * steps))
+        return {"update_every": every, "start_at": min(steps // 2, stop - every - 1), "stop_at": stop}
+
     def revise(self) -> None:
         self.targets = self.project()
         for name, w in self.weights.items():

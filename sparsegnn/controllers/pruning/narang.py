@@ -60,7 +60,8 @@ class ThresholdRamp(Shrinking):
 
     @classmethod
     def recipe(cls, steps: int) -> dict:
-        start, stop = steps // 4, max(1, int(0.75 * steps))
+        """Half of the steps, as in the paper; weights have grown in the first quarter, so that q means something."""
+        start, stop = steps // 4, max(1, steps // 2)
         return {"update_every": max(1, steps // 40), "start_at": min(start, stop - 1), "stop_at": stop}
 
     def due(self, step: int) -> bool:

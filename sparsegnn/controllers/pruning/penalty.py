@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsegnn.controllers.pruning.shrinking import Shrinking, survivors
-from sparsegnn.controllers.settings import check_int, check_names, check_positive, check_tensors
+from sparsegnn.controllers.settings import check_int, check_positive, check_tensors
 
 
 class Penalty(Shrinking):
@@ -63,14 +63,14 @@ class Penalty(Shrinking):
     @property
     def weights(self) -> dict[str, Tensor]:
         """The weights that are pulled, as they are."""
-        names = [n for n, x in self.layers.items() if self.final is None or self.final[n] < x.values.numel()]
+        names = self.targets or [n for n, m in self.held.items() if self.final is None or self.final[n] < m]
         return {n: self.layers[n].values.detach() for n in names if self.layers[n].values.requires_grad}
 
     def project(self) -> dict[str, Tensor]:
         """The sparse weights nearest to W + L/rho."""
         near = {n: w + self.multipliers[n] / self.rho if n in self.multipliers else w for n, w in self.weights.items()}
         counts = self.counts_at(1.0, {n: near.get(n, x.values.detach()) for n, x in self.layers.items()})
-        return {name: self._sparse(name, w, counts[name]) for name, w in near.items()}
+        return {**self.targets, **{name: self._sparse(name, w, counts[name]) for name, w in near.items()}}
 
     def _sparse(self, name: str, weight: Tensor, n: int) -> Tensor:
         layer, target = self.layers[name], torch.zeros_like(weight)
@@ -121,14 +121,10 @@ class Penalty(Shrinking):
         return {"rounds": self.rounds, **held}
 
     def read_state(self, state: Mapping) -> Callable[[], None]:
-        rounds, found = check_int(self._name, "rounds", state["rounds"], 0), {}
-        for key in self.tensors:
-            names = self.layers if state[key] else ()
-            if names and isinstance(state[key], Mapping):
-                names = [name for name in self.layers if name in state[key]] or names
-            check_names(self._name, key, state, names)
-            like = {name: self.layers[name].values.detach().new_empty(self.held[name]) for name in names}
-            found[key] = check_tensors(self._name, key, state, like)
+        rounds, held = check_int(self._name, "rounds", state["rounds"], 0), state["targets"]
+        known = [name for name in self.layers if isinstance(held, Mapping) and name in held]
+        like = {name: self.layers[name].values.detach().new_empty(self.held[name]) for name in known}
+        found = {key: check_tensors(self._name, key, state, like) for key in self.tensors}
 
         def apply() -> None:
             self.rounds = rounds

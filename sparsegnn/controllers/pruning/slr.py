@@ -60,8 +60,8 @@ class SLR(Penalty):
         self.loss_change.add(self.gradient_scale())
 
     def revise(self) -> None:
-        weights = self.weights
-        fallen = self._penalty(weights, self.moved_targets) - self._penalty(self.moved_weights, self.moved_targets)
+        weights, before = self.weights, {name: self.moved_weights[name] for name in self.weights}
+        fallen = self._penalty(weights, self.moved_targets) - self._penalty(before, self.moved_targets)
         if self.k == 1 or fallen + float(self.loss_change.total) < 0:
             self._move(weights, self.moved_targets, self.targets)
         self.targets = self.project()
@@ -74,14 +74,16 @@ class SLR(Penalty):
 
     def _move(self, weights: Mapping[str, Tensor], targets: Mapping[str, Tensor], since: Mapping[str, Tensor]) -> None:
         """Let L follow the weights away from ``targets``; W' and Z' are ``weights`` and ``since`` from now on."""
-        before, now = _distance(self.moved_weights, self.moved_targets), _distance(weights, targets)
+        before = _distance({name: self.moved_weights[name] for name in weights}, self.moved_targets)
+        now = _distance(weights, targets)
         alpha = 1 - 1 / (self.M * self.k ** (1 - self.k**-self.r))
         if before and now:
             self.s *= alpha * before / now
         self.k += 1
         for name, w in weights.items():
             self.multipliers[name] += self.s * (w - targets[name])
-        self.moved_weights, self.moved_targets = {name: w.clone() for name, w in weights.items()}, since
+        self.moved_weights = {**self.moved_weights, **{name: w.clone() for name, w in weights.items()}}
+        self.moved_targets = since
         self.loss_change.reset()
 
     def _penalty(self, weights: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> float:

@@ -51,8 +51,9 @@ class GaP(Shrinking):
 
     @classmethod
     def recipe(cls, steps: int) -> dict:
-        settings = super().recipe(steps)
-        return {**settings, "start_at": 1}
+        """Three rounds of two partitions in three quarters of the steps."""
+        every = max(1, steps // 8)
+        return {"update_every": every, "start_at": 1, "stop_at": 1 + (6 if steps > 7 else 2) * every}
 
     def due(self, step: int) -> bool:
         turn, rest = divmod(step - self.start_at, self.update_every)

@@ -78,7 +78,7 @@ def test_alternating_phases(optimizer, reset):
 
 def test_the_phases_of_the_paper():
     """ResNet-50 in 100 epochs: compressed at 10, 20 ... 70 and 85, dense again at 15, 25 ... 75."""
-    _, _, controller, _ = setup(ACDC, "adam", **ACDC.recipe(100))
+    _, _, controller, _ = setup(ACDC, "adam", start_at=10, update_every=5, stop_at=85)
     assert [s for s in range(101) if controller.due(s)] == [*range(10, 80, 5), 85]
 
 

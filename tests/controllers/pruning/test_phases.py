@@ -144,6 +144,7 @@ def test_recipes_end_within_the_run(name, steps):
         ("admm", {"distribution": "even"}, "ADMM: distribution must be 'erk'"),
         ("oneshot", {"start_at": 0}, "OneShot: start_at must be at least 1, got 0"),
         ("ac-dc", {"stop_at": 5}, r"ACDC: stop_at must be at least start_at \+ 2 update_every = 6, a sparse and a"),
+        ("ac-dc", {"start_at": 0}, "ACDC: start_at must be at least 1, got 0"),
         ("gap", {"partitions": 3}, "GaP: partitions must be at most the number of layers, 2, got 3"),
         ("gap", {"partitions": 0}, "GaP: partitions must be at least 1, got 0"),
         ("gap", {"stop_at": 5}, r"GaP: stop_at must be at least start_at \+ partitions \* update_every = 6, a turn of"),

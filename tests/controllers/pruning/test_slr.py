@@ -208,6 +208,20 @@ def test_layers_that_stay_dense_are_not_pulled():
     assert [m.sum() for m in masks(model)] == [32, 96] and not controller.targets and not controller.loss_change.weights
 
 
+@pytest.mark.parametrize("method", [SLR, ADMM])
+def test_layers_that_rest_for_a_while(method):
+    model = sparse_model(sparsity=0.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    controller = method(model, optimizer, sparsity=0.8, update_every=1, start_at=1, stop_at=9)
+    train(model, optimizer, 3)
+    before, model[0].values.requires_grad = model[0].values.detach().clone(), False
+    train(model, optimizer, 3, first=3)
+    assert torch.equal(model[0].values, before) and controller.rounds == 4
+    model[0].values.requires_grad = True
+    train(model, optimizer, 4, first=6)
+    assert sum(m.sum() for m in masks(model)) == sum(allocate(SHAPES, 0.8).values())
+
+
 def test_the_penalty_is_scaled_with_the_gradients_of_a_fused_optimizer():
     """Which a GradScaler leaves scaled; a step that it skips changes nothing."""
     runs = []
