@@ -5,11 +5,13 @@ import io
 
 import pytest
 import torch
-from controllers.simulation import sparse_model, train
+from controllers.simulation import batch, sparse_model, train
 
+from sparsegnn import pattern
 from sparsegnn.controllers import ACDC, ADMM, SLR, GaP, OneShot, ThresholdRamp
 from sparsegnn.controllers.distributions import allocate
 from sparsegnn.controllers.registry import METHODS, make
+from sparsegnn.nn import SparseLinear
 
 SHAPES = {"0": (16, 20), "2": (6, 16)}
 FINAL = sum(allocate(SHAPES, 0.8).values())
@@ -52,8 +54,6 @@ def setup(name, optimizer="adam", **kwargs):
 
 
 def positions(layer, n):
-    from sparsegnn import pattern
-
     return pattern.random_pattern(layer.out_features, layer.in_features, nnz=n)
 
 
@@ -171,8 +171,6 @@ def test_refused_types(name, bad):
 
 @pytest.mark.parametrize("name", ["slr", "ac-dc", "gap"])
 def test_refuses_the_pattern_that_cannot_change_its_sparsity(name):
-    from sparsegnn.nn import SparseLinear
-
     layer = SparseLinear(16, 8, sparsity=0.5, pattern="2:4")
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="model must have no layer of pattern '2:4'"):
@@ -198,3 +196,24 @@ def test_refused_states_change_nothing(name, key, value, text):
     with pytest.raises(ValueError, match=text):
         controller.load_state_dict({**before, key: value})
     assert equal(controller.state_dict(), before)
+
+
+@pytest.mark.parametrize("name", ["slr", "admm"])
+def test_closures_and_copies_in_the_middle(name):
+    """A closure makes the gradients within the step; a copy goes on as its original, and leaves that alone."""
+    plain, run = setup(name), setup(name)
+    for step in range(12):
+        model, optimizer, _ = run
+
+        def closure(step=step, model=model, optimizer=optimizer):
+            x, y = batch(step, model)
+            optimizer.zero_grad()
+            loss = (model(x) - y).square().mean()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        train(*plain[:2], 1, first=step)
+        if step == 4:
+            before, run = state(*run), copy.deepcopy(original := run)
+    assert equal(state(*run), state(*plain)) and equal(state(*original), before)
