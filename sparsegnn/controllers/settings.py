@@ -39,6 +39,12 @@ def check_positive(op: str, name: str, value) -> float:
     return float(value)
 
 
+def check_flag(op: str, name: str, value) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be True or False, got {type(value).__name__}")
+    return value
+
+
 def check_schedule(op: str, name: str, value, make: Callable[[float], Callable]) -> Callable[[int], float]:
     """A callable step -> fraction as it is; a number in [0, 1] as the schedule that ``make`` makes of it."""
     if callable(value):

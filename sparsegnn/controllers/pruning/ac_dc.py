@@ -10,7 +10,7 @@ from torch import nn
 from sparsegnn.controllers.optimizers import fresh, slots
 from sparsegnn.controllers.pruning.shrinking import Shrinking
 from sparsegnn.controllers.registry import register
-from sparsegnn.controllers.settings import check_int
+from sparsegnn.controllers.settings import check_flag, check_int
 
 
 @register("ac-dc")
@@ -34,9 +34,7 @@ class ACDC(Shrinking):
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, sparsity: float = 0.9,
                  distribution: str | Mapping[str, float] = "erk", reset_state: bool = False, update_every: int = 100,
                  start_at: int = 100, stop_at: int | None = None, seed: int = 0):  # fmt: skip
-        if not isinstance(reset_state, bool):
-            raise TypeError(f"{self._name}: reset_state must be True or False, got {type(reset_state).__name__}")
-        self.reset_state = reset_state
+        self.reset_state = check_flag(self._name, "reset_state", reset_state)
         check_int(self._name, "start_at", start_at, 1)
         super().__init__(model, optimizer, sparsity=sparsity, distribution=distribution, update_every=update_every,
                          start_at=start_at, stop_at=stop_at, seed=seed)  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsegnn.controllers.pruning.shrinking import Shrinking, survivors
-from sparsegnn.controllers.settings import check_int, check_positive, check_tensors
+from sparsegnn.controllers.settings import check_flag, check_int, check_positive, check_tensors
 
 
 class Penalty(Shrinking):
@@ -17,7 +17,7 @@ class Penalty(Shrinking):
     Steps up to ``start_at`` train dense. From there to ``stop_at`` every step sees, beside the gradient of the loss,
     that of ``rho/2 |W - Z + L/rho|^2``, ``rho (W - Z) + L``, and every ``update_every`` steps :meth:`revise` changes Z,
     the projection of W + L/rho on the counts of ``sparsity`` and ``distribution``, and L. At ``stop_at`` the smallest
-    magnitudes go, and the rest is retrained on sparse kernels, with the state of the optimizer kept.
+    magnitudes go, and the rest is retrained on sparse kernels.
 
     The loss of the training loop does not change: the gradient of the penalty is added between backward() and step(),
     so clipping by hand does not see it, and ``.grad`` holds it after the step. Layers that keep all of their weights
@@ -25,6 +25,9 @@ class Penalty(Shrinking):
 
     Args:
         rho: weight of the penalty.
+        reset_state: whether the weights begin reweighting and retraining with the optimizer state of new ones, as the
+            new optimizers of the public code do. Adam's second moment would else hold gradients of the penalty, far
+            larger than those of the loss, and retraining stand still.
         update_every: steps between changes of Z and L: an epoch (one step, where a batch is the whole graph).
         start_at: first step that is followed by the penalty. stop_at: the step of the hard prune.
         sparsity, distribution: as for :class:`Shrinking`.
@@ -35,9 +38,10 @@ class Penalty(Shrinking):
     tensors = ("targets", "multipliers")  # per weight, while there is a penalty
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, sparsity: float = 0.9,
-                 distribution: str | Mapping[str, float] = "erk", rho: float = 0.01, update_every: int = 100,
-                 start_at: int = 0, stop_at: int | None = None, seed: int = 0):  # fmt: skip
+                 distribution: str | Mapping[str, float] = "erk", rho: float = 0.01, reset_state: bool = True,
+                 update_every: int = 100, start_at: int = 0, stop_at: int | None = None, seed: int = 0):  # fmt: skip
         self.rho = check_positive(self._name, "rho", rho)
+        self.reset_state = check_flag(self._name, "reset_state", reset_state)
         super().__init__(model, optimizer, sparsity=sparsity, distribution=distribution, start_at=start_at,
                          update_every=update_every, stop_at=stop_at, seed=seed)  # fmt: skip
 
@@ -87,6 +91,7 @@ class Penalty(Shrinking):
         if not self.start_at <= self.step < self.stop_at or self._was_skipped(self.optimizer):
             return
         if not self.targets:
+            self._reset()
             self.multipliers = {name: torch.zeros_like(w) for name, w in self.weights.items()}
             self.targets = self.project()
         self.observe()
@@ -106,6 +111,12 @@ class Penalty(Shrinking):
         super().update()
         for key in self.tensors:
             setattr(self, key, {})
+        self._reset()
+
+    def _reset(self) -> None:
+        if self.reset_state:
+            for layer in self.layers.values():
+                self.optimizer.state.pop(layer.values, None)  # which the next step makes anew
 
     def counts(self) -> dict[str, int]:
         return self.counts_at(1.0)

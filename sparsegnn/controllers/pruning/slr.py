@@ -28,7 +28,7 @@ class SLR(Penalty):
 
     Args:
         s0: the first stepsize s. M, r: how fast it falls.
-        sparsity, distribution, rho, update_every, start_at, stop_at: as for :class:`Penalty`.
+        sparsity, distribution, rho, reset_state, update_every, start_at, stop_at: as for :class:`Penalty`.
         model, optimizer, seed: as for :class:`Controller` (nothing here is random).
     """
 
@@ -37,13 +37,14 @@ class SLR(Penalty):
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, sparsity: float = 0.9,
                  distribution: str | Mapping[str, float] = "erk", rho: float = 0.01, s0: float = 0.01, M: float = 200.0,
-                 r: float = 0.1, update_every: int = 100, start_at: int = 0, stop_at: int | None = None,
-                 seed: int = 0):  # fmt: skip
+                 r: float = 0.1, reset_state: bool = True, update_every: int = 100, start_at: int = 0,
+                 stop_at: int | None = None, seed: int = 0):  # fmt: skip
         self.s, self.M = check_positive(self._name, "s0", s0), check_number(self._name, "M", M, 1, 1e30)
         self.r = check_positive(self._name, "r", r)
         self.k = 1
-        super().__init__(model, optimizer, sparsity=sparsity, distribution=distribution, rho=rho, start_at=start_at,
-                         update_every=update_every, stop_at=stop_at, seed=seed)  # fmt: skip
+        super().__init__(model, optimizer, sparsity=sparsity, distribution=distribution, rho=rho,
+                         reset_state=reset_state, start_at=start_at, update_every=update_every, stop_at=stop_at,
+                         seed=seed)  # fmt: skip
 
     def begin(self) -> None:
         super().begin()

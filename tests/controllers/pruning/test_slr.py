@@ -17,19 +17,20 @@ OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.3, momentum=0.9, weight_decay=1e-3),
     "ascent": lambda p: torch.optim.SGD(p, lr=0.02, maximize=True),  # the loss rises
     "adam": lambda p: torch.optim.Adam(p, lr=0.02, weight_decay=1e-3),
+    "adam-anew": lambda p: torch.optim.Adam(p, lr=0.02, weight_decay=1e-3),  # in each phase
 }
 
 
 class Replay:
     """Train and prune as in the paper: a dense model, the penalty in the loss, arrays, sorts over positions."""
 
-    def __init__(self, model, make_optimizer, counts, method, rho, s0=0.0, M=200, r=0.1):
+    def __init__(self, model, make_optimizer, counts, method, rho, s0=0.0, M=200, r=0.1, reset_state=False):
         self.model = nn.Sequential(*(m.to_dense() if isinstance(m, SparseLinear) else m for m in model))
         self.linears = {name: m for name, m in self.model.named_children() if isinstance(m, nn.Linear)}
         self.optimizer = make_optimizer(self.model.parameters())
         self.counts, self.method, self.rho, self.s, self.M, self.r, self.k = counts, method, rho, s0, M, r, 1
         self.masks = {name: np.ones(m.weight.shape) for name, m in self.linears.items()}
-        self.Z, self.accepted = None, []
+        self.Z, self.accepted, self.reset = None, [], reset_state
 
     def W(self):
         return {name: m.weight.detach().numpy().copy() for name, m in self.linears.items()}
@@ -76,6 +77,9 @@ class Replay:
         for step in range(steps):
             x, y = batch(step, self.model)
             loss = (self.model(x) - y).square().mean()
+            if self.reset and step in (start_at, stop_at):
+                for m in self.linears.values():
+                    del self.optimizer.state[m.weight]
             if start_at <= step < stop_at:
                 point = [p.detach().numpy().copy() for p in self.model.parameters()]
                 slope = [g.numpy() for g in torch.autograd.grad(loss, list(self.model.parameters()), retain_graph=True)]
@@ -114,6 +118,7 @@ def close(a, b):
 @pytest.mark.parametrize("method", [SLR, ADMM])
 def test_is_the_paper(method, optimizer):
     settings = {"rho": 0.05} if method is ADMM else {"rho": 0.05, "s0": 0.02, "M": 50, "r": 0.3}
+    settings["reset_state"] = optimizer == "adam-anew"
     make = OPTIMIZERS[optimizer]
     model = sparse_model(sparsity=0.0)
     twin = Replay(model, make, allocate(SHAPES, 0.8), method, **settings)
@@ -132,7 +137,6 @@ def test_is_the_paper(method, optimizer):
         close(seen["Z"][name].view(shape), twin.Z[name])
         close(seen["L"][name].view(shape), twin.L[name])
     if method is SLR:
-        print(twin.accepted, twin.k)
         assert (controller.k, controller.s) == (twin.k, pytest.approx(twin.s, rel=1e-9))
     for mask, layer, linear, want in zip(
         masks(model), (model[0], model[2]), twin.linears.values(), twin.masks.values(), strict=True
