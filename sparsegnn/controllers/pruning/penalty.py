@@ -24,8 +24,8 @@ class Penalty(Shrinking):
     are not pulled.
 
     Args:
-        rho: weight of the penalty. Its gradient, rho |W|, must not be far above that of the loss, or adaptive optimizers
-            forget the loss: 0.01 is good for 140 training nodes of Cora, 1e-5 for 11,000 of coauthor_cs.
+        rho: weight of the penalty. Its gradient, rho |W|, must not be far above that of the loss, or Adam forgets the
+            latter: 0.01 is good for 140 training nodes of Cora, 1e-5 for 11,000 of coauthor_cs.
         reset_state: whether the weights begin reweighting and retraining with the optimizer state of new ones, as the
             new optimizers of the public code do. Adam's second moment would else hold gradients of the penalty, far
             larger than those of the loss, and retraining stand still.
