@@ -9,7 +9,7 @@ from sparsegnn.controllers import Controller
 from sparsegnn.controllers.distributions import allocate
 from sparsegnn.controllers.settings import check_number
 from sparsegnn.nn import inner
-from sparsegnn.nn.features import features_linear, is_sparse
+from sparsegnn.nn.features import dense_features, is_sparse
 
 
 class MaskedLinear(inner.Linear):
@@ -18,7 +18,7 @@ class MaskedLinear(inner.Linear):
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight * self.mask
         if is_sparse(x):
-            return features_linear("MaskedLinear", x, weight.t())
+            return dense_features("MaskedLinear", x, weight.t())
         return nn.functional.linear(x, weight, self.bias)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Callable, Mapping
 from numbers import Real
@@ -28,6 +29,19 @@ def check_number(op: str, name: str, value, low: float, high: float, what: str =
         raise TypeError(f"{op}: {name} must be {what}, got {type(value).__name__}")
     if not low <= value <= high:
         raise ValueError(f"{op}: {name} must be in [{low:g}, {high:g}], got {value}")
+    return value
+
+
+def check_positive(op: str, name: str, value) -> float:
+    """``value`` if it is a finite number above 0."""
+    if check_number(op, name, value, 0, math.inf) in (0, math.inf):
+        raise ValueError(f"{op}: {name} must be finite and above 0, got {value}")
+    return float(value)
+
+
+def check_flag(op: str, name: str, value) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be True or False, got {type(value).__name__}")
     return value
 
 

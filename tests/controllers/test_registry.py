@@ -90,7 +90,7 @@ def test_refused(name, cls, error, words):
     with pytest.raises(error, match=words):
         controllers.register(name)(cls)
     assert before == METHODS
-    with pytest.raises(ValueError, match="method must be one of dense, gmp"):
+    with pytest.raises(ValueError, match="method must be one of dense, .*gmp"):
         registry.find("nothing", others=("dense",))
 
 

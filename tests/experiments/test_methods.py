@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from controllers.methods import SETTINGS
 
 from sparsegnn import _console, controllers
 from sparsegnn import data as graphs
@@ -65,7 +66,7 @@ def test_recipes_are_those_of_the_constructors(small, monkeypatch, method, chang
 @pytest.mark.parametrize("method", list(METHODS))
 def test_every_registered_method(small, tmp_path, method):
     cls, path = METHODS[method], str(tmp_path / "m.pt")
-    r = train(config(method, epochs=60, save=path), small)
+    r = train(config(method, epochs=60, save=path, set=SETTINGS.get(method, {})), small)
     again = json.loads(_console.json_text(r))
     assert again["settings"].keys() == registry.settings(cls).keys() and again["phases"][0][1] == 0
     assert 0 < r["weights"] <= r["weights_dense"] and 0 < r["edges_at_end"] <= r["edges_at_start"]
@@ -88,7 +89,7 @@ def test_any_value_of_any_setting_is_taken_or_refused(small, method):
     cls, graph, done = METHODS[method], prepare("sparsegnn", small), []
     for name, text in itertools.product(registry.settings(cls), HOSTILE):
         try:
-            chosen = config(method, hidden=8, set=settings.read(cls, [f"{name}={text}"]))
+            chosen = config(method, hidden=8, set=SETTINGS.get(method, {}) | settings.read(cls, [f"{name}={text}"]))
             model = build(chosen, small)
             made = make_controller(chosen, model, torch.optim.Adam(parameter_groups(model, chosen), lr=0.01), graph)
             made.detach()

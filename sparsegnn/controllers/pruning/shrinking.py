@@ -69,11 +69,11 @@ class Shrinking(Controller):
 
     # --- for methods ---
 
-    def counts_at(self, share: float) -> dict[str, int]:
-        """The counts when that ``share`` of all pruning is done."""
+    def counts_at(self, share: float, scores: Mapping[str, Tensor] | None = None) -> dict[str, int]:
+        """The counts when that ``share`` of all pruning is done, by other ``scores`` than those of the method."""
         if self.final is None:
             keep = 1 - self.sparsity * share
-            scores = {name: self.scores(name, x) for name, x in self.layers.items()}
+            scores = {name: self.scores(name, x) for name, x in self.layers.items()} if scores is None else scores
             left = sum(score.numel() for score in scores.values())
             return global_magnitude(scores, max(0.0, 1 - keep * sum(self.sizes.values()) / left))
         return {name: size - round((size - self.final[name]) * share) for name, size in self.sizes.items()}

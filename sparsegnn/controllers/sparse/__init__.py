@@ -4,6 +4,7 @@ from sparsegnn.controllers.sparse.dst_ee import DSTEE as DSTEE
 from sparsegnn.controllers.sparse.exploring import Exploring as Exploring
 from sparsegnn.controllers.sparse.freeze import Freeze as Freeze
 from sparsegnn.controllers.sparse.frozen_forward import FrozenForward as FrozenForward
+from sparsegnn.controllers.sparse.gap import GaP as GaP
 from sparsegnn.controllers.sparse.granet import GraNet as GraNet
 from sparsegnn.controllers.sparse.itop import ITOP as ITOP
 from sparsegnn.controllers.sparse.mest import MEST as MEST
