@@ -119,6 +119,8 @@ class EdgeGates(EdgeMethod):
         effective = self.edges.spread(self.gates(self.gate.theta))
         if graph.val is None or not graph.val.requires_grad or graph.val.shape != effective.shape:
             graph.val = torch.empty_like(effective).requires_grad_()
+            if graph.num_rows == graph.num_cols:  # a compiled region cannot make it
+                graph.looped()[0].transpose()
             self._rewatch()
         graph.write_(effective)
 
