@@ -62,6 +62,7 @@ class EdgeMethod(Controller):
         rest = super().read_state(state)
 
         def apply() -> None:
+            self.edges.shuffle(self.generator("ties", step=0))  # of the seed of the checkpoint
             self.edges.restore(alive)
             rest()
 

@@ -38,12 +38,16 @@ class Edges:
         self.total = int(self.pair.max()) + 1 if self.pair.numel() else 0
         if self.total == 0:
             raise ValueError(f"{op}: graph must have an edge that is no self-loop, got {graph}")
-        self.order = torch.randperm(self.total, generator=order).to(graph.device)  # breaks ties, the same way always
+        self.shuffle(order)
         self.alive, self.place = torch.arange(self.total, device=graph.device), self.pair
         self.slots = torch.arange(graph.num_edges, device=graph.device)
 
     def __len__(self) -> int:
         return self.alive.numel()
+
+    def shuffle(self, generator: torch.Generator) -> None:
+        """Draw the order that breaks ties, the same way always."""
+        self.order = torch.randperm(self.total, generator=generator).to(self.graph.device)
 
     def count(self, sparsity: float) -> int:
         """Units that are left at this sparsity, at least one."""
