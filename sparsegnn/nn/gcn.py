@@ -114,7 +114,6 @@ class GCNConv(nn.Module):
             graph = graph.weighted(edge_weight)
         if self.cached:
             self._cached_graph, self._cached_of = graph, Given(given)
-            self._kept.clear()
         return graph
 
     def _aggregate(self, graph: CSRGraph, x: Tensor) -> Tensor:
