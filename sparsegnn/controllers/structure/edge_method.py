@@ -50,8 +50,8 @@ class EdgeMethod(Controller):
     def _find_layers(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
         if self.start != "plain":
             return super()._find_layers(model, optimizer)
-        if not any(group["params"] for group in optimizer.param_groups):
-            raise ValueError(f"{self._name}: optimizer must have parameters, got none")
+        if not any(p.requires_grad for group in optimizer.param_groups for p in group["params"]):
+            raise ValueError(f"{self._name}: optimizer must have parameters that are trained, got none")
         return {}
 
     def extra_state(self) -> dict:
@@ -202,12 +202,11 @@ class EdgeGates(EdgeMethod):
     def _collect(self) -> Tensor | None:
         """[units] the gradient of the gates, and none is left at the graph."""
         val = self.graph.val
-        reference = self._watch.values
-        if reference.grad is not None:
+        if self._watch is not None and self._watch.values.grad is not None:
             self._watch.settle()
-        gradient, val.grad = val.grad, None
-        if reference.grad is None:
+        else:  # that parameter had no part in the step
             self._rewatch()
+        gradient, val.grad = val.grad, None
         if not is_alone() and dist.get_world_size() > 1:
             gradient = self._averaged(torch.zeros_like(val) if gradient is None else gradient)
         if gradient is None:
@@ -241,10 +240,9 @@ class EdgeGates(EdgeMethod):
         """Let the gradient of the edges begin anew with those of the optimizer, of which one stands for all."""
         self._unwatch()
         held = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
-        if not held:
-            raise ValueError(f"{self._name}: optimizer must hold a parameter that is trained, got none")
-        chosen = next((p for p in reversed(held) if p.grad is not None), held[-1])
-        self._watch = Accumulation(chosen, self.graph.val, recorded=False)
+        if held:
+            chosen = next((p for p in reversed(held) if p.grad is not None), held[-1])
+            self._watch = Accumulation(chosen, self.graph.val, recorded=False)
 
     def _unwatch(self) -> None:
         if self._watch is not None:

@@ -26,8 +26,8 @@ class Edges:
         base: the graph as it was; its tensors are shared, so nothing is copied.
         pair: int64 [E of base], unit of every slot; -1 of self-loops.
         alive: int64, ascending: the units that are left. All that methods hold per unit is in this order.
-        slots: int64 [E now], ascending: the slots of the base that are left.
-        place: int64 [E now], where in ``alive`` the unit of every slot is; -1 of self-loops.
+        place: int64 [E now], where in ``alive`` the unit of every slot is; the length of that for self-loops.
+        weight: [E now] what the weights of the base are there, or None.
     """
 
     def __init__(self, op: str, graph: CSRGraph, order: torch.Generator):
@@ -39,8 +39,8 @@ class Edges:
         if self.total == 0:
             raise ValueError(f"{op}: graph must have an edge that is no self-loop, got {graph}")
         self.shuffle(order)
-        self.alive, self.place = torch.arange(self.total, device=graph.device), self.pair
-        self.slots = torch.arange(graph.num_edges, device=graph.device)
+        self.alive, self.place = torch.arange(self.total, device=graph.device), self.pair % (self.total + 1)
+        self.weight = graph.val
 
     def __len__(self) -> int:
         return self.alive.numel()
@@ -73,19 +73,18 @@ class Edges:
         slots = kept[self.pair].nonzero().view(-1)
         self.graph.assign_(self.base.subset(slots) if slots.numel() < self.pair.numel() else self.base)
         unit = self.pair[slots]
-        self.alive, self.slots = alive, slots
-        self.place = torch.where(unit < 0, unit, torch.searchsorted(alive, unit))
+        self.alive, self.weight = alive, self.graph.val
+        self.place = torch.where(unit < 0, alive.numel(), torch.searchsorted(alive, unit))
 
     def spread(self, values: Tensor) -> Tensor:
         """[E now] weights of the base times one number per unit, 1 for self-loops."""
-        factor = torch.cat([values, values.new_ones(1)])[self.place]  # -1 is the last
-        return factor if self.base.val is None else factor * self.base.val[self.slots].to(factor.dtype)
+        factor = torch.cat([values, values.new_ones(1)])[self.place]
+        return factor if self.weight is None else factor * self.weight.to(factor.dtype)
 
     def gather(self, gradient: Tensor) -> Tensor:
         """[units] the gradient of ``values`` from that of ``spread(values)``: sums over both directions."""
-        if self.base.val is not None:
-            gradient = gradient * self.base.val[self.slots].to(gradient.dtype)
-        return gradient.new_zeros(len(self) + 1).index_add_(0, self.place % (len(self) + 1), gradient)[:-1]
+        gradient = gradient if self.weight is None else gradient * self.weight.to(gradient.dtype)
+        return gradient.new_zeros(len(self) + 1).index_add_(0, self.place, gradient)[:-1]
 
     def weights(self, dtype: torch.dtype) -> Tensor:
         """[units] those of the base."""

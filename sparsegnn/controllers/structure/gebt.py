@@ -20,8 +20,8 @@ from sparsegnn.graph import CSRGraph
 class GEBT(EdgeGates, Shrinking):
     """Trains weights and edge values A until what would be pruned of both no longer changes, then prunes it, once.
 
-    Until then A, one number per undirected edge, 1 at first, follows the loss and ``rho`` |A + U - Z|^2, where every
-    ``update_every`` steps Z becomes A + U without its lowest magnitudes and U grows by A - Z (ADMM). The masks then are
+    Until then A, one number >= 0 per undirected edge, 1 at first, follows the loss and ``rho`` |A + U - Z|^2, where
+    every ``update_every`` steps Z becomes A + U without its lowest magnitudes and U grows by A - Z (ADMM). The masks are
     the highest |A| and the highest |w|; when their distance to the last ``window`` masks is below ``eta``
     (:class:`MaskStability`), or at ``stop_at``, the graph and the layers are pruned in place. The edges that are left
     have the weights that they had before, the weights of the layers are inherited, and training goes on.
@@ -62,10 +62,10 @@ class GEBT(EdgeGates, Shrinking):
         return torch.ones_like(weights)[None]
 
     def gates(self, theta: Tensor) -> Tensor:
-        return theta[0]
+        return theta[0].clamp(min=0)  # degrees must not become negative
 
     def penalty(self, theta: Tensor) -> Tensor:
-        return self.rho * (theta[0] + self.dual - self.target_values).square().mean()
+        return self.rho * (self.gates(theta) + self.dual - self.target_values).square().mean()
 
     def due(self, step: int) -> bool:
         return not self.found_at and (step == self.stop_at or super().due(step))
@@ -79,7 +79,7 @@ class GEBT(EdgeGates, Shrinking):
         """Draw the masks; where they have settled, prune."""
         self.check_movable()
         self.learn()
-        values, n, counts = self.gate.theta[0], self.edges.count(self.edge_sparsity), self.counts_at(1.0)
+        values, n, counts = self.gates(self.gate.theta), self.edges.count(self.edge_sparsity), self.counts_at(1.0)
         self.target_values = torch.where(self._mask(values + self.dual, n), values + self.dual, 0)
         self.dual = self.dual + values - self.target_values
         edges, weights = self._mask(values, n), [self._weights(name, n) for name, n in counts.items()]

@@ -76,8 +76,9 @@ class Kedge(EdgeGates):
         return torch.stack([torch.full_like(weights, 1.0), torch.full_like(weights, -0.7)])  # E[z] = 0.88
 
     def show(self) -> None:
-        uniform = torch.rand(self.edges.total, generator=self.generator("gates"))[self.edges.alive.cpu()]
-        self._uniform = uniform.clamp_(1e-6, 1 - 1e-6).to(self.gate.theta)
+        device = self.graph.device
+        uniform = torch.rand(self.edges.total, generator=self.generator("gates", device), device=device)
+        self._uniform = uniform[self.edges.alive].clamp_(1e-6, 1 - 1e-6).to(self.gate.theta)
         super().show()
 
     def gates(self, theta: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from controllers.structure.graphs import GCN, N, batch, dense, graph
+from controllers.structure.graphs import N, batch, dense, graph
 
 from sparsegnn import CSRGraph
 from sparsegnn.controllers.structure.edges import Edges, pairs
@@ -105,7 +105,7 @@ def test_copies_stay_what_they_were():
 
 
 def test_a_compiled_model_follows():
-    model, g, (x, _) = GCN(), graph(), batch()
+    model, g, (x, _) = GCNConv(7, 4).double(), graph(), batch()
     model(x, g).sum().backward()
     g.looped()  # which a compiled region can not make, and trainable weights need
     run = torch.compile(model, backend="eager", fullgraph=True)

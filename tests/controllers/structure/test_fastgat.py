@@ -48,9 +48,9 @@ def test_parallel_edges_are_conductances_that_add():
 @pytest.mark.parametrize("weighted", [False, True])
 def test_projections_come_close(weighted):
     g = graph(weighted=weighted)
-    exact, got = by_pinv(g), effective_resistance(g, exact=False, projections=4000).numpy()
+    exact, got = by_pinv(g), effective_resistance(g, exact=False, projections=400).numpy()
     edge = (g.rows() != g.col).numpy()
-    assert np.abs(got[edge] / exact[edge] - 1).max() < 5 * np.sqrt(2 / 4000)
+    assert np.abs(got[edge] / exact[edge] - 1).max() < 5 * np.sqrt(2 / 400)
     other = effective_resistance(g, exact=False, projections=10, seed=1)
     assert not torch.equal(other, effective_resistance(g, exact=False, projections=10))
 
@@ -70,14 +70,14 @@ def test_sample_is_drawing_with_replacement(n, draws):
     weight, leverage = units.weights(torch.float64).numpy(), np.zeros(26)
     leverage[units.pair[units.pair >= 0]] = r[units.pair >= 0]
     p = weight * leverage / (weight * leverage).sum()
-    rng, rounds = np.random.default_rng(0), 800
+    rng, rounds = np.random.default_rng(0), 300
     wanted, got = np.zeros((2, 26)), np.zeros((2, 26))
     for i in range(rounds):
         count = np.zeros(26)
         if n is None:
             count = np.bincount(rng.choice(26, draws, p=p), minlength=26)
         else:
-            order = rng.choice(26, 4000, p=p)
+            order = rng.choice(26, 1500, p=p)
             seen, first = np.unique(order, return_index=True)
             if len(seen) >= n:
                 count = np.bincount(order[: np.sort(first)[n - 1] + 1], minlength=26)
@@ -87,7 +87,7 @@ def test_sample_is_drawing_with_replacement(n, draws):
         got[0, kept] += 1
         got[1, kept] += factor.numpy()
     error = np.abs(wanted - got) / rounds
-    assert error[0].max() < 0.1 and error[1].mean() < 0.12 and error[1].mean() < error[1].max() < 0.5
+    assert error[0].max() < 0.15 and error[1].mean() < 0.2 and error[1].max() < 0.8
     if n is None:  # the expectation of the Laplacian is that of the graph
         assert abs((got[1] / rounds - 1) * p).sum() < 0.05
 

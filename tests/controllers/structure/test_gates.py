@@ -190,6 +190,34 @@ def test_copies_control_the_copied_graph():
     assert controller2.graph is not g and torch.equal(controller2.graph.val, g.val) and controller2.step == 4
 
 
+def test_gradients_are_averaged_over_processes(monkeypatch):
+    """Two ranks whose gradients differ by a factor of three; a graph of another size is refused."""
+    from sparsegnn.controllers.structure import edge_method
+
+    g, model = graph(), GCN()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    controller = Plain(model, optimizer, graph=g)
+    factor, calls = [3.0], []
+
+    def all_reduce(t, op=None):
+        calls.append(t.dtype)
+        if t.is_floating_point():
+            t.mul_(1 + factor[0])
+        elif op == torch.distributed.ReduceOp.MAX:
+            t[0] += int(factor[0] == 0)
+
+    monkeypatch.setattr(edge_method, "is_alone", lambda: False)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    loss_of(model, g).backward()
+    wanted = controller.edges.gather(g.val.grad) * 2
+    torch.testing.assert_close(controller._collect(), wanted)
+    assert calls == [torch.int64, torch.int64, torch.float64]
+    factor[0] = 0.0
+    with pytest.raises(RuntimeError, match="Plain: all processes must have the same graph and seed"):
+        controller._collect()
+
+
 def test_warns_once_where_the_model_is_called_with_another_graph():
     g, model = graph(), GCN()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
