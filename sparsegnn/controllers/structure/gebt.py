@@ -21,7 +21,7 @@ class GEBT(EdgeGates, Shrinking):
     """Trains weights and edge values A until what would be pruned of both no longer changes, then prunes it, once.
 
     Until then A, one number >= 0 per undirected edge, 1 at first, follows the loss and ``rho`` |A + U - Z|^2, where
-    every ``update_every`` steps Z becomes A + U without its lowest magnitudes and U grows by A - Z (ADMM). The masks are
+    every ``update_every`` steps Z becomes A + U without its lowest magnitudes and U grows by A - Z (ADMM). Masks are
     the highest |A| and the highest |w|; when their distance to the last ``window`` masks is below ``eta``
     (:class:`MaskStability`), or at ``stop_at``, the graph and the layers are pruned in place. The edges that are left
     have the weights that they had before, the weights of the layers are inherited, and training goes on.
