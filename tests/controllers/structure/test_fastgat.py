@@ -45,9 +45,8 @@ def test_parallel_edges_are_conductances_that_add():
     assert effective_resistance(g).tolist() == pytest.approx([0.5] * 4)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_projections_come_close(weighted):
-    g = graph(weighted=weighted)
+def test_projections_come_close():
+    g = graph(weighted=True)
     exact, got = by_pinv(g), effective_resistance(g, exact=False, projections=400).numpy()
     edge = (g.rows() != g.col).numpy()
     assert np.abs(got[edge] / exact[edge] - 1).max() < 5 * np.sqrt(2 / 400)
@@ -70,7 +69,7 @@ def test_sample_is_drawing_with_replacement(n, draws):
     weight, leverage = units.weights(torch.float64).numpy(), np.zeros(26)
     leverage[units.pair[units.pair >= 0]] = r[units.pair >= 0]
     p = weight * leverage / (weight * leverage).sum()
-    rng, rounds = np.random.default_rng(0), 300
+    rng, rounds = np.random.default_rng(0), 150
     wanted, got = np.zeros((2, 26)), np.zeros((2, 26))
     for i in range(rounds):
         count = np.zeros(26)
@@ -87,9 +86,9 @@ def test_sample_is_drawing_with_replacement(n, draws):
         got[0, kept] += 1
         got[1, kept] += factor.numpy()
     error = np.abs(wanted - got) / rounds
-    assert error[0].max() < 0.15 and error[1].mean() < 0.2 and error[1].max() < 0.8
+    assert error[0].max() < 0.2 and error[1].mean() < 0.25 and error[1].max() < 1
     if n is None:  # the expectation of the Laplacian is that of the graph
-        assert abs((got[1] / rounds - 1) * p).sum() < 0.05
+        assert abs((got[1] / rounds - 1) * p).sum() < 0.08
 
 
 @pytest.mark.parametrize("settings", [{"edge_sparsity": 0.5}, {"edge_sparsity": 0.9}, {"epsilon": 1.5}])
