@@ -16,7 +16,8 @@ from rich.text import Text
 
 from sparsegnn import _console, _files
 from sparsegnn import data as graphs
-from sparsegnn.train import TrainConfig, train
+from sparsegnn.experiments.config import TrainConfig
+from sparsegnn.experiments.train import train
 
 ROWS = (
     ("dense", {"method": "dense"}),

@@ -14,8 +14,9 @@ import torch  # noqa: E402
 
 import sparsegnn
 from sparsegnn._info import info
+from sparsegnn.experiments.config import TrainConfig
+from sparsegnn.experiments.train import train
 from sparsegnn.nn import GATConv, GCNConv, SparseLinear
-from sparsegnn.train import TrainConfig, train
 
 
 def compare(name: str, parameters: list, got: torch.Tensor, wanted: torch.Tensor) -> None:

@@ -86,13 +86,17 @@ def _plain_table(title: str, rows: Sequence[Sequence[Cell]], head: Sequence[str]
     return "".join(f"{line.rstrip()}\n" for line in (clean(title), *aligned))
 
 
+def width(least: int = 60) -> int:
+    """Columns of the terminal, 120 where there is none, never too few."""
+    return min(max(shutil.get_terminal_size((120, 25)).columns, least), 400)
+
+
 def rendered(renderable: object, least: int = 60) -> str:
     """A renderable of rich as text for stdout: as wide as the terminal, 120 where there is none, never too narrow."""
     from rich.console import Console
 
-    width = min(max(shutil.get_terminal_size((120, 25)).columns, least), 400)
     plain = {"markup": False, "emoji": False, "highlight": False, "force_jupyter": False}
-    console = Console(file=sys.stdout or io.StringIO(), width=width, height=25, **plain)
+    console = Console(file=sys.stdout or io.StringIO(), width=width(least), height=25, **plain)
     with console.capture() as capture:
         console.print(renderable)
     text = capture.get()

@@ -15,8 +15,10 @@ from sparsegnn.nn import SparseLinear
 from sparsegnn.nn.inner import Linear as InnerLinear
 from sparsegnn.pattern import check_kind, check_sparsity
 
-#: attributes of PyG's GCNConv, GATConv and GATv2Conv that hold the weight of the nodes
+#: attributes of PyG's GCNConv, SAGEConv, GATConv and GATv2Conv that hold the weight of the nodes
 INNER = ("lin", "lin_src", "lin_dst", "lin_l", "lin_r")
+#: modules of PyG that use the weights of their linear layers themselves, as its other convolutions may
+PAST_THE_CALL = ("HeteroDictLinear", "PMLP")
 Selector = Iterable[str] | Callable[[str, nn.Module], bool] | None
 
 
@@ -32,11 +34,12 @@ def sparsify(
     rows: int = 4096,
     inplace: bool = True,
 ) -> nn.Module:
-    """Swap every ``nn.Linear``, and the weights of GCNConv, GATConv and GATv2Conv (ours or PyG's), for sparse ones.
+    """Swap every linear layer, torch's and PyG's ``Linear``, for a sparse one.
 
-    The weights of largest magnitude stay, with their values. PyG's convolutions stay what they are and call a
-    :class:`~sparsegnn.nn.SparseLinear` in place of their own ``lin``. Call it before the optimizer is made: the
-    parameters are new. Subclasses of ``nn.Linear`` are left alone.
+    The weights of largest magnitude stay, with their values. PyG's GCNConv, SAGEConv, GATConv and GATv2Conv stay what
+    they are and call a :class:`~sparsegnn.nn.SparseLinear` in place of their own ``lin``; what its other convolutions
+    hold themselves is left alone, as are subclasses of ``nn.Linear``. Call it before the optimizer is made: the
+    parameters are new.
 
     Args:
         sparsity: fraction of zeros of all swapped layers together, in [0, 1). 0 keeps all weights, in sparse layers.
@@ -105,23 +108,25 @@ def _check_model(op: str, model: nn.Module) -> None:
 
 
 def _pyg():
-    """PyG's (convolutions, Linear) if the program has imported it: no model holds its layers otherwise."""
+    """PyG's (convolutions that can become sparse, Linear) if the program has imported it, as a model of its must."""
     if "torch_geometric.nn" not in sys.modules:
         return (), None
     pyg = sys.modules["torch_geometric.nn"]
-    return (pyg.GCNConv, pyg.GATConv, pyg.GATv2Conv), pyg.Linear
+    return (pyg.GCNConv, pyg.SAGEConv, pyg.GATConv, pyg.GATv2Conv), pyg.Linear
 
 
 def _linears(model: nn.Module) -> dict[str, nn.Module]:
     """The layers that can become sparse, by the first of their names."""
     convolutions, pyg_linear = _pyg()
-    inner = {id(m): None for conv in model.modules() if isinstance(conv, convolutions)
-             for name, m in conv.named_children() if name in INNER}  # fmt: skip
+    left = {id(m) for x in model.modules() if type(x).__name__ in PAST_THE_CALL for m in x.modules()}
+    for conv in (x for x in model.modules() if hasattr(x, "propagate")):
+        known = INNER if isinstance(conv, convolutions) else ()
+        left |= {id(m) for name, m in conv.named_children() if name not in known}
     kinds = (nn.Linear, InnerLinear, nn.LazyLinear)
     return {
         name: m
         for name, m in model.named_modules()
-        if type(m) in kinds or isinstance(m, nn.LazyLinear) or (type(m) is pyg_linear and id(m) in inner)
+        if type(m) in kinds or isinstance(m, nn.LazyLinear) or (type(m) is pyg_linear and id(m) not in left)
     }
 
 

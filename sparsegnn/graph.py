@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from sparsegnn import graph_formats as formats
-from sparsegnn.graph_formats import check_weight, fail, outside_inference
+from sparsegnn.graph_formats import check_weight, fail, outside_modes
 
 Csr = tuple[Tensor, Tensor, Tensor]
 
@@ -46,7 +46,7 @@ class CSRGraph:
     # --- making one ---
 
     @classmethod
-    @outside_inference
+    @outside_modes
     def from_edge_index(
         cls, edge_index: Tensor, num_nodes: int | tuple[int, int] | None = None, edge_weight: Tensor | None = None
     ) -> CSRGraph:
@@ -67,7 +67,7 @@ class CSRGraph:
         return graph
 
     @classmethod
-    @outside_inference
+    @outside_modes
     def from_csr(cls, crow: Tensor, col: Tensor, val: Tensor | None = None, num_cols: int | None = None) -> CSRGraph:
         """From compressed rows of A[target, source]; ``num_cols`` None: as many as rows.
 
@@ -124,7 +124,7 @@ class CSRGraph:
 
     def transpose(self) -> Csr:
         """``(ccol, row, perm)`` of the transpose; ``ccol`` and ``row`` are ``crow`` and ``col`` when A is symmetric."""
-        return self._structure.get("transpose") or keep(self._structure, "transpose", self._transpose)
+        return self._structure.get("transpose") or self._keep("transpose", self._transpose)
 
     def _transpose(self) -> Csr:
         ccol, row, perm = torch.ops.sparsegnn.csr_transpose(self.crow, self.col, self.num_cols)
@@ -133,7 +133,7 @@ class CSRGraph:
             return self.crow, self.col, perm
         return ccol, row, perm
 
-    @outside_inference
+    @outside_modes
     def weighted(self, edge_weight: Tensor | None) -> CSRGraph:
         """The same graph with these weights, in the order of the edge list that it was made from, ``[num_given]``.
 
@@ -159,7 +159,9 @@ class CSRGraph:
         if graph is self or not add_self_loops:
             return scale, diag
         key = f"{improved} {dtype} whole"
-        return scale, (self._norms.get(key) or keep(self._norms, key, lambda: (self._canceling(improved, dtype),)))[0]
+        if (diag := self._norms.get(key)) is None:
+            diag = keep(self._norms, key, lambda: self._canceling(improved, dtype), self)
+        return scale, diag
 
     def _canceling(self, improved: bool, dtype: torch.dtype) -> Tensor:
         """The loops that L leaves, less all those of A."""
@@ -178,7 +180,7 @@ class CSRGraph:
         found = self._norms.get(key)
         if found is None:
             cache = {} if self.val is not None and self.val.requires_grad else self._norms  # an optimizer changes it
-            found = keep(cache, key, lambda: self._normed(improved, add_self_loops, dtype))
+            found = keep(cache, key, lambda: self._normed(improved, add_self_loops, dtype), self)
         graph, scale, diag = found
         return self if graph is None else graph, scale, diag
 
@@ -227,7 +229,7 @@ class CSRGraph:
         Returns ``(graph, slot)``: ``slot`` [E'] int64 is the slot here, or a number from E on for a new loop; of
         several loops of a node the last stays. Without values.
         """
-        return self._structure.get("looped") or keep(self._structure, "looped", self._looped)
+        return self._structure.get("looped") or self._keep("looped", self._looped)
 
     def _looped(self) -> tuple[CSRGraph, Tensor]:
         self._check_square("add_self_loops")
@@ -269,7 +271,7 @@ class CSRGraph:
                 return self.padded_loops()
         return self.looped()
 
-    @outside_inference
+    @outside_modes
     def add_self_loops(self, fill_value: float = 1.0) -> CSRGraph:
         """The graph with exactly one self-loop per node; loops that exist keep their weight, new ones get this.
 
@@ -282,12 +284,12 @@ class CSRGraph:
         val = extend(val, slot, fill_value)
         return CSRGraph(graph.crow, graph.col, val, self.num_cols, graph.perm, num_given=graph.num_given)
 
-    @outside_inference
+    @outside_modes
     def remove_self_loops(self) -> CSRGraph:
         """The graph without self-loops; its ``perm`` still counts in the list with them."""
         return self.subset(torch.nonzero(self.rows() != self.col).view(-1))
 
-    @outside_inference
+    @outside_modes
     def subset(self, slots: Tensor) -> CSRGraph:
         """The graph of the edges ``slots`` alone, int64, ascending; its ``perm`` still counts in the list with all."""
         perm = slots.int() if self.perm is None else self.perm[slots]
@@ -321,6 +323,10 @@ class CSRGraph:
         self.val.copy_(val)
         self._norms, self.version = {}, self.version + 1
 
+    def _keep(self, key: str, make: Callable):
+        """What follows from the edges alone."""
+        return keep(self._structure, key, make, (self.crow, self.col, self.perm))
+
     def _check_square(self, what: str) -> None:
         if self.num_rows != self.num_cols:
             fail(f"graph must be square for {what}", self.shape)
@@ -339,7 +345,7 @@ class CSRGraph:
     def __deepcopy__(self, memo: dict) -> CSRGraph:
         return pytree.tree_map_only(Tensor, lambda t: copy.deepcopy(t, memo), self)
 
-    @outside_inference
+    @outside_modes
     def to(self, device: torch.device | str) -> CSRGraph:
         """The same graph, with all that was derived, on ``device``."""
         device, moved = torch.device(device), {}
@@ -350,9 +356,11 @@ class CSRGraph:
         return self if self.device == device else pytree.tree_map_only(Tensor, move, self)
 
 
-def keep(cache: dict, key: str, make: Callable):
-    value = outside_inference(make)()
-    if not torch.compiler.is_compiling():  # a compiled region does not write to its inputs
+def keep(cache: dict, key: str, make: Callable, of):
+    """``make()`` of the tensors in ``of``, for ``cache``."""
+    value = outside_modes(lambda of: make())(of)
+    plain = all(type(t) is Tensor for t in pytree.tree_leaves(value) if isinstance(t, Tensor))  # no fakes
+    if plain and not torch.compiler.is_compiling():  # a compiled region does not write to its inputs
         cache[key] = value
     return value
 

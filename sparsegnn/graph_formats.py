@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.utils import _pytree as pytree
 
 LIMIT = 2**31 - 1  # edges and nodes are counted in int32
 FEW_NODES = 1 << 24  # an index that is one by mistake may ask for 8 GiB of row offsets
@@ -17,17 +20,31 @@ def fail(expected: str, got, error: type[Exception] = ValueError):
     raise error(f"CSRGraph: {expected}, got {got}")
 
 
-def outside_inference(function: Callable) -> Callable:
-    """``function``, of ordinary tensors under ``torch.inference_mode`` too: what is kept must serve training later."""
+def outside_modes(function: Callable) -> Callable:
+    """``function``, of ordinary tensors under ``torch.inference_mode`` and the transforms of torch.func too: what is
+    kept must serve later. Where a transform wraps the tensors that it is given, so it does the results."""
 
     @functools.wraps(function)
     def run(*args, **kwargs):
-        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+        if torch.compiler.is_compiling():
             return function(*args, **kwargs)
-        with torch.inference_mode(False), torch.no_grad():
+        transformed = torch._C._functorch.peek_interpreter_stack() is not None and not _are_wrapped(args, kwargs)
+        if not transformed and not torch.is_inference_mode_enabled():
+            return function(*args, **kwargs)
+        with contextlib.ExitStack() as outside:
+            if transformed:
+                outside.enter_context(temporarily_clear_interpreter_stack())
+            if torch.is_inference_mode_enabled():
+                outside.enter_context(torch.inference_mode(False))
+                outside.enter_context(torch.no_grad())
             return function(*args, **kwargs)
 
     return run
+
+
+def _are_wrapped(*values) -> bool:
+    tensors = (t for t in pytree.tree_leaves(values) if isinstance(t, Tensor))
+    return any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors)
 
 
 def _describe(value) -> str:

@@ -12,9 +12,9 @@ import sparsegnn
 from sparsegnn import data as graphs
 from sparsegnn.capture import CapturedStep
 from sparsegnn.controllers import SET, GradualMagnitude, Rewiring, RigL, StaticSparse
-from sparsegnn.models import build, prepare
+from sparsegnn.experiments.config import TrainConfig
+from sparsegnn.experiments.models import build, prepare
 from sparsegnn.nn import SparseLinear
-from sparsegnn.train import TrainConfig
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 PLACES = ["cpu", pytest.param("cuda", marks=needs_cuda)]

@@ -13,6 +13,9 @@ import pytest
 import torch
 
 from sparsegnn import cli, data
+from sparsegnn.cli import bench
+from sparsegnn.cli.train import train
+from sparsegnn.controllers import RigL, registry
 
 pytest.importorskip("typer")
 pytest.importorskip("sklearn")
@@ -144,10 +147,10 @@ def test_any_value_of_any_option_is_run_or_refused(run, monkeypatch, tmp_path):
         raise ValueError("as far as a run")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sparsegnn.train.train", refuse)
+    monkeypatch.setattr("sparsegnn.experiments.train.train", refuse)
     graph, load = data.load("digits"), data.load
     monkeypatch.setattr(data, "load", lambda name, **kw: graph if name == "digits" else load(name, **kw))
-    options = [name for name in inspect.signature(cli.train).parameters if name not in ("as_json", "threads")]
+    options = [name for name in inspect.signature(train).parameters if name not in ("as_json", "threads")]
     ran = set()
     for name, value in itertools.product(options, HOSTILE):
         code, out, err = run("train", "--json", f"--{name.replace('_', '-')}={value}")
@@ -155,6 +158,13 @@ def test_any_value_of_any_option_is_run_or_refused(run, monkeypatch, tmp_path):
         if out and json.loads(out)["error"] == "as far as a run":
             ran.add(name)
     assert {"lr", "seed", "dropout"} <= ran < set(options) and not os.listdir(tmp_path)
+    own = [f"--set={name}" for name in ("", *registry.settings(RigL))]
+    for name, value in itertools.product(own, HOSTILE):
+        code, out, err = run("train", "--json", "--method=rigl", f"{name}={value}")
+        assert code == 2 and "Traceback" not in err and json.loads(out)["error"], (name, value, err)
+    for value in HOSTILE[1:]:
+        code, out, err = run("methods", "--json", "--", value)
+        assert code == 2 and "Traceback" not in err, (value, err)
 
 
 @pytest.mark.parametrize("args", [["--bogus"], ["--epochs", "many"], ["surplus"]])
@@ -204,7 +214,7 @@ def without_harness(monkeypatch):
 
 def test_bench_names_what_is_missing(run, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "path", sys.path[:])  # `bench` puts its folder there, for good
-    monkeypatch.setattr(cli, "_checkouts", lambda: [tmp_path])
+    monkeypatch.setattr(bench, "checkouts", lambda: [tmp_path])
     for args in (["spmm"], ["--suite", "cpu"]):
         code, _, err = run("bench", *args)
         assert code == 2 and "bench needs a checkout" in err
@@ -229,7 +239,7 @@ def test_bench_refuses_what_does_not_fit(run, args):
 
 @pytest.mark.parametrize("passed, check, want", [(False, True, 1), (False, False, 0), (True, True, 0), (None, True, 0)])
 def test_bench_suite_fails_only_when_asked_to_check(run, monkeypatch, tmp_path, passed, check, want):
-    monkeypatch.setattr(cli, "_checkouts", lambda: [tmp_path])
+    monkeypatch.setattr(bench, "checkouts", lambda: [tmp_path])
     row = {"suite_row": "spmm", "regime": "kept", "passed": passed}
     source = f"def run(name, quick, only, table):\n    return [{row!r}]\n"
     source += "def missed(rows):\n    return [r for r in rows if r['passed'] is False]\n"

@@ -138,7 +138,7 @@ def test_our_convolutions(make):
     assert type(made_sparse.lin) is type(dense.lin)
 
 
-@pytest.mark.parametrize("kind", ["gcn", "gat", "bipartite", "gatv2"])
+@pytest.mark.parametrize("kind", ["gcn", "gat", "bipartite", "gatv2", "sage"])
 def test_pyg_convolutions(kind):
     pyg = pytest.importorskip("torch_geometric.nn")
     torch.manual_seed(0)
@@ -147,12 +147,15 @@ def test_pyg_convolutions(kind):
         "gat": lambda: pyg.GATConv(12, 4, heads=2, edge_dim=3, residual=True),
         "bipartite": lambda: pyg.GATConv((12, 12), 4, heads=2, add_self_loops=False),
         "gatv2": lambda: pyg.GATv2Conv(12, 4, heads=2),
+        "sage": lambda: pyg.SAGEConv(12, 8),
     }[kind]
     conv, x = make(), torch.randn(30, 12)
     x = (x, x) if kind == "bipartite" else x
     dense = copy.deepcopy(conv)
     sparsify(conv, 0.75, distribution="uniform")
-    names = {"bipartite": ["lin_src", "lin_dst"], "gatv2": ["lin_l", "lin_r"]}.get(kind, ["lin"])
+    names = {"bipartite": ["lin_src", "lin_dst"], "gatv2": ["lin_l", "lin_r"], "sage": ["lin_l", "lin_r"]}.get(
+        kind, ["lin"]
+    )
     assert list(counts(conv)) == names
     for name in names:
         weight = getattr(dense, name).weight
@@ -166,6 +169,34 @@ def test_pyg_convolutions(kind):
     torch.testing.assert_close(conv(x, edges()), dense(x, edges()))
     conv.reset_parameters()
     repr(conv)
+
+
+def test_pyg_linear_layers_beside_convolutions():
+    """Of a head, of a GIN's MLP; what other convolutions hold, or use past the call, stays dense."""
+    pyg = pytest.importorskip("torch_geometric.nn")
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.sage, self.gin = pyg.SAGEConv(12, 12), pyg.GINConv(pyg.MLP([12, 12, 12], norm=None))
+            self.trans, self.head, self.last = pyg.TransformerConv(12, 12), pyg.Linear(12, 12), nn.Linear(12, 12)
+            self.other = pyg.HeteroDictLinear(12, 12, ["a"])
+
+        def forward(self, x):
+            for layer in (self.sage, self.gin, self.trans):
+                x = layer(x, edges()).relu()
+            return self.last(self.head(self.other({"a": x})["a"]))
+
+    model, x = Net(), torch.randn(30, 12)
+    dense = copy.deepcopy(model)
+    sparsify(model, 0.75, distribution="uniform")
+    names = ["sage.lin_l", "sage.lin_r", "gin.nn.lins.0", "gin.nn.lins.1", "head", "last"]
+    assert list(counts(model)) == names
+    for name in names:
+        weight = dense.get_submodule(name).weight
+        weight.data *= top_mask(weight, 36)
+    torch.testing.assert_close(model(x), dense(x))
+    torch.testing.assert_close(densify(model)(x), dense(x))
 
 
 def test_sparse_training_of_a_converted_pyg_model():

@@ -346,7 +346,7 @@ def foreign_gpu(monkeypatch):
 
 def test_a_gpu_that_the_build_is_not_for(foreign_gpu):
     import sparsegnn
-    from sparsegnn.train import check_device
+    from sparsegnn.experiments.config import check_device
 
     wanted = (
         r"NVIDIA H200: this build has no kernels for compute capability 9.0 \(it has sm_80\); to rebuild: TORCH_CUDA"

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import sparsegnn
-from sparsegnn import _files, cli, train
+from sparsegnn import _files, cli
 from sparsegnn import data as graphs
+from sparsegnn.experiments.config import check_writable
 
 PACKAGE = Path(sparsegnn.__file__).parent
 
@@ -73,7 +74,7 @@ def test_refused_before_any_work(hostile, path, monkeypatch, capsys):
 @pytest.mark.parametrize("path", [5, b"m.pt", True, ["m.pt"]])
 def test_only_text_is_a_path(path):
     with pytest.raises(TypeError, match="save must be a path"):
-        train.check_writable(path)
+        check_writable(path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

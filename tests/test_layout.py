@@ -60,9 +60,10 @@ RANK = {
     "ops": 2,
     "nn": 3,
     **dict.fromkeys(("convert", "controllers"), 4),
-    **dict.fromkeys(("_info", "capture", "measure", "models", "report", "train", "integrations"), 5),
+    **dict.fromkeys(("_info", "capture", "experiments", "report", "integrations"), 5),
     **dict.fromkeys(("cli", "__main__"), 6),
 }
+APPLICATION = ("experiments", "cli")
 
 
 def imports(path: Path) -> set[str]:
@@ -94,6 +95,8 @@ def test_imports_point_one_way(path):
             continue
         assert part in RANK, f"sparsegnn.{part} has no place in the order of imports"
         assert RANK[part] <= RANK[me], f"{path.name} imports sparsegnn.{name}, which is above it"
+        allowed = me in (*APPLICATION, "__main__") or part not in APPLICATION
+        assert allowed, f"{path.name} of the library imports sparsegnn.{name}, which is an application of it"
         if me == "ops" and part == "ops" and path.name != "__init__.py":
             module = name.removeprefix("ops.")
             assert module.startswith("_"), f"{path.name} imports sparsegnn.{name}; call torch.ops.sparsegnn.* instead"

@@ -100,10 +100,10 @@ def test_the_command_line_says_so_in_one_line():
 
 
 def test_more_threads_than_a_machine_has_are_refused():
-    from sparsegnn import cli
+    from sparsegnn.cli.train import train
 
     with pytest.raises(ValueError, match="threads must be at most 1024 or the number of processors, got 100000"):
-        cli.train(threads=100_000)
+        train(threads=100_000)
 
 
 # --- libraries -------------------------------------------------------------------------------------------------------

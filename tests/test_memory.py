@@ -19,7 +19,7 @@ STEPS = """
 import sys
 import torch
 from sparsegnn import CSRGraph
-from sparsegnn.measure import PeakMemory
+from sparsegnn.experiments.measure import PeakMemory
 from sparsegnn.nn import GATConv, GCNConv, SparseLinear
 
 def graph(nodes, edges):

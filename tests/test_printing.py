@@ -15,8 +15,9 @@ import pytest
 import torch
 
 import sparsegnn
-from sparsegnn import _console, _info, cli, train
+from sparsegnn import _console, _info, cli
 from sparsegnn import data as graphs
+from sparsegnn.experiments import train
 
 pytest.importorskip("typer")
 PACKAGE = Path(sparsegnn.__file__).parent

@@ -12,9 +12,10 @@ from tape import TapeGraphs
 
 from sparsegnn import capture
 from sparsegnn import data as graphs
-from sparsegnn.measure import PeakMemory, StepFlops, StepTimer
-from sparsegnn.models import FeatureDropout, build, layer_shapes, layer_sparsities, weight_counts
-from sparsegnn.train import CheckFailed, TrainConfig, parameter_groups, train, write_checkpoint
+from sparsegnn.experiments.config import TrainConfig
+from sparsegnn.experiments.measure import PeakMemory, StepFlops, StepTimer
+from sparsegnn.experiments.models import FeatureDropout, build, layer_shapes, layer_sparsities, weight_counts
+from sparsegnn.experiments.train import CheckFailed, parameter_groups, train, write_checkpoint
 
 pytest.importorskip("tqdm")
 CPU = torch.device("cpu")
@@ -113,7 +114,7 @@ def test_every_method(small, model, method):
     assert r["sparsity"] == 1 - r["weights"] / r["weights_dense"] and abs(r["sparsity"] - wanted) < 0.01
     assert r["flops"] > 0 and r["seconds_per_step"] > 0 and r["peak_memory_bytes"] > 0
     if method not in ("dense", "static"):  # selected only once the mask is final
-        assert r["best_epoch"] + 1 >= r["config"]["stop_at"] == 6
+        assert r["best_epoch"] + 1 >= r["settings"]["stop_at"] == 6
 
 
 @pytest.mark.parametrize("method", ["dense", "rigl"])
@@ -131,7 +132,7 @@ def test_cuda_graph_changes_nothing_but_the_times(small, monkeypatch, place, met
     wanted = config(method=method, model=model, hidden=8, heads=2, epochs=24, device=place)
     if place == "cpu":  # with a tape of operators for a graph
         fused = lambda groups, **options: torch.optim.Adam(groups, **{**options, "fused": True})  # noqa: E731
-        monkeypatch.setattr("sparsegnn.train.Adam", fused)
+        monkeypatch.setattr("sparsegnn.experiments.train.Adam", fused)
         monkeypatch.setattr(capture, "CapturedStep", functools.partial(capture.CapturedStep, graphs=TapeGraphs()))
     results = []
     for wanted.cuda_graph in (False, True):
@@ -181,7 +182,7 @@ def test_weight_decay_is_on_the_first_layer_of_gcn_and_all_of_gat(small, model, 
 
 @pytest.mark.parametrize("model", ["gcn", "gat"])
 def test_checkpoint_gives_the_reported_accuracy(small, tmp_path, model):
-    from sparsegnn.models import prepare
+    from sparsegnn.experiments.models import prepare
 
     path = str(tmp_path / "model.pt")
     lr = {"gcn": 0.3, "gat": 0.1}[model]

@@ -14,7 +14,7 @@ if not __package__:  # run by its path
 
 from harness import runner  # noqa: E402
 
-from sparsegnn.measure import PeakMemory  # noqa: E402
+from sparsegnn.experiments.measure import PeakMemory  # noqa: E402
 
 CASES = {
     "GAT": ("gat", dict(inputs=128, heads=8, width=8, train=True)),

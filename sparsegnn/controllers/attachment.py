@@ -98,6 +98,7 @@ class Accumulation:
         for handle in self.handles:
             handle.remove()
 
+    @torch._disable_dynamo
     @torch.no_grad()
     def settle(self, _=None) -> None:
         """Forget the dense gradient if that of the values was thrown away."""
@@ -118,6 +119,7 @@ class Accumulation:
         else:
             self.probe.grad.masked_fill_(stale.to(self.probe.grad.device), 0)
 
+    @torch._disable_dynamo
     @torch.no_grad()
     def _added(self, values: Tensor) -> None:
         self.discarded = False

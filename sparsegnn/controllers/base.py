@@ -15,6 +15,7 @@ from sparsegnn.controllers.interrupt import uninterrupted
 from sparsegnn.controllers.optimizers import check_backward, fresh, is_inner_step, slots, unwrapped
 from sparsegnn.controllers.processes import check_equal, check_whole
 from sparsegnn.controllers.settings import UPDATES, check_int, shown, sizes
+from sparsegnn.controllers.strangers import watch, without_gone
 from sparsegnn.nn import SparseLinear
 from sparsegnn.nn.copies import link, unlink
 
@@ -327,6 +328,7 @@ class Controller:
         return type(self).__name__
 
     def _attach(self) -> None:
+        watch(self)
         for layer in self.layers.values():
             unlink(layer)
         self._handle = self.optimizer.register_step_post_hook(self._after_step)
@@ -396,6 +398,7 @@ class Controller:
                 self.arm()
                 return
             if due:
+                self._along = without_gone(self._name, self._along)
                 self.update()
             self.after_step()
         except BaseException:  # out of memory, say: the next step tries again

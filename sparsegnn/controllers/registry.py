@@ -54,8 +54,8 @@ def find(name: str, others: Iterable[str] = ()) -> type[Controller]:
     module, _, attribute = name.partition(":")
     try:
         cls = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as e:
-        raise ValueError(f"method must be a class that can be imported, got {name!r}: {e}") from e
+    except (Exception, SystemExit) as e:  # whatever a module does when it is imported
+        raise ValueError(f"method must be a class that can be imported, got {name!r}: {type(e).__name__}: {e}") from e
     if not isinstance(cls, type) or not issubclass(cls, Controller):
         raise ValueError(f"method must be a subclass of sparsegnn.Controller, got {name!r}, {shown(cls)}")
     return cls
@@ -74,12 +74,24 @@ def make(cls: type[Controller], model: nn.Module, optimizer: torch.optim.Optimiz
     ``own`` settings that it has not raise ValueError with the list of its settings. ``graph`` goes to methods that take
     one.
     """
+    wanted = chosen(cls, steps, common, own)
+    if "graph" in inspect.signature(cls.__init__).parameters:
+        wanted["graph"] = graph
+    return cls(model, optimizer, **wanted)
+
+
+def chosen(cls: type[Controller], steps: int, common: Mapping | None = None, own: Mapping | None = None) -> dict:
+    """The settings that :func:`make` gives a method; those that it leaves out have the defaults of the signature."""
     known = settings(cls)
     for name in own or ():
-        if name not in known:
-            raise ValueError(f"method {cls.method or cls.__name__!r} must have the setting {name!r}, it has "
-                             f"{', '.join(known) or 'none'}")  # fmt: skip
-    chosen = {k: v for k, v in {**cls.recipe(steps), **(common or {})}.items() if k in known} | dict(own or {})
-    if "graph" in inspect.signature(cls.__init__).parameters:
-        chosen["graph"] = graph
-    return cls(model, optimizer, **chosen)
+        check_setting(cls, name)
+    return {k: v for k, v in {**cls.recipe(steps), **(common or {})}.items() if k in known} | dict(own or {})
+
+
+def check_setting(cls: type[Controller], name: str) -> inspect.Parameter:
+    """The setting of that name; ValueError lists those that the method has."""
+    known = settings(cls)
+    if name not in known:
+        raise ValueError(f"method {cls.method or cls.__name__!r} must have the setting {name!r}, it has "
+                         f"{', '.join(known) or 'none'}")  # fmt: skip
+    return known[name]

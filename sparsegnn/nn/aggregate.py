@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from sparsegnn.graph import CSRGraph, extend
-from sparsegnn.graph_formats import outside_inference
+from sparsegnn.graph_formats import outside_modes
+from sparsegnn.nn.inner import is_plain
 from sparsegnn.nn.linear import SparseLinear
 from sparsegnn.nn.loops import pad_rows
 from sparsegnn.nn.maxk import CompressedRows, dense
+from sparsegnn.ops._autograd import transformed
 from sparsegnn.ops._fused import fused
 from sparsegnn.ops.spmm import apply as spmm
 from sparsegnn.ops.spmm_linear import apply as spmm_linear
@@ -53,8 +55,7 @@ def aggregate_transform(graph: CSRGraph, x: Tensor | CompressedRows, linear: tor
     if not fused(x, graph.num_edges, linear.out_features, linear.values.numel()):
         return None
     constant = graph.val is None or not graph.val.requires_grad
-    hooked = linear._forward_hooks or linear._forward_pre_hooks
-    if REDUCTIONS[aggr] != "sum" or not constant or hooked or not linear.fusible:
+    if REDUCTIONS[aggr] != "sum" or not constant or not is_plain(linear) or not linear.fusible:
         return None
     dtype = torch.promote_types(x.dtype, torch.float32)
     graph, scale, diag = graph.normed(improved, add_self_loops, dtype) if normalize else (graph, None, None)
@@ -119,14 +120,14 @@ class KeptAggregate:
         self.clear()
 
     def clear(self) -> None:
-        self._x = self._state = self._ax = None
+        self._x = self._state = self._ax = self._made = None
 
     def __call__(self, x: Tensor, graph: CSRGraph, make) -> Tensor | None:
         """``make()`` or what it returned before; None where ``x`` is new or is no constant."""
         val = graph.val
-        if not isinstance(x, Tensor) or torch.compiler.is_compiling() or needs_grad(x):
+        if type(x) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_compiling() or transformed():
             return None
-        if x.is_inference() or x.layout != torch.strided:
+        if needs_grad(x) or x.is_inference() or x.layout != torch.strided:
             return None
         if val is not None and val.requires_grad:
             return None
@@ -136,8 +137,9 @@ class KeptAggregate:
         if self._x is None or self._x() is not x or self._state != state:
             self._x, self._state, self._ax = weakref.ref(x, self._forget), state, None
             return None
-        if self._ax is None:
-            self._ax = outside_inference(make)()
+        if self._ax is None or self._ax._version != self._made:  # a hook may have written to it
+            self._ax = outside_modes(make)()
+            self._made = self._ax._version
         return self._ax
 
     def _forget(self, gone) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -26,6 +27,12 @@ def load(layer, state_dict: Mapping[str, Tensor], prefix: str, metadata: dict, s
     saved, crow, col = prepared(layer, state_dict, prefix, metadata.get("assign_to_params_buffers", False))
     if col.shape != layer.col.shape:
         check_own(layer)
+    if layer._rewired and "values" in saved and not {"crow", "col"} <= saved.keys():
+        warnings.warn(
+            f"{type(layer).__name__}: checkpoint '{prefix}values' comes without crow and col, and is put at "
+            "the positions of now; weights of the layer have moved, so these may be others: load a whole state_dict()",
+            stacklevel=4,
+        )
     derived, move = layer._derive(crow, col), Move(layer)
     move.by_position(crow, col, saved.get("values", layer.values))
     if col.shape != layer.col.shape:  # another number of weights: same Parameter object, new storage

@@ -33,7 +33,8 @@ class Link:
 
     def remember(self, copy) -> None:
         self.checksum, self.version = checksum(copy.values), copy.values._version
-        self.ages = [t._version for t in positions(copy)]
+        self.places = positions(copy)
+        self.ages = [t._version for t in self.places]
 
     def changed(self, copy) -> bool:
         """Whether somebody wrote to the values since they were copied. Waits for a GPU."""
@@ -63,9 +64,11 @@ def unlink(layer) -> None:
 def check(layer, values: bool = True) -> None:
     """Raise where the ``values`` of a copy are not of its positions; mend the positions of an average."""
     link = layer._link
+    if any(t is not own for t, own in zip(positions(layer), link.places, strict=True)):
+        return  # those of another layer, for one call (functional_call); or they are elsewhere between two (accelerate)
     if link.ages != [t._version for t in positions(layer)]:
         _mend(layer, link)
-    if not link.behind or not values:
+    if not link.behind or not values or torch._C._functorch.is_functorch_wrapped_tensor(layer.values):
         return
     if layer.values._version != link.version or (not layer.values.is_cuda and link.changed(layer)):
         if link.changed(layer) and not _renewed(layer, link):

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from sparsegnn.graph_formats import check_csr, int32_copy, outside_inference
+from sparsegnn.graph_formats import check_csr, int32_copy, outside_modes
+from sparsegnn.ops._autograd import inverted, transformed
 from sparsegnn.ops.spmm import apply as spmm
 
 _memcmp = ctypes.CDLL(None).memcmp
@@ -47,8 +47,9 @@ class Structure:
         return self.val_t
 
 
-def product(table: Tensor, crow: Tensor, col: Tensor, val: Tensor) -> Tensor:
-    return spmm(table, crow, col, val, None, None, None, None, None, None, "sum")[0]
+def product(table: Tensor, crow: Tensor, col: Tensor, val: Tensor, *transpose: Tensor) -> Tensor:
+    """With the ``transpose`` (ccol, row, perm) differentiable in ``table``."""
+    return spmm(table, crow, col, val, None, None, None, *(transpose or (None, None, None)), "sum")[0]
 
 
 class _Product(torch.autograd.Function):
@@ -62,10 +63,10 @@ class _Product(torch.autograd.Function):
         return product(weight_t, csr.crow, csr.col, val)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy):
-        (val_t,) = ctx.saved_tensors
-        return product(dy, ctx.csr.ccol, ctx.csr.row, val_t.to(dy.dtype)).to(ctx.dtype), None, None
+        (val_t,), csr = ctx.saved_tensors, ctx.csr
+        back = (csr.crow, csr.col, inverted(csr.perm)) if torch.is_grad_enabled() else ()
+        return product(dy, csr.ccol, csr.row, val_t.to(dy.dtype), *back).to(ctx.dtype), None, None
 
 
 _structures: dict[int, tuple[weakref.ref, Structure]] = {}  # by the id of a matrix; an entry goes with its matrix
@@ -77,17 +78,24 @@ def is_sparse(x) -> bool:
 
 def features_linear(layer: str, x: Tensor, weight_t: Tensor) -> Tensor:
     """``x @ weight_t`` [N, M] for sparse ``x`` [N, K]; differentiable in ``weight_t`` [K, M], not in ``x``."""
-    if x.dim() != 2 or x.size(1) != weight_t.size(0) or x.dense_dim():
-        raise ValueError(f"{layer}: x must have shape [N, {weight_t.size(0)}] when sparse, got {list(x.shape)}")
-    if x.requires_grad:
-        raise ValueError(f"{layer}: x must not require a gradient when sparse, got requires_grad=True")
-    csr = structure(x)
-    val = csr.values(x)
+    csr, val = parts(layer, x, weight_t.size(0))
     if val.dtype != weight_t.dtype and not torch.is_autocast_enabled(x.device.type):
         raise TypeError(f"{layer}: x must have the dtype of the weight ({weight_t.dtype}), got {val.dtype}")
+    if transformed():
+        return product(weight_t, csr.crow, csr.col, val, csr.ccol, csr.row, csr.perm)
     if weight_t.requires_grad and torch.is_grad_enabled():
         return _Product.apply(weight_t, csr, val)
     return product(weight_t, csr.crow, csr.col, val)
+
+
+@outside_modes
+def parts(layer: str, x: Tensor, inputs: int) -> tuple[Structure, Tensor]:
+    if x.dim() != 2 or x.size(1) != inputs or x.dense_dim():
+        raise ValueError(f"{layer}: x must have shape [N, {inputs}] when sparse, got {list(x.shape)}")
+    if x.requires_grad:
+        raise ValueError(f"{layer}: x must not require a gradient when sparse, got requires_grad=True")
+    csr = structure(x)
+    return csr, csr.values(x)
 
 
 def structure(x: Tensor) -> Structure:
@@ -123,7 +131,7 @@ def version(t: Tensor) -> int:
     return 0 if t.is_inference() else t._version  # those have none
 
 
-@outside_inference
+@outside_modes
 def make_structure(x: Tensor, key: tuple) -> Structure:
     rows, cols = x.shape
     order = None

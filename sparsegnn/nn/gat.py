@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsegnn.nn.attention import AttentionConv
+from sparsegnn.nn.inner import Linear, is_plain
 from sparsegnn.nn.loops import pad_rows
 from sparsegnn.ops import gat
 
@@ -92,5 +93,7 @@ class GATConv(AttentionConv):
 
     def _edge_scores(self, attr: Tensor) -> Tensor:
         """[E, heads]: lin_edge and att_edge folded into one map."""
+        if type(self.lin_edge) is not Linear or not is_plain(self.lin_edge):
+            return (self.lin_edge(attr).view(-1, self.heads, self.out_channels) * self.att_edge).sum(2)
         folded = self.lin_edge.weight.unflatten(0, (self.heads, -1)) * self.att_edge[0, :, :, None]
         return attr @ folded.sum(1).t()

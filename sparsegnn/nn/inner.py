@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as hooks
 
 from sparsegnn.nn.features import features_linear, is_sparse
 from sparsegnn.nn.linear import SparseLinear
@@ -51,6 +52,9 @@ class LazyLinear(nn.LazyLinear):
             glorot_(self)
 
 
+FORWARDS = (Linear.forward, nn.Linear.forward, SparseLinear.forward)
+
+
 def inner_linear(
     layer: str, in_channels: int, out_channels: int, sparsity: float, pattern: str, bias: bool = False
 ) -> nn.Module:
@@ -85,10 +89,22 @@ def new_seed(dropout: float, device: torch.device) -> Tensor | None:
     return torch.randint(0, 2**63 - 1, (1,), device=device) if dropout > 0 else None
 
 
+def is_plain(linear: nn.Module) -> bool:
+    """Whether a call of ``linear`` is the product by its weight and nothing else, so that its parts may serve instead.
+
+    Hooks, a ``forward`` of its own (accelerate, adapters) or another class may do more, and keep what they see.
+    """
+    own = linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks or linear._backward_pre_hooks
+    if own or "forward" in linear.__dict__ or type(linear).forward not in FORWARDS:
+        return False
+    ahead = hooks._global_forward_hooks or hooks._global_forward_pre_hooks
+    return not (ahead or hooks._global_backward_hooks or hooks._global_backward_pre_hooks)
+
+
 def transform(linear: nn.Module, x: Tensor, bias: Tensor | None, act: str | None, dropout: float,
               seed: Tensor | None) -> Tensor:  # fmt: skip
     """``dropout(act(linear(x) + bias))``, without a pass over the result where the kernel of ``linear`` can."""
-    if linear._forward_hooks or linear._forward_pre_hooks:  # which may keep what they see
+    if not is_plain(linear):  # its output may be kept, or be x
         return finish(linear(x).clone(), bias, act, dropout, seed)
     if type(linear) in (Linear, nn.Linear) and linear.bias is None:
         return finish(nn.functional.linear(x, linear.weight, bias), None, act, dropout, seed)

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsegnn import pattern as patterns
 from sparsegnn.nn import checkpoint, copies, duplicate, fit, storage
 from sparsegnn.nn.fit import DERIVED
 from sparsegnn.nn.kernel_choice import KernelChoice
+
+
+class Parametrizations(nn.ModuleDict):
+    """As ``nn.utils.parametrize`` makes one, in which no name may be that of a method; ``values`` is."""
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        if name == "values":
+            self._modules[name] = module
+        else:
+            super().add_module(name, module)
 
 
 class Positions(KernelChoice):
@@ -18,6 +28,7 @@ class Positions(KernelChoice):
     grid: tuple[int, int]
     probe: Tensor | None
     _fit: tuple | None = None  # positions of which the derived ones are: see sparsegnn.nn.fit
+    _rewired = False  # whether weights have ever moved
     _tag: object = None  # of these positions: copies at the same ones share it
     _link: copies.Link | None = None  # to the layer that this one was copied from
     _copies = None  # weak
@@ -34,6 +45,9 @@ class Positions(KernelChoice):
             if self._link is not None:
                 copies.check(self, values)
             fit.ensure(self)
+
+    def __setattr__(self, name: str, value) -> None:
+        super().__setattr__(name, Parametrizations() if name == "parametrizations" else value)
 
     def _derive(self, crow: Tensor, col: Tensor, check: bool = True) -> tuple[Tensor, ...]:
         """The transpose of positions; ``check`` waits for a GPU."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from sparsegnn.graph import CSRGraph
 from sparsegnn.nn.aggregate import REDUCTIONS, aggregate
 from sparsegnn.nn.gcn import commutes
-from sparsegnn.nn.inner import Linear, check_features, inner_linear
+from sparsegnn.nn.inner import Linear, check_features, inner_linear, is_plain
 from sparsegnn.nn.maxk import CompressedRows, dense
 from sparsegnn.ops.spmm_gcn import aggregate_first
 
@@ -91,7 +91,7 @@ class SAGEConv(nn.Module):
     def _neighbours(self, graph: CSRGraph, x) -> Tensor:
         """``lin_l`` of the aggregate; at the narrower of the two widths where that is the same."""
         linear = self.lin_l
-        plain = type(linear) is Linear and not linear._forward_hooks and not linear._forward_pre_hooks
+        plain = type(linear) is Linear and is_plain(linear)
         if not plain or isinstance(x, CompressedRows) or not commutes(self.aggr):
             return linear(aggregate(graph, x, self.aggr, normalize=False))
         if aggregate_first(x, self.out_channels):

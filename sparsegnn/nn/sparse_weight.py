@@ -75,6 +75,7 @@ class SparseWeight(Positions):
         patterns.check_regular(crow, col, self.in_features, self.structure, op)
         derived, move = self._derive(crow, col), Move(self)
         move.by_position(crow, col, values)
+        self._rewired = self._rewired or self.values.numel() > 0  # not of from_dense()
         if values.shape != self.values.shape:
             storage.resize_(self.values, values.shape)
         self.values.copy_(values)
@@ -108,6 +109,7 @@ class SparseWeight(Positions):
         derived = self._derive(crow, col, check=False)  # no memory is needed from here on
         torch._foreach_copy_([t for t, _ in moved], [new for _, new in moved])
         self._place(crow, col, derived)
+        self._rewired = True
         move.done()
         return source
 

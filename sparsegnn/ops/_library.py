@@ -32,7 +32,7 @@ def define(schema: str, reference: Callable, fake: Callable, *, cast: tuple[str,
     LIBRARY.define(schema)
     op = getattr(torch.ops.sparsegnn, name).default
     LIBRARY.impl(name, reference if composite else _fallback(name, reference), "CompositeExplicitAutograd")
-    torch.library.register_fake(op, fake, lib=LIBRARY)
+    torch.library.register_fake(op, _on_one_device(op, fake), lib=LIBRARY)
     for device in ("cpu", "cuda") if cast else ():
         LIBRARY.impl(name, _autocast(op, device, cast, reference), f"Autocast{device.upper()}", with_keyset=True)
     install_vmap(name, op, LIBRARY)
@@ -41,6 +41,22 @@ def define(schema: str, reference: Callable, fake: Callable, *, cast: tuple[str,
     if ENABLED:
         install(name, op, LIBRARY)
     return op
+
+
+def _on_one_device(op, fake: Callable) -> Callable:
+    """``fake``, which also runs where one argument alone is on meta: it would return uninitialised memory then."""
+    name, names = op.name().partition("::")[2], [a.name for a in op._schema.arguments]
+
+    @functools.wraps(fake)
+    def run(*args, **kwargs):
+        pairs = (*zip(names, args, strict=False), *kwargs.items())
+        given = {argument: a for argument, a in pairs if isinstance(a, Tensor)}
+        device = next(iter(given.values())).device if given else None
+        for argument, value in given.items():
+            check_device(name, argument, value, device)
+        return fake(*args, **kwargs)
+
+    return run
 
 
 def _fallback(name: str, reference: Callable) -> Callable:

@@ -24,6 +24,12 @@ RIGHT = {
     "spectral_norm": lambda m: nn.utils.spectral_norm(m, "values"),
     "weight_norm of the bias": lambda m: parametrizations.weight_norm(m, "bias"),
     "parametrized bias": lambda m: parametrize.register_parametrization(m, "bias", nn.Softplus()),
+    "parametrized": lambda m: parametrize.register_parametrization(m, "values", nn.Tanh()),
+    "parametrized twice": lambda m: parametrize.register_parametrization(
+        parametrize.register_parametrization(m, "values", nn.Tanh()), "values", nn.Softplus()
+    ),
+    "parametrized weight_norm": lambda m: parametrizations.weight_norm(m, "values"),
+    "parametrized spectral_norm": lambda m: parametrizations.spectral_norm(m, "values"),
 }
 
 
@@ -98,7 +104,7 @@ def test_a_pruned_convolution():
 
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("cls", [RigL, GradualMagnitude])
-@pytest.mark.parametrize("way", ["l1", "weight_norm", "spectral_norm"])
+@pytest.mark.parametrize("way", ["l1", "weight_norm", "spectral_norm", "parametrized"])
 def test_controllers_refuse_values_that_are_made_at_each_call(way, cls, late):
     model = nn.Sequential(layer(), layer(seed=1))
     with pytest.raises(ValueError, match=rf"{cls.__name__}: model must have layers whose values are .* got \['0'\]"):
@@ -126,10 +132,26 @@ def test_such_values_do_not_move():
     assert_right(mine)
 
 
+def test_a_parametrization_is_saved_copied_and_removed():
+    """``parametrizations`` of other modules cannot hold one of ``values``: a method of theirs has that name."""
+    mine, x = layer(), torch.randn(3, 32, dtype=torch.float64)
+    original = mine.values.detach().clone()
+    parametrize.register_parametrization(mine, "values", nn.Tanh())
+    torch.testing.assert_close(mine.parametrizations["values"].original.detach(), original)
+    other = layer(seed=1)
+    parametrize.register_parametrization(other, "values", nn.Tanh())
+    other.load_state_dict(mine.state_dict())
+    copied = copy.deepcopy(mine)
+    for m in (other, copied):
+        assert_right(m)
+        assert torch.equal(m(x), mine(x))
+    assert_right(copied.float().double())
+    parametrize.remove_parametrizations(mine, "values")
+    torch.testing.assert_close(mine.values.detach(), original.tanh())
+    assert_right(mine)
+
+
 @pytest.mark.parametrize("register", [
-    lambda m: parametrizations.weight_norm(m, "values"),
-    lambda m: parametrizations.spectral_norm(m, "values"),
-    lambda m: parametrize.register_parametrization(m, "values", nn.Softplus()),
     lambda m: parametrizations.orthogonal(m, "values"),
     lambda m: prune.ln_structured(m, "values", 0.3, 2, 0),
     lambda m: prune.l1_unstructured(m, "weight", 0.3),

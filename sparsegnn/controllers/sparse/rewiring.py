@@ -57,6 +57,10 @@ class Rewiring(Controller):
         self._fraction = drop_fraction  # checked by begin(): the schedule needs stop_at
         super().__init__(model, optimizer, update_every=update_every, start_at=start_at, stop_at=stop_at, seed=seed)
 
+    @classmethod
+    def recipe(cls, steps: int) -> dict:
+        return {**super().recipe(steps), "drop_fraction": 0.5}  # updates are few
+
     def begin(self) -> None:
         fraction, end = self.__dict__.pop("_fraction"), max(self.stop_at, 1)
         self.drop_fraction = check_schedule(self._name, "drop_fraction", fraction, lambda start: Cosine(start, end))

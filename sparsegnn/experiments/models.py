@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from sparsegnn.controllers import distributions
+from sparsegnn.nn import SparseLinear
 
 BACKENDS = ("sparsegnn", "pyg")
 #: Features with fewer nonzeros than this fraction are passed as a sparse matrix (bench_sparse_features.py)
@@ -84,11 +87,9 @@ def weight_counts(model: nn.Module) -> tuple[int, int]:
     return kept, dense
 
 
-def layer_sparsities(shapes: Sequence[dict], sparsity: float, distribution: str) -> list[float]:
+def layer_sparsities(shapes: Sequence[dict], sparsity: float, distribution: str | Mapping[str, float]) -> list[float]:
     """Sparsity of each convolution's weight such that the whole model has `sparsity`."""
-    from sparsegnn.controllers import distributions
-
-    sizes = {str(i): (s["out_channels"] * s.get("heads", 1), s["in_channels"]) for i, s in enumerate(shapes)}
+    sizes = {f"convs.{i}.lin": (s["out_channels"] * s.get("heads", 1), s["in_channels"]) for i, s in enumerate(shapes)}
     counts = distributions.allocate(sizes, sparsity, distribution)
     return [1 - counts[name] / (rows * cols) for name, (rows, cols) in sizes.items()]
 
@@ -101,16 +102,17 @@ def build(config, data) -> GNN:
     extra: dict = {"dropout": config.dropout} if config.model == "gat" else {}
     if config.backend == "pyg" and config.model == "gcn":
         extra["cached"] = True
-    sparsities = [0.0] * len(shapes)
-    if config.method not in ("dense", "gmp"):  # gradual magnitude pruning starts dense
-        sparsities = layer_sparsities(shapes, config.sparsity, config.distribution)
-    each = [extra | ({"sparsity": s} if s else {}) for s in sparsities]
+    method = config.controller
+    start = "plain" if method is None else method.start
+    each = [extra] * len(shapes)
+    if start == "sparse":
+        begin = method.start_sparsity(config.sparsity)
+        where = {"pattern": config.pattern}
+        each = [extra | where | {"sparsity": s} for s in layer_sparsities(shapes, begin, config.distribution)]
     made = [conv(**shape, **kwargs) for shape, kwargs in zip(shapes, each, strict=True)]
-    if config.method == "gmp":
-        from sparsegnn.nn import SparseLinear
-
+    if start == "dense":
         for layer in made:
-            layer.lin = SparseLinear.from_dense(layer.lin, sparsity=0.0)
+            layer.lin = SparseLinear.from_dense(layer.lin, sparsity=0.0, pattern=config.pattern)
     activation = F.relu if config.model == "gcn" else F.elu
     return GNN(made, activation, config.dropout, config.input_dropout)
 
@@ -122,6 +124,11 @@ def prepare(backend: str, data) -> object:
     from sparsegnn.graph import CSRGraph
 
     return CSRGraph.from_edge_index(data.edge_index, data.num_nodes, data.edge_weight)
+
+
+def edge_count(graph: object) -> int:
+    """Edges that the layers aggregate over, without the self-loops that they add."""
+    return graph.shape[1] if isinstance(graph, Tensor) else graph.num_edges
 
 
 def features_of(backend: str, data) -> Tensor:

@@ -1,0 +1,58 @@
+"""Options of the commands, out of their signatures."""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+
+
+def with_options(command):
+    """The command with typer options: names from the arguments, help from TrainConfig's docstring."""
+    import typer
+
+    from sparsegnn.experiments.config import DEFAULT, field_docs
+
+    docs = field_docs() | {
+        "data": "digits, skewed, a path to an .npz file, a name in SPARSEGNN_DATA or ./data, or a set PyG downloads",
+        "model": "gcn or gat",
+        "method": f"dense, one of `sparsegnn methods`, or module:Class; {DEFAULT} if --sparsity is given, else dense",
+        "set": "name=value: one of the method's own settings (sparsegnn methods NAME); may be repeated",
+        "distribution": "erk, er, uniform, global where a method prunes, or JSON {layer: sparsity}",
+        "name": "a method, or module:Class",
+        "layers": "convolutions",
+        "heads": "attention heads of hidden GAT layers",
+        "epochs": "full-batch steps",
+        "lr": "Adam's step size; 0.01 (GCN), 0.005 (GAT)",
+        "dropout": "0.5 (GCN), 0.6 (GAT)",
+        "seed": "seed of weights, dropout and mask updates",
+        "seeds": "number of runs, with seeds SEED, SEED+1, ...; the means are reported",
+        "split_seed": "seed of the 60/20/20 split of sets without masks",
+        "device": "cpu or cuda[:index]",
+        "threads": "CPU threads; default torch's",
+        "as_json": "print one JSON object",
+        "quick": "fewer and smaller cases",
+        "op": "an op or layer with a file bench_OP.py in benchmarks/ops or benchmarks/layers",
+        "suite": "a table of bars: benchmarks/suites/SUITE.py; cpu, or h200 on a GPU",
+        "check": "exit with 1 when a bar of the suite is missed",
+        "only": "groups of the suite whose name contains this; nothing is written",
+    }
+    signature = inspect.signature(command, eval_str=True)
+    parameters = []
+    for name, p in signature.parameters.items():
+        if name in ("op", "name"):
+            default = typer.Argument(p.default, help=docs[name])
+        elif name == "set":
+            default = typer.Option(p.default, help=docs[name], metavar="NAME=VALUE")
+        elif name == "as_json":
+            default = typer.Option(False, "--json", help=docs[name])
+        else:
+            default = typer.Option(p.default, help=docs.get(name))
+        parameters.append(p.replace(default=default))
+
+    def run(**kwargs):
+        return partial(command, **kwargs)
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__signature__ = signature.replace(parameters=parameters)
+    run.__annotations__ = {name: p.annotation for name, p in signature.parameters.items()}
+    return run
