@@ -46,7 +46,7 @@ class Kedge(EdgeGates):
 
     @classmethod
     def recipe(cls, steps: int) -> dict:
-        return {**super().recipe(steps), "stop_at": max(1, steps // 2)}
+        return {**super().recipe(steps), "edge_sparsity": 0.5, "stop_at": max(1, steps // 2)}
 
     def due(self, step: int) -> bool:
         return step == self.stop_at
