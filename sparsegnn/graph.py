@@ -21,7 +21,8 @@ class CSRGraph:
     """The matrix A[target, source] of a graph as compressed rows, and what is derived from it, lazily.
 
     Make one with :meth:`from_edge_index`, :meth:`from_csr` or :meth:`from_any`, which check their input; the
-    constructor trusts it. Treat it as immutable: derived tensors are kept.
+    constructor trusts it. Do not write to its tensors: what is derived of them is kept. :meth:`assign_` and
+    :meth:`write_` change a graph in place, and whoever holds it sees that.
 
     Attributes:
         crow: int32 ``[M + 1]``, first slot of every row (target).
@@ -40,6 +41,7 @@ class CSRGraph:
     _structure: dict = field(default_factory=dict)  # derived from crow and col; shared by copies with other weights
     _norms: dict = field(default_factory=dict)
     num_given: int | None = None
+    version: int = 0  # changes with the graph: what was derived at another one must not be used
 
     # --- making one ---
 
@@ -285,12 +287,41 @@ class CSRGraph:
     @outside_modes
     def remove_self_loops(self) -> CSRGraph:
         """The graph without self-loops; its ``perm`` still counts in the list with them."""
-        rows = self.rows()
-        kept = torch.nonzero(rows != self.col).view(-1)
-        crow, col, order = torch.ops.sparsegnn.csr_from_edges(rows[kept], self.col[kept].long(), *self.shape)
-        perm = kept[order].int() if self.perm is None else self.perm[kept][order]
-        val = None if self.val is None else self.val[kept][order]
-        return CSRGraph(crow, col, val, self.num_cols, perm, num_given=self.given)
+        return self.subset(torch.nonzero(self.rows() != self.col).view(-1))
+
+    @outside_modes
+    def subset(self, slots: Tensor) -> CSRGraph:
+        """The graph of the edges ``slots`` alone, int64, ascending; its ``perm`` still counts in the list with all."""
+        perm = slots.int() if self.perm is None else self.perm[slots]
+        val = None if self.val is None else self.val[slots]
+        crow = torch.searchsorted(slots, self.crow.long()).int()
+        return CSRGraph(crow, self.col[slots], val, self.num_cols, perm, num_given=self.given)
+
+    # --- changing it ---
+
+    def assign_(self, other: CSRGraph) -> None:
+        """Become ``other``, of the same shape, whose tensors are shared: layers that hold this graph use its edges.
+
+        Copies of this graph, those of :meth:`weighted` too, stay what they were. Derived tensors are made again.
+        """
+        if self.shape != other.shape or self.device != other.device:
+            fail(f"other must have the shape {self.shape} on {self.device}", f"{other.shape} on {other.device}")
+        derived = self._structure
+        for name in SAVED:
+            setattr(self, name, getattr(other, name))
+        self._structure, self._norms, self.version = other._structure, {}, self.version + 1
+        if "transpose" in derived:  # a compiled region keeps nothing
+            self.transpose()
+        if "looped" in derived:
+            looped, _ = self.looped()
+            if "transpose" in derived["looped"][0]._structure:
+                looped.transpose()
+
+    @torch.no_grad()
+    def write_(self, val: Tensor) -> None:
+        """Copy other weights [E] into ``val``, in place, which may be a leaf that requires a gradient."""
+        self.val.copy_(val)
+        self._norms, self.version = {}, self.version + 1
 
     def _keep(self, key: str, make: Callable):
         """What follows from the edges alone."""

@@ -86,6 +86,29 @@ def needs_grad(x: Tensor | CompressedRows) -> bool:
     return x.requires_grad and torch.is_grad_enabled()
 
 
+class Given:
+    """The CSRGraph that a cached graph was made from, and its version then; a copy of it knows neither."""
+
+    def __init__(self, graph: object):
+        self.graph = graph if isinstance(graph, CSRGraph) else None
+        self.version = None if self.graph is None else self.graph.version
+
+    def fits(self, given: object) -> bool:
+        """Whether what was made then may be used in a call with ``given``."""
+        if self.version is None:
+            return True
+        return not isinstance(given, CSRGraph) if self.graph is None else self.graph.version == self.version
+
+    def __reduce__(self):
+        return _copied, (self.version is not None,)
+
+
+def _copied(version: bool) -> Given:
+    made = Given(None)
+    made.version = -1 if version else None
+    return made
+
+
 class KeptAggregate:
     """A x of a constant input, from the second time on that the same tensor comes.
 
@@ -110,7 +133,7 @@ class KeptAggregate:
             return None
         device = x.device.type
         low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        state = (x._version, x.data_ptr(), id(graph), low)
+        state = (x._version, x.data_ptr(), id(graph), graph.version, low)
         if self._x is None or self._x() is not x or self._state != state:
             self._x, self._state, self._ax = weakref.ref(x, self._forget), state, None
             return None

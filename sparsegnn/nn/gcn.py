@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsegnn.graph import CSRGraph
-from sparsegnn.nn.aggregate import REDUCTIONS, KeptAggregate, aggregate, aggregate_transform
+from sparsegnn.nn.aggregate import REDUCTIONS, Given, KeptAggregate, aggregate, aggregate_transform
 from sparsegnn.nn.inner import check_activation, check_features, finish, glorot_, inner_linear, new_seed, transform
 from sparsegnn.nn.maxk import CompressedRows, dense
 from sparsegnn.ops.spmm_gcn import aggregate_first
@@ -20,7 +20,8 @@ class GCNConv(nn.Module):
         improved: weigh self-loops 2 instead of 1; as in PyG, of graphs with edge weights only.
         cached: convert and normalise the graph of the first call, and use it for all later ones. The aggregate of an
             input without gradient is kept too, once the same tensor has come twice unchanged: a training step of a
-            first layer then only multiplies. Changes in place are noticed, those through ``x.data`` or numpy are not.
+            first layer then only multiplies. Changes in place, of that or of the graph (:meth:`CSRGraph.assign_`), are
+            noticed, those through ``x.data`` or numpy are not.
         add_self_loops: None: when ``normalize``.
         normalize: the symmetric GCN norm; kept as one number per node, never one per edge.
         bias: learn an additive bias.
@@ -54,6 +55,7 @@ class GCNConv(nn.Module):
         self.lin = inner_linear("GCNConv", in_channels, out_channels, sparsity, pattern)
         self.register_parameter("bias", nn.Parameter(torch.zeros(out_channels)) if bias else None)
         self._cached_graph: CSRGraph | None = None
+        self._cached_of = Given(None)
         self._kept = KeptAggregate()
 
     def reset_parameters(self) -> None:
@@ -97,7 +99,7 @@ class GCNConv(nn.Module):
         return finish(self._aggregate(graph, self.lin(dense(x))), *epilogue)
 
     def _graph(self, x: Tensor, edge_index: object, edge_weight: Tensor | None) -> CSRGraph:
-        if self._cached_graph is not None:
+        if self._cached_graph is not None and self._cached_of.fits(edge_index):
             return self._cached_graph
         if self.flow == "target_to_source":
             if not isinstance(edge_index, Tensor) or edge_index.layout != torch.strided:
@@ -105,13 +107,13 @@ class GCNConv(nn.Module):
                     f"GCNConv: edge_index must be a Tensor [2, E] with flow='target_to_source', got {edge_index!r}"
                 )
             edge_index = edge_index.flip(0)
-        graph = edge_index
+        graph = given = edge_index
         if not isinstance(graph, CSRGraph):
             graph = CSRGraph.from_any(graph, x.size(0))
         if edge_weight is not None:
             graph = graph.weighted(edge_weight)
         if self.cached:
-            self._cached_graph = graph
+            self._cached_graph, self._cached_of = graph, Given(given)
         return graph
 
     def _aggregate(self, graph: CSRGraph, x: Tensor) -> Tensor:
