@@ -133,8 +133,9 @@ def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
     model = build(config, data).to(device)
     gpu = device.type == "cuda"  # there the step count stays on the GPU, as a captured step needs it
     optimizer = Adam(parameter_groups(model, config), lr=config.lr, fused=gpu or None, capturable=gpu)
+    edges = edge_count(graph)  # some methods remove edges before the first step
     controller = make_controller(config, model, optimizer, graph)
-    (weights_at_start, dense), edges = weight_counts(model), edge_count(graph)
+    weights_at_start, dense = weight_counts(model)
     timer = StepTimer(device)
     # A recorded step shows no operators; PyG's gather and scatter are not counted.
     ledger = Ledger(model, optimizer, sample_every=0 if config.cuda_graph else 50, memory=memory)

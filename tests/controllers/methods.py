@@ -123,7 +123,8 @@ def a_graph() -> CSRGraph:
 
 
 def make(name: str, steps: int = 40, optimizer=ADAM, seed: int = 0,
-         dtype: torch.dtype = torch.float64, watch=None, around=None, attach: bool = True) -> Run:  # fmt: skip
+         dtype: torch.dtype = torch.float64, watch=None, around=None, attach: bool = True,
+         own: dict | None = None) -> Run:  # fmt: skip
     """``watch`` is called after each step of the optimizer, before the method acts; ``around`` wraps the model."""
     cls = METHODS[name]
     torch.manual_seed(seed)
@@ -137,7 +138,7 @@ def make(name: str, steps: int = 40, optimizer=ADAM, seed: int = 0,
     made = optimizer(model.parameters())
     if watch is not None:
         made.register_step_post_hook(watch)
-    settings = {"common": {"sparsity": SPARSITY}, "own": SETTINGS.get(name), "graph": graph}
+    settings = {"common": {"sparsity": SPARSITY}, "own": SETTINGS.get(name, {}) | (own or {}), "graph": graph}
     controller = registry.make(cls, model, made, steps=steps, **settings) if attach else None
     g = torch.Generator().manual_seed(1)
     x, y = torch.randn(NODES, WIDTHS[0], generator=g).to(dtype), torch.randint(WIDTHS[-1], (NODES,), generator=g)

@@ -107,7 +107,8 @@ def test_state_goes_where_the_weights_go(name, kind):
             for n, slots in state.items()
         }
 
-    run = make(name, 12, OPTIMIZERS[kind], watch=lambda *_: before.update(held()))
+    own = {"reset_state": False} if "reset_state" in registry.settings(METHODS[name]) else {}  # else it starts anew
+    run = make(name, 12, OPTIMIZERS[kind], watch=lambda *_: before.update(held()), own=own)
     for step in range(12):
         run.train(1)
         for layer, slots in held().items():

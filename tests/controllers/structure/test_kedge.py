@@ -91,9 +91,14 @@ def test_exact_count_and_finalize(steps):
     train(model, optimizer, g, steps)
     assert (g.num_edges == 2 * 26 + 2) == (steps < 6)
     before = model(batch()[0], g).detach()
-    assert method.finalize() is model
-    assert g.num_edges == 2 * 13 + 2 and g.val is None and not method.attached
-    assert torch.equal(before, model(batch()[0], g).detach()) == (steps > 6)
+    if steps < 6:
+        with pytest.raises(RuntimeError, match="finalize\\(\\) must come after step 6, .* got step 3"):
+            method.finalize()
+        assert method.attached
+    else:
+        assert method.finalize() is model
+        assert g.num_edges == 2 * 13 + 2 and g.val is None and not method.attached
+    assert torch.equal(before, model(batch()[0], g).detach())
 
 
 @pytest.mark.parametrize("stop", [2, 5, 7])
