@@ -33,6 +33,7 @@ OPTIONS: dict[str, str] = {}
 SIDE = ("cora", "citeseer", "coauthor_cs")
 LARGE = "--weight-decay 0 --input-dropout 0 --eval-every 5"  # as the notes on accuracy train coauthor_cs
 WIDE = f"--data coauthor_cs --hidden 512 --layers 3 --epochs 100 {LARGE}"
+SMALL_RHO = "--set rho=1e-5 --set s0=1e-6"  # of SLR where Adam's second moments of the loss are smaller; by validation
 WALL = ("set", "rigl", "dst-ee", "srigl")
 KEPT = ("data", "test_accuracy", "test_accuracy_std", "val_accuracy", "sparsity", "weights", "weights_dense",
         "edges_at_start", "edges_at_end", "flops", "peak_memory_bytes", "run_memory_bytes", "mask_updates", "phases",
@@ -73,7 +74,8 @@ def cases(data: str = "cora", hidden: int = 64) -> list[Case]:
         extra = LARGE if graph == "coauthor_cs" else ""
         for method in ("dense", "slr", "rigl"):
             if method in ("dense", *METHODS):
-                words = f"--data {graph} --hidden 64 {extra} {options_of(method)}"
+                width, own = (256, SMALL_RHO) if graph == "coauthor_cs" else (64, "")
+                words = f"--data {graph} --hidden {width} {extra} {options_of(method)} {own if method == 'slr' else ''}"
                 found.append(Case("side", method, graph, " ".join(words.split())))
     for method in ("dense", MASKED, *WALL):
         if method in ("dense", MASKED, *METHODS):
