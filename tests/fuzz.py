@@ -262,9 +262,10 @@ def controllers(folder: Path):
     def case(rng) -> str:
         controller = rng.choice(made)
         before = controller.state_dict()
-        state = {**before, "grown": dict(before["grown"]), "shapes": dict(before["shapes"])}
+        state = {**before, "shapes": dict(before["shapes"])}
+        state |= {"grown": dict(before["grown"])} if "grown" in before else {}
         for _ in range(rng.choice((1, 1, 2))):
-            where = rng.choice((state, state, state["grown"], state["shapes"]))
+            where = rng.choice((state, state, state.get("grown", state), state["shapes"]))
             key = rng.choice((*where, "more")) if isinstance(where, dict) else None
             kind = rng.randrange(10)
             if key is None or kind == 0:

@@ -47,6 +47,8 @@ def calls() -> dict:
     linear = dict(x=x, **weight(6, 8), bias=torch.randn(6))
     crow, col = linear["crow"], linear["col"]
     drop, grow = torch.rand(col.numel()), torch.rand(6, 8)
+    rows = pattern.random_pattern(30, 8, sparsity=0.5)
+    features = dict(x_crow=rows[0], x_col=rows[1], x_val=torch.rand(rows[1].numel()))
     kept, index = ops.maxk(x, 4)
     return {
         "spmm": (lambda graph, x, w: ops.spmm(graph, x, edge_weight=w), dict(graph=graph, x=x, w=torch.rand(e))),
@@ -60,6 +62,11 @@ def calls() -> dict:
         "block_linear": (lambda **t: ops.block_linear(height=16, width=16, **t),
                          dict(x=torch.randn(30, 32), **block, bias=torch.randn(32))),
         "dense_weight": (lambda **t: ops.dense_weight(cols=8, **t), {n: linear[n] for n in ("values", "crow", "col")}),
+        "features_linear": (lambda **t: ops.features_linear(**t, **dict.fromkeys(("x_ccol", "x_row", "x_val_t")), height=1,
+                                                            width=1, outputs=6),
+                            dict(values=linear["values"], bias=linear["bias"],
+                                 **{n: features[n] for n in ("x_crow", "x_col", "x_val")},
+                                 **{n: linear[n] for n in ("ccol", "row", "perm")})),
         "gcn": (_gcn, dict(graph=graph, **linear)),
         "topology_": (_topology, dict(crow=crow, col=col, drop=drop, grow=grow)),
     }  # fmt: skip

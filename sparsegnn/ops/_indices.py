@@ -33,8 +33,8 @@ MATRIX = {
     "maxk_spmm_backward": lambda a: (a.dy.size(0), a.values.size(0)),
     "spmm_linear": lambda a: (None, a.x.size(0)),
     "spmm_linear_backward": lambda a: (a.dy.size(0), a.x.size(0)),
-    "features_linear": lambda a: (None, (a.ccol.numel() - 1) * a.width),
-    "features_linear_backward": lambda a: (a.dy.size(0), (a.ccol.numel() - 1) * a.width),
+    "features_linear": lambda a: (None, None if a.x_ccol is None else a.x_ccol.numel() - 1),
+    "features_linear_backward": lambda a: (a.dy.size(0), None if a.x_ccol is None else a.x_ccol.numel() - 1),
 }
 #: the same of a weight, whose columns ascend strictly within rows; in blocks, where it has blocks
 WEIGHT = {

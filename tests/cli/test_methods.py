@@ -47,7 +47,7 @@ def test_any_width(run, monkeypatch, columns):
 
 
 @pytest.mark.parametrize("name", list(METHODS))
-def test_page_and_json_of_each(run, name):
+def test_page_and_json_of_each(run, monkeypatch, name):
     code, out = run(name, "--json")
     found = json.loads(out)
     assert code == 0 and found["name"] == name and found["text"]
@@ -55,6 +55,7 @@ def test_page_and_json_of_each(run, name):
     for setting in found["settings"]:
         assert setting["kind"] and setting["meaning"], f"{name}: the docstring does not say what {setting['name']} is"
         assert ":class:" not in setting["meaning"] and "``" not in setting["meaning"]
+    monkeypatch.setenv("COLUMNS", "160")
     code, out = run(name)
     assert code == 0 and all(s["name"] in out for s in found["settings"])
 

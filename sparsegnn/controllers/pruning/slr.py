@@ -27,7 +27,8 @@ class SLR(Penalty):
     gradients. The public code compares the means of two epochs instead, and takes W' for W from the first move on.
 
     Args:
-        s0: the first stepsize s. M, r: how fast it falls.
+        s0: the first stepsize s.
+        M, r: how fast it falls.
         sparsity, distribution, rho, reset_state, update_every, start_at, stop_at: as for :class:`Penalty`.
         model, optimizer, seed: as for :class:`Controller` (nothing here is random).
     """

@@ -29,6 +29,7 @@ class DSTEE(Exploring):
         c: weight of exploration, in the unit of a gradient; at least 0. 0 is RigL.
         eps: what a weight that was never tried has for N; positive.
         decay: factor of ``c`` every ``decay_every`` steps, in (0, 1].
+        decay_every: these steps.
     """
 
     paper = "Huang et al., DAC 2023"

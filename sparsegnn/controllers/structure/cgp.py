@@ -35,8 +35,10 @@ class CGP(EdgeGates, Shrinking, Rewiring):
     Args:
         model, optimizer, distribution, update_every, start_at, stop_at, seed: as for :class:`Shrinking`.
         graph: as for :class:`EdgeMethod`.
-        sparsity: of the weights. edge_sparsity: of the undirected edges. feature_sparsity: of the features that the
-            first layer of the model reads; 0: they have no gates. Weights of channels that are gone count as removed.
+        sparsity: of the weights.
+        edge_sparsity: of the undirected edges.
+        feature_sparsity: of the features that the first layer of the model reads; 0: they have no gates. Weights of
+            channels that are gone count as removed.
         drop_fraction: of the weights, moved at the first update, less later along a cosine.
         edge_lr, feature_lr: learning rates of the gates (Adam).
     """

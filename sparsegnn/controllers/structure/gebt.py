@@ -27,12 +27,17 @@ class GEBT(EdgeGates, Shrinking):
     have the weights that they had before, the weights of the layers are inherited, and training goes on.
 
     Args:
-        model, optimizer, distribution: as for :class:`Shrinking`. graph: as for :class:`EdgeMethod`.
-        sparsity: of the weights. edge_sparsity: of the undirected edges.
-        update_every: steps between masks, an epoch. start_at: no mask before this step.
+        model, optimizer, distribution: as for :class:`Shrinking`.
+        graph: as for :class:`EdgeMethod`.
+        sparsity: of the weights.
+        edge_sparsity: of the undirected edges.
+        update_every: steps between masks, an epoch.
+        start_at: no mask before this step.
         stop_at: prune then if the masks have not settled; the default is ``start_at + 20 * update_every``.
-        eta, window: as for :class:`MaskStability`.
-        rho: weight of the ADMM term, the mean over the edges. edge_lr: learning rate of A (Adam).
+        eta: the masks have settled when their distance, over its first value, is below this.
+        window: masks that a mask is compared with.
+        rho: weight of the ADMM term, the mean over the edges.
+        edge_lr: learning rate of A (Adam).
         seed: of the order of edges of equal |A|.
     """
 

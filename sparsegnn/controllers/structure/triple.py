@@ -34,7 +34,8 @@ class Triple(EdgeMethod, Shrinking):
     Args:
         model, optimizer, distribution, update_every, start_at, stop_at: as for :class:`GradualMagnitude`.
         graph: as for :class:`EdgeMethod`; symmetric.
-        sparsity: of the weights. edge_sparsity: of the undirected edges.
+        sparsity: of the weights.
+        edge_sparsity: of the undirected edges.
         k: features that each node keeps; None: half of the narrowest of the layers before the last.
         seed: of the sample of edges.
     """
