@@ -35,6 +35,10 @@ def _gcn(graph, x, values, bias, **index):
     return ops.gcn(graph, x, values, bias, pattern=tuple(index[k] for k in ("crow", "col", "ccol", "row", "perm")))
 
 
+def _features(**tensors):
+    return ops.features_linear(**tensors, x_ccol=None, x_row=None, x_val_t=None, height=1, width=1, outputs=6)
+
+
 def _topology(crow, col, drop, grow):
     return ops.topology_(crow, col, drop, grow, 1)
 
@@ -62,11 +66,8 @@ def calls() -> dict:
         "block_linear": (lambda **t: ops.block_linear(height=16, width=16, **t),
                          dict(x=torch.randn(30, 32), **block, bias=torch.randn(32))),
         "dense_weight": (lambda **t: ops.dense_weight(cols=8, **t), {n: linear[n] for n in ("values", "crow", "col")}),
-        "features_linear": (lambda **t: ops.features_linear(**t, **dict.fromkeys(("x_ccol", "x_row", "x_val_t")), height=1,
-                                                            width=1, outputs=6),
-                            dict(values=linear["values"], bias=linear["bias"],
-                                 **{n: features[n] for n in ("x_crow", "x_col", "x_val")},
-                                 **{n: linear[n] for n in ("ccol", "row", "perm")})),
+        "features_linear": (_features, dict(values=linear["values"], bias=linear["bias"], **features,
+                                            **{n: linear[n] for n in ("ccol", "row", "perm")})),
         "gcn": (_gcn, dict(graph=graph, **linear)),
         "topology_": (_topology, dict(crow=crow, col=col, drop=drop, grow=grow)),
     }  # fmt: skip
