@@ -7,13 +7,12 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from sparsegnn.controllers.pruning.shrinking import Shrinking
+from sparsegnn.controllers.pruning.shrinking import Ramp
 from sparsegnn.controllers.registry import register
-from sparsegnn.controllers.schedules import Cubic
 
 
 @register("gmp")
-class GradualMagnitude(Shrinking):
+class GradualMagnitude(Ramp):
     """Removes the smallest magnitudes step by step, along a cubic, until ``sparsity`` is reached at ``stop_at``.
 
     Args:
@@ -29,18 +28,6 @@ class GradualMagnitude(Shrinking):
                  stop_at: int | None = None, seed: int = 0):  # fmt: skip
         super().__init__(model, optimizer, sparsity=sparsity, distribution=distribution, start_at=start_at,
                          update_every=update_every, stop_at=stop_at, seed=seed)  # fmt: skip
-
-    def begin(self) -> None:
-        super().begin()
-        self.share = Cubic(1.0, self.start_at, self.stop_at)  # of the pruning that is done by a step
-
-    @classmethod
-    def recipe(cls, steps: int) -> dict:
-        settings = super().recipe(steps)
-        return {**settings, "start_at": min(steps // 10, settings["stop_at"])}
-
-    def due(self, step: int) -> bool:
-        return step == self.stop_at or super().due(step)
 
     def counts(self) -> dict[str, int]:
         return self.counts_at(self.share(self.step))

@@ -11,6 +11,7 @@ from sparsegnn.controllers.attachment import check_even, check_held
 from sparsegnn.controllers.base import Controller
 from sparsegnn.controllers.distributions import allocate, global_magnitude
 from sparsegnn.controllers.processes import check_single
+from sparsegnn.controllers.schedules import Cubic
 from sparsegnn.nn import SparseLinear
 from sparsegnn.pattern import check_sparsity, subset, top
 
@@ -113,6 +114,22 @@ class Shrinking(Controller):
 
     def _check_single(self) -> None:
         check_single(self._name, self.layers)
+
+
+class Ramp(Shrinking):
+    """Base of methods that prune along a cubic, :attr:`share`, whose last update is at ``stop_at``."""
+
+    @classmethod
+    def recipe(cls, steps: int) -> dict:
+        settings = super().recipe(steps)
+        return {**settings, "start_at": min(steps // 10, settings["stop_at"])}
+
+    def begin(self) -> None:
+        super().begin()
+        self.share = Cubic(1.0, self.start_at, self.stop_at)  # of the pruning that is done by a step
+
+    def due(self, step: int) -> bool:
+        return step == self.stop_at or super().due(step)
 
 
 def survivors(layer: SparseLinear, score: Tensor, n: int) -> Tensor:

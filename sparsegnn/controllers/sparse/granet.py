@@ -8,16 +8,15 @@ import torch
 from torch import nn
 
 from sparsegnn.controllers.distributions import global_magnitude
-from sparsegnn.controllers.pruning.shrinking import Shrinking
+from sparsegnn.controllers.pruning.shrinking import Ramp, Shrinking
 from sparsegnn.controllers.registry import register
-from sparsegnn.controllers.schedules import Cubic
 from sparsegnn.controllers.settings import check_int, check_names
 from sparsegnn.controllers.sparse.rigl import RigL
 from sparsegnn.pattern import check_sparsity
 
 
 @register("granet")
-class GraNet(Shrinking, RigL):
+class GraNet(Ramp, RigL):
     """Prunes along a cubic, and after each pruning lets as many weights come back as it drops once more.
 
     An update removes the smallest magnitudes until the layers have the number of weights of that step
@@ -55,19 +54,10 @@ class GraNet(Shrinking, RigL):
             named = isinstance(self.distribution, str) and self.distribution != "global"
             self._wanted = initial, self.distribution if named else "erk"
         super().begin()
-        self.share = Cubic(1.0, self.start_at, self.stop_at)  # of the pruning that is done by a step
 
     def place(self) -> None:
         super().place()
         self.first = {name: x.values.numel() for name, x in self.layers.items()}
-
-    @classmethod
-    def recipe(cls, steps: int) -> dict:
-        settings = super().recipe(steps)
-        return {**settings, "start_at": min(steps // 10, settings["stop_at"])}
-
-    def due(self, step: int) -> bool:
-        return step == self.stop_at or super().due(step)
 
     def counts(self) -> dict[str, int]:
         share = self.share(self.step)
