@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from sparsegnn.controllers.pruning.shrinking import Shrinking
+from sparsegnn.controllers.pruning.shrinking import Ramp
 from sparsegnn.controllers.registry import register
-from sparsegnn.controllers.schedules import Cubic
 from sparsegnn.controllers.settings import check_number
 from sparsegnn.controllers.sparse.rewiring import Rewiring
 from sparsegnn.controllers.structure.channels import Channels
@@ -19,7 +18,7 @@ from sparsegnn.graph import CSRGraph
 
 
 @register("cgp")
-class CGP(EdgeGates, Shrinking, Rewiring):
+class CGP(EdgeGates, Ramp, Rewiring):
     """Prunes edges, feature channels and weights under one clock, along cubics that end at ``stop_at`` (GraNet).
 
     Edges have gates sigmoid(theta), theta ~ N(0, 1), which multiply their weights; feature channels gates
@@ -46,7 +45,7 @@ class CGP(EdgeGates, Shrinking, Rewiring):
     paper = "Liu et al., TNNLS 2023"
     target = "edges, features, weights"
     dense_gradient_need = "at updates"
-    patterns = Shrinking.patterns
+    patterns = Ramp.patterns
     start = "dense"
     moves_weights = True
     needs_dense_gradient = True
@@ -74,7 +73,7 @@ class CGP(EdgeGates, Shrinking, Rewiring):
         self.channels = None
         if self.feature_sparsity:
             self.channels = Channels(self._name, self.layers[first], self.feature_lr)
-        self.first, self.share = first, Cubic(1.0, self.start_at, self.stop_at)
+        self.first = first
         super().begin()
 
     def first_theta(self, weights: Tensor) -> Tensor:
@@ -83,9 +82,6 @@ class CGP(EdgeGates, Shrinking, Rewiring):
 
     def gates(self, theta: Tensor) -> Tensor:
         return theta[0].sigmoid()
-
-    def due(self, step: int) -> bool:
-        return step == self.stop_at or super().due(step)
 
     @torch.no_grad()
     def update(self) -> None:

@@ -8,9 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sparsegnn.controllers.pruning.shrinking import Shrinking
+from sparsegnn.controllers.pruning.shrinking import Ramp
 from sparsegnn.controllers.registry import register
-from sparsegnn.controllers.schedules import Cubic
 from sparsegnn.controllers.settings import check_int
 from sparsegnn.controllers.structure.edge_method import EdgeMethod
 from sparsegnn.controllers.structure.edges import check_fraction
@@ -23,7 +22,7 @@ ACTIVATIONS = (F.relu, torch.relu, F.elu)
 
 
 @register("triple")
-class Triple(EdgeMethod, Shrinking):
+class Triple(EdgeMethod, Ramp):
     """Removes edges by effective resistance when it is made, then weights by magnitude along a cubic; the activations
     between layers become :class:`~sparsegnn.nn.MaxK`, so that embeddings are sparse too.
 
@@ -42,7 +41,7 @@ class Triple(EdgeMethod, Shrinking):
 
     paper = "Rahman and Azad, 2022"
     target = "edges, weights, embeddings"
-    patterns = Shrinking.patterns
+    patterns = Ramp.patterns
     start = "dense"
     moves_weights = True
 
@@ -55,11 +54,6 @@ class Triple(EdgeMethod, Shrinking):
         super().__init__(model, optimizer, graph=graph, sparsity=sparsity, distribution=distribution, start_at=start_at,
                          update_every=update_every, stop_at=stop_at, seed=seed)  # fmt: skip
 
-    @classmethod
-    def recipe(cls, steps: int) -> dict:
-        settings = super().recipe(steps)
-        return {**settings, "start_at": min(steps // 10, settings["stop_at"])}
-
     def begin(self) -> None:
         replaced = places(self._name, self.model)
         widths = [layer.out_features for layer in self.layers.values()][:-1]
@@ -69,14 +63,10 @@ class Triple(EdgeMethod, Shrinking):
         self.width, self.k = min(widths), max(1, min(widths) // 2) if self.k is None else self.k
         resistance = effective_resistance(self.graph, seed=self.seed)
         super().begin()
-        self.share = Cubic(1.0, self.start_at, self.stop_at)  # of the pruning that is done by a step
         n = self.edges.count(self.edge_sparsity)
         self.edges.keep(sample(self.edges, resistance, self.generator("edges", step=0), n, 0)[0])
         for replace in replaced:
             replace(MaxK(self.k))
-
-    def due(self, step: int) -> bool:
-        return step == self.stop_at or super().due(step)
 
     def counts(self) -> dict[str, int]:
         return self.counts_at(self.share(self.step))

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from dying import Net
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,17 +18,6 @@ N = 20
 
 def graph():
     return CSRGraph.from_edge_index(torch.randint(0, N, (2, 70), generator=torch.Generator().manual_seed(0)), N)
-
-
-class Net(nn.Module):
-    def __init__(self, forward, **parts):
-        super().__init__()
-        self._run = forward
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, x, graph):
-        return self._run(self, x, graph)
 
 
 def attribute(self, x, graph):
