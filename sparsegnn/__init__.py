@@ -26,7 +26,11 @@ from sparsegnn.report import summary as summary  # noqa: E402
 
 
 def __getattr__(name: str):
-    """What belongs to the application above this library, which is imported when it is asked for."""
+    """What is imported when it is asked for."""
+    if name == "accelerate":
+        from sparsegnn.pyg import accelerate
+
+        return accelerate
     if name == "ledger":
         from sparsegnn.experiments.ledger import Ledger
 

@@ -52,7 +52,8 @@ class LazyLinear(nn.LazyLinear):
             glorot_(self)
 
 
-FORWARDS = (Linear.forward, nn.Linear.forward, SparseLinear.forward)
+#: forwards that are the product by the weight and nothing else; that of PyG's Linear joins where it is used
+FORWARDS = {Linear.forward, nn.Linear.forward, SparseLinear.forward}
 
 
 def inner_linear(

@@ -1,0 +1,85 @@
+"""GATConv and GATv2Conv of PyG on the fused kernels: the forward of this library's layer, on PyG's parameters."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from sparsegnn.nn import GATConv, GATv2Conv
+from sparsegnn.nn.inner import is_plain
+from sparsegnn.pyg.cache import graph_of, matrix_of
+from sparsegnn.pyg.products import pyg, reduction_of
+from sparsegnn.pyg.propagate import NotOurs, check_conv, is_edge_list, is_ours, is_sparse_matrix
+
+
+class _GAT(GATConv):
+    def _edge_scores(self, attr: Tensor) -> Tensor:
+        if type(self.lin_edge) is not pyg().Linear or not is_plain(self.lin_edge):
+            return super()._edge_scores(attr)
+        folded = self.lin_edge.weight.unflatten(0, (self.heads, -1)) * self.att_edge[0, :, :, None]
+        return attr @ folded.sum(1).t()
+
+
+def of(forward):
+    return _layers().get(forward)
+
+
+@cache
+def _layers() -> dict:
+    nn = pyg()
+    return {nn.GATConv.forward: gat, nn.GATv2Conv.forward: gatv2}
+
+
+def gat(conv, x, edge_index, edge_attr=None, size=None, return_attention_weights=None):
+    return _attend(conv, pyg().GATConv, _GAT, x, edge_index, edge_attr, size, return_attention_weights)
+
+
+def gatv2(conv, x, edge_index, edge_attr=None, return_attention_weights=None):
+    return _attend(conv, pyg().GATv2Conv, GATv2Conv, x, edge_index, edge_attr, None, return_attention_weights)
+
+
+def _attend(conv, theirs, ours, x, edge_index, edge_attr, size, weights) -> Tensor:
+    check_conv(conv)
+    kind, base = type(conv), pyg().MessagePassing
+    known = kind.message is theirs.message and kind.edge_update is theirs.edge_update
+    if not known or kind.aggregate is not base.aggregate or reduction_of(conv) != "sum" or conv.node_dim != 0:
+        raise NotOurs("its own message, edge_update or aggregate")
+    if weights:
+        raise NotOurs("return_attention_weights")
+    source, target = x if isinstance(x, (tuple, list)) else (x, x)
+    if not all(is_ours(t) and t.dim() == 2 for t in (source, target) if t is not None) or source is None:
+        raise NotOurs("features of another kind")
+    if edge_attr is not None and not is_ours(edge_attr):
+        raise NotOurs("edge_attr of another kind")
+    n = source.size(0)
+    m = target.size(0) if target is not None else n if size is None else size[1]
+    if size is not None and tuple(size) != (n, m):
+        raise NotOurs("sizes other than those of the features")
+    try:
+        graph = _graph(conv, edge_index, edge_attr, m, n)
+        view = ours.__new__(ours)
+        object.__setattr__(view, "__dict__", vars(conv))  # the same parameters, settings and mode
+        y = ours.forward(view, x, graph, edge_attr, *((size,) if ours is _GAT else ()))
+    except (TypeError, ValueError) as error:
+        raise NotOurs(str(error)) from None
+    if torch.is_autocast_enabled(y.device.type):
+        y = y.to(torch.promote_types(y.dtype, next(conv.parameters()).dtype))  # as the scores of PyG's are
+    return y
+
+
+def _graph(conv, edge_index, edge_attr, m: int, n: int):
+    flip = conv.flow != "source_to_target"
+    if flip and m != n:
+        raise NotOurs("flow of a bipartite graph")
+    if is_edge_list(edge_index):
+        conv._check_input(edge_index, None)
+        return graph_of(edge_index, m, n, flip)
+    if not is_sparse_matrix(edge_index) or conv.lin_edge is not None or edge_attr is not None:
+        raise NotOurs("edge features of a sparse matrix, or edges of another kind")
+    if isinstance(edge_index, Tensor) and edge_index.requires_grad:
+        raise NotOurs("a torch.sparse matrix with a gradient")
+    conv._check_input(edge_index, None)
+    graph, _ = matrix_of(edge_index)
+    return graph if graph.val is None else graph.weighted(None)
