@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 
@@ -11,14 +11,13 @@ from torch import nn
 
 from sparsegnn import plans
 from sparsegnn.controllers.distributions import DISTRIBUTIONS, allocate
+from sparsegnn.linears import dense_of, linears, sparse_of, staying_dense
 from sparsegnn.nn import SparseLinear
-from sparsegnn.nn.inner import Linear as InnerLinear
 from sparsegnn.pattern import check_kind, check_sparsity
+from sparsegnn.pyg.accelerate import install_all, remove_all
 
-#: attributes of PyG's GCNConv, SAGEConv, GATConv and GATv2Conv that hold the weight of the nodes
-INNER = ("lin", "lin_src", "lin_dst", "lin_l", "lin_r")
-#: modules of PyG that use the weights of their linear layers themselves, as its other convolutions may
-PAST_THE_CALL = ("HeteroDictLinear", "PMLP")
+#: of the multiplications by weights, what may stay dense without a word
+UNSAID = 0.1
 Selector = Iterable[str] | Callable[[str, nn.Module], bool] | None
 
 
@@ -32,14 +31,16 @@ def sparsify(
     exclude: Selector = None,
     only_if_faster: bool = False,
     rows: int = 4096,
+    accelerate: bool = True,
     inplace: bool = True,
 ) -> nn.Module:
-    """Swap every linear layer, torch's and PyG's ``Linear``, for a sparse one.
+    """Swap every linear layer, torch's and PyG's ``Linear``, for a sparse one, and accelerate PyG's convolutions.
 
-    The weights of largest magnitude stay, with their values. PyG's GCNConv, SAGEConv, GATConv and GATv2Conv stay what
-    they are and call a :class:`~sparsegnn.nn.SparseLinear` in place of their own ``lin``; what its other convolutions
-    hold themselves is left alone, as are subclasses of ``nn.Linear``. Call it before the optimizer is made: the
-    parameters are new.
+    The weights of largest magnitude stay, with their values. PyG's modules stay what they are and call a
+    :class:`~sparsegnn.nn.SparseLinear` in place of their own layer. Left alone are subclasses of ``nn.Linear`` with a
+    ``forward`` of their own, layers whose weight their module uses past the call, and weights that a convolution holds
+    itself; where more than a tenth of the multiplications stays dense for that, a warning names them. Call it before
+    the optimizer is made: the parameters are new.
 
     Args:
         sparsity: fraction of zeros of all swapped layers together, in [0, 1). 0 keeps all weights, in sparse layers.
@@ -54,6 +55,7 @@ def sparsify(
             way. The verdict is saved with the model, ``layer.kernel`` names it, and it is kept for the next model in
             the user's cache folder (:mod:`sparsegnn.plans`). Without, a static policy takes the dense kernel where
             few weights are missing.
+        accelerate: let PyG's convolutions aggregate on the kernels too, see :func:`sparsegnn.accelerate`.
         inplace: change ``model``; else a deep copy.
 
     Returns:
@@ -69,7 +71,7 @@ def sparsify(
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise ValueError(f"{op}: rows must be a positive integer, got {rows!r}")
     model = model if inplace else copy.deepcopy(model)
-    targets = {name: m for name, m in _linears(model).items() if _wanted(op, model, name, m, include, exclude)}
+    targets = {name: m for name, m in linears(model).items() if _wanted(op, model, name, m, include, exclude)}
     if named:
         sparsities = {n: s for key, s in distribution.items() for n in _named(op, "distribution", key, targets)}
         targets, distribution = {n: m for n, m in targets.items() if n in sparsities}, sparsities
@@ -81,24 +83,30 @@ def sparsify(
     swaps = {}
     for name, linear in targets.items():
         kept = counts[name] / linear.weight.numel()
-        layer = SparseLinear.from_dense(linear, sparsity=1 - kept, pattern=pattern)
+        layer = sparse_of(linear, sparsity=1 - kept, pattern=pattern)
         if only_if_faster:
             plans.choose(layer, rows)
         swaps[id(linear)] = layer
+    if not named:
+        _tell_of_dense(op, model, sum(m.weight.numel() for m in targets.values()), include, exclude)
+    if accelerate:
+        install_all(model)
     return _swap(model, swaps)
 
 
 def densify(model: nn.Module, *, inplace: bool = True) -> nn.Module:
-    """Swap every sparse layer for a dense one with the same weights: the inverse of :func:`sparsify`."""
+    """Swap every sparse layer for a dense one with the same weights, and undo :func:`sparsegnn.accelerate`: the inverse
+    of :func:`sparsify`."""
     _check_model("densify", model)
     model = model if inplace else copy.deepcopy(model)
+    remove_all(model)
     swaps = {}
     for parent in model.modules():
         for layer in parent.children():
             if isinstance(layer, SparseLinear):
-                swaps[id(layer)] = _dense_like(parent, layer)
+                swaps[id(layer)] = dense_of(parent, layer)
     if isinstance(model, SparseLinear):
-        return model.to_dense()
+        return dense_of(nn.Sequential(), model)
     return _swap(model, swaps)
 
 
@@ -107,27 +115,16 @@ def _check_model(op: str, model: nn.Module) -> None:
         raise TypeError(f"{op}: model must be a torch.nn.Module, got {type(model).__name__}")
 
 
-def _pyg():
-    """PyG's (convolutions that can become sparse, Linear) if the program has imported it, as a model of its must."""
-    if "torch_geometric.nn" not in sys.modules:
-        return (), None
-    pyg = sys.modules["torch_geometric.nn"]
-    return (pyg.GCNConv, pyg.SAGEConv, pyg.GATConv, pyg.GATv2Conv), pyg.Linear
-
-
-def _linears(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that can become sparse, by the first of their names."""
-    convolutions, pyg_linear = _pyg()
-    left = {id(m) for x in model.modules() if type(x).__name__ in PAST_THE_CALL for m in x.modules()}
-    for conv in (x for x in model.modules() if hasattr(x, "propagate")):
-        known = INNER if isinstance(conv, convolutions) else ()
-        left |= {id(m) for name, m in conv.named_children() if name not in known}
-    kinds = (nn.Linear, InnerLinear, nn.LazyLinear)
-    return {
-        name: m
-        for name, m in model.named_modules()
-        if type(m) in kinds or isinstance(m, nn.LazyLinear) or (type(m) is pyg_linear and id(m) not in left)
-    }
+def _tell_of_dense(op: str, model: nn.Module, swapped: int, include: Selector, exclude: Selector) -> None:
+    """Warn where much stays dense that was not excluded."""
+    if callable(include) or callable(exclude) or include is not None:
+        return
+    dense = [d for d in staying_dense(model) if not any(_matches(d.name, pattern) for pattern in exclude or ())]
+    share = sum(d.size for d in dense) / max(1, swapped + sum(d.size for d in dense))
+    if share > UNSAID:
+        dense.sort(key=lambda d: -d.size)
+        named = "; ".join(f"{d.name} ({d.reason})" for d in dense[:8]) + ("; ..." if len(dense) > 8 else "")
+        warnings.warn(f"{op}: {share:.0%} of the multiplications by weights stay dense: {named}", stacklevel=3)
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -149,7 +146,7 @@ def _wanted(op, model, name, module, include, exclude) -> bool:
             return bool(selector(name, module))
         if isinstance(selector, str):
             raise TypeError(f"{op}: {argument} must be a list of names or callable, got the string {selector!r}")
-        return any(name in _named(op, argument, pattern, _linears(model)) for pattern in selector)
+        return any(name in _named(op, argument, pattern, linears(model)) for pattern in selector)
 
     return (include is None or chosen("include", include)) and not (exclude is not None and chosen("exclude", exclude))
 
@@ -174,17 +171,3 @@ def _swap(model: nn.Module, swaps: dict[int, nn.Module]) -> nn.Module:
             if id(child) in swaps:
                 setattr(parent, name, swaps[id(child)])
     return model
-
-
-def _dense_like(parent: nn.Module, layer: SparseLinear) -> nn.Module:
-    """A dense copy of the class that ``parent`` is made with."""
-    dense, (convolutions, pyg_linear) = layer.to_dense(), _pyg()
-    if isinstance(parent, convolutions):
-        other = pyg_linear(1, 1, bias=dense.bias is not None, weight_initializer="glorot")
-        other.in_channels, other.out_channels = layer.in_features, layer.out_features
-    elif type(parent).__module__.startswith("sparsegnn.nn."):
-        other = nn.utils.skip_init(InnerLinear, layer.in_features, layer.out_features, dense.bias is not None)
-    else:
-        return dense
-    other.weight, other.bias = dense.weight, dense.bias
-    return other.train(dense.training)

@@ -12,13 +12,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from sparsegnn import _console, _info, _native, policy
 from sparsegnn.nn import linear as _linear
 from sparsegnn.nn import sparse_weight as _sparse_weight
+from sparsegnn.pyg.products import pyg
+from sparsegnn.pyg.route import OURS, route_of
 
 #: the op that a layer of ours calls
 OPS = {"SparseLinear": "sparse_linear", "GCNConv": "spmm", "GATConv": "gat", "GATv2Conv": "gatv2"}
 
 
 def summary(model: nn.Module, *, show: bool = True) -> list[dict]:
-    """One row per module that owns parameters, and a last row with the totals.
+    """One row per module that owns parameters, or is a convolution of PyG, and a last row with the totals.
 
     Each row has
         layer           its name in the model, and ``type``, its class
@@ -29,7 +31,8 @@ def summary(model: nn.Module, *, show: bool = True) -> list[dict]:
         bytes           of its parameters and buffers, index tensors included
         kernel          what multiplies: cpu/<instruction set>, cuda, reference (plain PyTorch), dense, or torch 2:4 for
                         torch's semi-structured product; followed by "(forced)" where :func:`sparsegnn.use_kernel` or
-                        ``SPARSEGNN_KERNEL`` chose it
+                        ``SPARSEGNN_KERNEL`` chose it. Of a convolution of PyG, what ran at its last call after
+                        :func:`sparsegnn.accelerate`: a kernel, or "PyG" and why
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"summary: model must be an nn.Module, got {type(model).__name__}")
@@ -37,7 +40,7 @@ def summary(model: nn.Module, *, show: bool = True) -> list[dict]:
     rows = [
         _row(name or type(model).__name__, module, seen)
         for name, module in model.named_modules()
-        if any(True for _ in module.parameters(recurse=False))
+        if _is_convolution(module) or any(True for _ in module.parameters(recurse=False))
     ]
     stored = sum(row["weights"] for row in rows)
     missing = sum(row.pop("missing") for row in rows)
@@ -77,13 +80,36 @@ def _row(name: str, module: nn.Module, seen: set[int]) -> dict:
         size, kept = module.out_features * module.in_features, module.values.numel()
         row |= {"shape": [module.out_features, module.in_features], "sparsity": module.sparsity, "missing": size - kept}
         row["flops_per_row"] = 2 * (size if row["kernel"].startswith("dense") else kept)
-    elif isinstance(module, nn.Linear) and not is_lazy(module.weight):
+    elif isinstance(module, _linears()) and not is_lazy(module.weight):
         row |= {"shape": list(module.weight.shape), "sparsity": 0.0, "flops_per_row": 2 * module.weight.numel()}
     return row
 
 
+def _is_convolution(module: nn.Module) -> bool:
+    return pyg() is not None and isinstance(module, pyg().MessagePassing)
+
+
+def _linears() -> tuple[type, ...]:
+    return (nn.Linear,) if pyg() is None else (nn.Linear, pyg().Linear)
+
+
+def _route(module: nn.Module) -> str:
+    """What aggregates in a convolution of PyG."""
+    route = route_of(module)
+    if route is None:
+        return "PyG"
+    if route.last not in (OURS, None):
+        return f"PyG: {route.last}"
+    attention = {"GATConv": "gat", "GATv2Conv": "gatv2"}
+    op = next((attention[t.__name__] for t in type(module).__mro__ if t.__name__ in attention), "spmm")
+    ours = kernel_of(op, next((t.device.type for t in (*module.parameters(), *module.buffers())), "cpu"))
+    return ours if route.last == OURS else f"{ours} (not run yet)"
+
+
 def kernel(module: nn.Module) -> str:
     """What multiplies in ``module``: cpu/<instruction set>, cuda, reference, dense or torch 2:4, perhaps "(forced)"."""
+    if _is_convolution(module):
+        return _route(module)
     ours = (t.__name__ for t in type(module).__mro__ if t.__module__.startswith("sparsegnn."))
     op = next((OPS[name] for name in ours if name in OPS), None)
     if getattr(module, "block", (1, 1)) != (1, 1):

@@ -153,9 +153,8 @@ def test_pyg_convolutions(kind):
     x = (x, x) if kind == "bipartite" else x
     dense = copy.deepcopy(conv)
     sparsify(conv, 0.75, distribution="uniform")
-    names = {"bipartite": ["lin_src", "lin_dst"], "gatv2": ["lin_l", "lin_r"], "sage": ["lin_l", "lin_r"]}.get(
-        kind, ["lin"]
-    )
+    names = {"bipartite": ["lin_src", "lin_dst"], "gatv2": ["lin_l", "lin_r"], "sage": ["lin_l", "lin_r"],
+             "gat": ["lin", "res"]}.get(kind, ["lin"])  # fmt: skip
     assert list(counts(conv)) == names
     for name in names:
         weight = getattr(dense, name).weight
@@ -172,7 +171,7 @@ def test_pyg_convolutions(kind):
 
 
 def test_pyg_linear_layers_beside_convolutions():
-    """Of a head, of a GIN's MLP; what other convolutions hold, or use past the call, stays dense."""
+    """Of a head, of a GIN's MLP, of any convolution; what is used past the call stays dense."""
     pyg = pytest.importorskip("torch_geometric.nn")
 
     class Net(nn.Module):
@@ -190,13 +189,15 @@ def test_pyg_linear_layers_beside_convolutions():
     model, x = Net(), torch.randn(30, 12)
     dense = copy.deepcopy(model)
     sparsify(model, 0.75, distribution="uniform")
-    names = ["sage.lin_l", "sage.lin_r", "gin.nn.lins.0", "gin.nn.lins.1", "head", "last"]
+    names = ["sage.lin_l", "sage.lin_r", "gin.nn.lins.0", "gin.nn.lins.1", "trans.lin_key", "trans.lin_query",
+             "trans.lin_value", "trans.lin_skip", "head", "last"]  # fmt: skip
     assert list(counts(model)) == names
     for name in names:
         weight = dense.get_submodule(name).weight
         weight.data *= top_mask(weight, 36)
     torch.testing.assert_close(model(x), dense(x))
     torch.testing.assert_close(densify(model)(x), dense(x))
+    assert [type(m) for m in model.modules()] == [type(m) for m in dense.modules()]
 
 
 def test_sparse_training_of_a_converted_pyg_model():

@@ -29,24 +29,33 @@ def accelerate(model: nn.Module, *, undo: bool = False) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate: model must be a torch.nn.Module, got {type(model).__name__}")
-    convolutions = convolutions_of(model)
     if undo:
-        for conv in convolutions:
-            remove(conv)
+        remove_all(model)
         return model
+    convolutions = convolutions_of(model)
     if not convolutions:
         raise ValueError("accelerate: model must have a convolution of PyG (torch_geometric.nn.MessagePassing), "
                          "got none")  # fmt: skip
-    inner.FORWARDS.add(pyg().Linear.forward)
-    covered = [conv for conv in convolutions if is_covered(conv)]
-    for conv in covered:
-        if route_of(conv) is None:
-            install(conv)
-    if not covered:
+    if not install_all(model):
         names = ", ".join(sorted({type(conv).__name__ for conv in convolutions}))
         warnings.warn(f"accelerate: none of the convolutions of this model is covered ({names}): it runs as before",
                       stacklevel=2)  # fmt: skip
     return model
+
+
+def install_all(model: nn.Module) -> int:
+    """Accelerate what is covered; how many convolutions that is."""
+    covered = [conv for conv in convolutions_of(model) if is_covered(conv)]
+    for conv in covered:
+        inner.FORWARDS.add(pyg().Linear.forward)
+        if route_of(conv) is None:
+            install(conv)
+    return len(covered)
+
+
+def remove_all(model: nn.Module) -> None:
+    for conv in convolutions_of(model):
+        remove(conv)
 
 
 def convolutions_of(model: nn.Module) -> list[nn.Module]:
@@ -57,7 +66,10 @@ def convolutions_of(model: nn.Module) -> list[nn.Module]:
 
 def is_covered(conv) -> bool:
     """Whether some call of this convolution can run on the kernels."""
-    base, kind = pyg().MessagePassing, type(conv)
+    base, kind, own = pyg().MessagePassing, type(conv), vars(conv).get("propagate")
+    pygs = (None, kind._jinja_propagate, kind._orig_propagate)  # what PyG itself puts on an instance
+    if route_of(conv) is None and ("forward" in vars(conv) or getattr(own, "__func__", own) not in pygs):
+        return False
     plain = kind.aggregate is base.aggregate and kind.update is base.update and product_of(conv) is not None
     layer = layers.of(kind.forward) or attention.of(kind.forward)
     return plain or layer is not None or (kind.update is base.update and fused_of(conv) is not None)

@@ -105,7 +105,7 @@ def state_of(obj):
         states = tuple(state_of(p) for p in parts)
         return None if None in states else (tuple(map(id, parts)), obj.sparse_sizes(), states)
     tensor = obj.as_tensor() if hasattr(obj, "as_tensor") else obj  # PyG's EdgeIndex
-    if tensor.is_inference():
+    if tensor.is_inference() or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return None
     return tensor._version, tensor.data_ptr() if tensor.layout == torch.strided else 0, tensor.shape
 

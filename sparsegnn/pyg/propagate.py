@@ -67,18 +67,22 @@ def check_conv(conv) -> None:
 
 def is_ours(x) -> bool:
     """Whether the kernels take such a tensor."""
-    return type(x) in (Tensor, torch.nn.Parameter) and x.layout == torch.strided and x.dtype in FLOATS and (
-        x.device.type in ("cpu", "cuda")
-    ) and not torch._C._functorch.is_functorch_wrapped_tensor(x)  # fmt: skip
+    kind = type(x) in (Tensor, torch.nn.Parameter)
+    return kind and x.layout == torch.strided and x.dtype in FLOATS and x.device.type in ("cpu", "cuda")
+
+
+def is_wrapped(t: Tensor) -> bool:
+    """Whether a transform of torch.func sees ``t``: then nothing may be kept of it."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(t)
 
 
 def is_edge_list(edge_index) -> bool:
-    """A plain [2, E], or PyG's EdgeIndex without values."""
+    """A plain [2, E], or PyG's EdgeIndex."""
     if not isinstance(edge_index, Tensor) or edge_index.layout != torch.strided:
         return False
     if type(edge_index) is Tensor:
-        return not torch._C._functorch.is_functorch_wrapped_tensor(edge_index)
-    return type(edge_index).__name__ == "EdgeIndex" and edge_index._value is None
+        return not is_wrapped(edge_index)
+    return type(edge_index).__name__ == "EdgeIndex" and hasattr(edge_index, "as_tensor")
 
 
 def is_sparse_matrix(adj) -> bool:
@@ -121,7 +125,7 @@ def matrix(conv, edge_index, weight, x: Tensor, sizes, reduce: str, column: bool
     """What the features ``x`` are multiplied with; ``sizes`` as PyG counts them, of sources and targets."""
     i, j = (1, 0) if conv.flow == "source_to_target" else (0, 1)
     rows, cols = sizes[i] if sizes[i] is not None else sizes[j], x.size(conv.node_dim)
-    if weight is not None and not (is_ours(weight) and weight.device == x.device):
+    if weight is not None and (not is_ours(weight) or weight.device != x.device or is_wrapped(weight)):
         raise NotOurs("edge weights of another kind")
     norm = norm_of(edge_index, weight) if reduce == "sum" else None
     if norm is not None and norm.graph.shape == (rows, cols):
@@ -169,7 +173,7 @@ def wide(conv, matrix: Matrix, x: Tensor, reduce: str, weight: Tensor | None) ->
         raise NotOurs(f"features of {x.dim()} dimensions along node_dim={conv.node_dim}")
     moved = x.movedim(dim, 0)
     y = matrix.product(moved.flatten(1), reduce)
-    return y.unflatten(1, moved.shape[1:]).movedim(0, dim) if moved.dim() > 2 else y.movedim(0, dim)
+    return y.unflatten(1, moved.shape[1:]).movedim(0, dim).contiguous()
 
 
 def _difference(conv, product, reduce, edge_index, sizes, arguments) -> Tensor:

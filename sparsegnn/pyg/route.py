@@ -6,6 +6,8 @@ hooks stay as they are, and copies and pickles carry them along.
 
 from __future__ import annotations
 
+import types
+
 import torch
 
 from sparsegnn.pyg import attention, layers
@@ -15,17 +17,51 @@ from sparsegnn.pyg.propagate import NotOurs, run
 OURS = "ours"
 
 
-class Forward:
-    """``conv.forward``: PyG's, with a norm that is kept per graph; or the whole layer in another order."""
+class _Method:
+    """A callable in the place of a method of ``conv``.
+
+    To whoever reads code instead of calling it (inspection, TorchScript, torch.compile) it is the method of the class,
+    as a mock is what it stands for: they record PyG's own path.
+    """
+
+    name = ""
 
     def __init__(self, conv):
         self.conv = conv
-        self.last = None  # OURS, or why PyG's own path ran; None before the first call
+
+    @property
+    def __class__(self):
+        return types.MethodType
 
     @property
     def __wrapped__(self):
-        """For whoever inspects the signature."""
-        return type(self.conv).forward.__get__(self.conv)
+        return getattr(type(self.conv), self.name).__get__(self.conv)
+
+    def __getattr__(self, name: str):
+        if name == "conv" or name not in METHOD:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.__wrapped__, name)
+
+    def __reduce__(self):
+        return _made, (type(self),), vars(self)
+
+
+METHOD = ("__func__", "__self__", "__code__", "__globals__", "__closure__", "__defaults__", "__kwdefaults__",
+          "__name__", "__qualname__", "__annotations__")  # fmt: skip
+
+
+def _made(kind: type) -> _Method:
+    return object.__new__(kind)
+
+
+class Forward(_Method):
+    """``conv.forward``: PyG's, with a norm that is kept per graph; or the whole layer in another order."""
+
+    name = "forward"
+
+    def __init__(self, conv):
+        super().__init__(conv)
+        self.last = None  # OURS, or why PyG's own path ran; None before the first call
 
     def __call__(self, *args, **kwargs):
         conv = self.conv
@@ -62,24 +98,15 @@ class Forward:
             self.last = "its own propagate"
 
 
-class Propagate:
-    """``conv.propagate``."""
+class Propagate(_Method):
+    """``conv.propagate``: the product with the adjacency, or PyG's own."""
 
-    def __init__(self, conv):
-        self.conv = conv
-
-    @property
-    def __wrapped__(self):
-        return type(self.conv).propagate.__get__(self.conv)
-
-    @property
-    def __module__(self):  # PyG asks where a propagate comes from
-        return type(self.conv).propagate.__module__
+    name = "propagate"
 
     def __call__(self, edge_index, *args, **kwargs):
         conv = self.conv
         if _traced() or args:
-            return type(conv).propagate(conv, edge_index, *args, **kwargs)
+            return theirs(conv)(edge_index, *args, **kwargs)
         route = vars(conv).get("forward")
         try:
             y = run(conv, edge_index, kwargs.get("size"), kwargs)
@@ -90,7 +117,13 @@ class Propagate:
             if type(route) is Forward:
                 route.last = OURS
             return y
-        return type(conv).propagate(conv, edge_index, **kwargs)
+        return theirs(conv)(edge_index, **kwargs)
+
+
+def theirs(conv):
+    """The ``propagate`` that PyG would have on the instance."""
+    whole = conv._explain or conv._decomposed_layers != 1
+    return (type(conv)._orig_propagate if whole else type(conv).propagate).__get__(conv)
 
 
 def _traced() -> bool:
@@ -106,6 +139,8 @@ def remove(conv) -> None:
     for name, kind in (("forward", Forward), ("propagate", Propagate)):
         if type(vars(conv).get(name)) is kind:
             delattr(conv, name)
+            if name == "propagate" and (conv._explain or conv._decomposed_layers != 1):
+                conv.propagate = theirs(conv)
 
 
 def route_of(module) -> Forward | None:
