@@ -1,4 +1,4 @@
-"""Layers of PyG that may aggregate at the narrower of two widths, and two that make their edges at every call."""
+"""Layers of PyG in another order: aggregation at the narrower of two widths, with what follows it in the same pass."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.nn import functional
 from sparsegnn.nn.inner import finish, is_plain, transform
 from sparsegnn.nn.linear import SparseLinear
 from sparsegnn.ops.spmm_gcn import aggregate_first
-from sparsegnn.pyg.cache import MEMORY
+from sparsegnn.pyg import relations
 from sparsegnn.pyg.norms import remembered
 from sparsegnn.pyg.products import product_of, pyg, reduction_of
-from sparsegnn.pyg.propagate import NotOurs, check_conv, is_edge_list, is_ours, matrix, source_of
+from sparsegnn.pyg.propagate import Matrix, NotOurs, check_conv, is_edge_list, is_ours, matrix, source_of
 
 
 def of(forward):
@@ -26,7 +26,8 @@ def of(forward):
 def _layers() -> dict:
     nn = pyg()
     return {nn.GCNConv.forward: gcn, nn.SAGEConv.forward: sage, nn.GraphConv.forward: graph_conv,
-            nn.ChebConv.forward: cheb, nn.RGCNConv.forward: rgcn}  # fmt: skip
+            nn.GINConv.forward: gin, nn.APPNP.forward: appnp,
+            nn.ChebConv.forward: relations.cheb, nn.RGCNConv.forward: relations.rgcn}  # fmt: skip
 
 
 def _check(conv, x, edge_index) -> str:
@@ -50,22 +51,27 @@ def gcn(conv, x, edge_index, edge_weight=None):
     reduce = _check(conv, x, edge_index)
     if not (_dense(conv.lin) or (isinstance(conv.lin, SparseLinear) and is_plain(conv.lin))):
         raise NotOurs("its lin is more than a product")
-    if conv.normalize and conv._cached_edge_index is not None:
-        edge_index, edge_weight = conv._cached_edge_index
-    elif conv.normalize:
-        options = x.size(conv.node_dim), conv.improved, conv.add_self_loops, conv.flow, x.dtype
-        edge_index, edge_weight = remembered(edge_index, edge_weight, *options)
-        if conv.cached:
-            conv._cached_edge_index = edge_index, edge_weight
-    if edge_weight is not None and edge_weight.dtype != x.dtype:
-        raise NotOurs("edge weights of another dtype")
-    m = matrix(conv, edge_index, edge_weight, x, conv._check_input(edge_index, (x.size(0),) * 2), reduce)
+    m = _normed(conv, x, edge_index, edge_weight, reduce, conv.improved)
     if not aggregate_first(x, conv.out_channels):
         return finish(m.product(conv.lin(x), reduce), conv.bias, None, 0.0, None)
     x = m.product(x, reduce)
     if _dense(conv.lin):
         return functional.linear(x, conv.lin.weight, conv.bias)
     return transform(conv.lin, x, conv.bias, None, 0.0, None)
+
+
+def _normed(conv, x, edge_index, edge_weight, reduce: str, improved: bool = False) -> Matrix:
+    """The matrix that a layer with PyG's ``gcn_norm`` multiplies with; ``cached`` as PyG has it."""
+    if conv.normalize and conv._cached_edge_index is not None:
+        edge_index, edge_weight = conv._cached_edge_index
+    elif conv.normalize:
+        options = x.size(conv.node_dim), improved, conv.add_self_loops, conv.flow, x.dtype
+        edge_index, edge_weight = remembered(edge_index, edge_weight, *options)
+        if conv.cached:
+            conv._cached_edge_index = edge_index, edge_weight
+    if edge_weight is not None and edge_weight.dtype != x.dtype:
+        raise NotOurs("edge weights of another dtype")
+    return matrix(conv, edge_index, edge_weight, x, conv._check_input(edge_index, (x.size(0),) * 2), reduce)
 
 
 def sage(conv, x, edge_index, size=None):
@@ -96,56 +102,23 @@ def _narrow(conv, linear, x, edge_index, edge_weight, size, gains: bool) -> Tens
     return finish(m.product(functional.linear(source, linear.weight), reduce), linear.bias, None, 0.0, None)
 
 
-def cheb(conv, x, edge_index, edge_weight=None, batch=None, lambda_max=None):
-    """PyG's, with the Laplacian kept per graph."""
-    check_conv(conv)
-    others = edge_weight, batch, lambda_max if isinstance(lambda_max, Tensor) else None
-    if not is_edge_list(edge_index) or not is_ours(x) or any(t is not None and t.requires_grad for t in others):
-        raise NotOurs("a Laplacian that is learned, or of another kind")
-    given = None if isinstance(lambda_max, Tensor) else lambda_max
-    key = "laplacian", x.size(conv.node_dim), conv.normalization, given, x.dtype
-
-    def make():
-        options = conv.normalization, lambda_max
-        return conv.__norm__(edge_index, x.size(conv.node_dim), edge_weight, *options, dtype=x.dtype, batch=batch)
-
-    edge_index, norm = MEMORY.get(edge_index, key, make, *others)
-    before, now = x, x
-    out = conv.lins[0](x)
-    for k, linear in enumerate(conv.lins[1:]):
-        after = conv.propagate(edge_index, x=now, norm=norm)
-        before, now = now, after if k == 0 else 2.0 * after - before
-        out = out + linear(now)
-    return out if conv.bias is None else out + conv.bias
+def gin(conv, x, edge_index, size=None):
+    """nn of A x + (1 + eps) x, in one pass over the neighbours."""
+    reduce = _check(conv, x, edge_index)
+    if reduce != "sum" or (conv.eps.requires_grad and torch.is_grad_enabled()):
+        raise NotOurs("a learned eps, or another reduction")
+    m = matrix(conv, edge_index, None, x, conv._check_input(edge_index, size or (x.size(0),) * 2), reduce)
+    if m.graph.shape != (x.size(0), x.size(0)):
+        raise NotOurs("sizes other than those of the features")
+    return conv.nn(m.product(x, reduce, root=1 + conv.eps))
 
 
-def rgcn(conv, x, edge_index, edge_type=None):
-    """PyG's, with the edges of every relation kept per graph."""
-    check_conv(conv)
-    source, target = x if isinstance(x, (tuple, list)) else (x, x)
-    if conv.num_blocks is not None or not is_edge_list(edge_index) or type(edge_type) is not Tensor:
-        raise NotOurs("blocks, or edges of another kind")
-    if not is_ours(source) or not is_ours(target) or _segments():
-        raise NotOurs("features of another kind, or segments of edge types")
-
-    def make():
-        return [edge_index[:, edge_type == i] for i in range(conv.num_relations)]
-
-    parts = MEMORY.get(edge_index, ("relations", conv.num_relations), make, edge_type)
-    weight = conv.weight
-    if conv.num_bases is not None:
-        shape = conv.num_relations, conv.in_channels_l, conv.out_channels
-        weight = (conv.comp @ weight.view(conv.num_bases, -1)).view(shape)
-    size, out = (source.size(0), target.size(0)), target.new_zeros(target.size(0), conv.out_channels)
-    for edges, w in zip(parts, weight, strict=True):
-        if edges.size(1):
-            out = out + conv.propagate(edges, x=source, edge_type_ptr=None, size=size) @ w
-    if conv.root is not None:
-        out = out + target @ conv.root
-    return out if conv.bias is None else out + conv.bias
-
-
-def _segments() -> bool:
-    import torch_geometric
-
-    return torch_geometric.typing.WITH_SEGMM and torch_geometric.backend.use_segment_matmul is not False
+def appnp(conv, x, edge_index, edge_weight=None):
+    """K times (1 - alpha) A x + alpha h; the first factor is in the matrix."""
+    reduce = _check(conv, x, edge_index)
+    if conv.dropout > 0 and conv.training:
+        raise NotOurs("dropout of edges")
+    m, start = _normed(conv, x, edge_index, edge_weight, reduce), conv.alpha * x
+    for _ in range(conv.K):
+        x = m.product(x, reduce, 1 - conv.alpha).add_(start)
+    return x

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsegnn.graph import CSRGraph
-from sparsegnn.nn.aggregate import aggregate
+from sparsegnn.ops.spmm import apply as spmm
 from sparsegnn.pyg.cache import graph_of, in_order, matrix_of
 from sparsegnn.pyg.norms import norm_of
 from sparsegnn.pyg.products import fused_of, product_of, pyg, reduction_of
@@ -26,21 +26,35 @@ class NotOurs(Exception):
 
 @dataclass
 class Matrix:
-    """A [targets, sources] with its weights: constant or learned ones, or the GCN norm of ``graph``."""
+    """A [targets, sources] with its weights ``val``, constant or learned ones, or the GCN ``norm`` of ``graph``."""
 
     graph: CSRGraph
     val: Tensor | None = None
-    norm: tuple[bool, bool] | None = None
+    norm: tuple[bool, bool] | None = None  # (improved, add_self_loops)
 
-    def product(self, x: Tensor, reduce: str) -> Tensor:
-        """A x, in the dtype that PyG's message has."""
+    def product(self, x: Tensor, reduce: str, factor: float = 1.0, root: Tensor | None = None) -> Tensor:
+        """factor A x, in the dtype that PyG's message has; ``root`` [] x of the node itself is summed along."""
         with torch.autocast(x.device.type, enabled=False) if _autocast(x) else nullcontext():
+            graph, val, scale, diag = self.graph, self.val, None, None
+            wide = torch.promote_types(x.dtype, torch.float32)
             if self.norm is not None:
-                return aggregate(self.graph, x.contiguous(), "add", True, *self.norm)
-            graph = self.graph
-            if self.val is not None or graph.val is not None:
-                graph = CSRGraph(graph.crow, graph.col, self.val, graph.num_cols, graph.perm, graph._structure)
-            return aggregate(graph, x.contiguous(), reduce, normalize=False)
+                graph, scale, diag = graph.normed(*self.norm, wide)
+                val = graph.val
+            if root is not None:
+                diag = root.to(wide).expand(graph.num_rows).contiguous()
+            val = None if val is None else val.to(x.dtype)
+            row_scale = scale if factor == 1 else _scaled(graph, scale, factor, wide)
+            need_dx = x.requires_grad and torch.is_grad_enabled()
+            need_arg = need_dx or (val is not None and val.requires_grad and torch.is_grad_enabled())
+            transpose = graph.transpose() if need_dx else (None, None, None)
+            args = graph.crow, graph.col, val, row_scale, scale, diag, *transpose
+            return spmm(x.contiguous(), *args, reduce, need_arg)[0]
+
+
+def _scaled(graph: CSRGraph, scale: Tensor | None, factor: float, dtype: torch.dtype) -> Tensor:
+    if scale is None:
+        return torch.full((graph.num_rows,), factor, dtype=dtype, device=graph.device)
+    return scale * factor
 
 
 def _autocast(x: Tensor) -> bool:

@@ -49,6 +49,8 @@ WEIGHTED = {
     "tag-plain": lambda **k: pyg.TAGConv(6, 4, normalize=False, **k),
     "appnp": lambda **k: pyg.APPNP(3, 0.1, **k),
     "appnp-cached": lambda **k: pyg.APPNP(3, 0.1, cached=True, **k),
+    "appnp-plain": lambda **k: pyg.APPNP(3, 0.1, normalize=False, **k),
+    "appnp-mean": lambda **k: pyg.APPNP(3, 0.1, aggr="mean", **k),
     "arma": lambda **k: pyg.ARMAConv(6, 4, num_stacks=2, num_layers=2, **k),
     "le": lambda **k: pyg.LEConv(6, 4, **k),
     "lg": lambda **k: pyg.LGConv(**k),
@@ -66,6 +68,8 @@ PLAIN = {
     "sage-project": lambda **k: pyg.SAGEConv(6, 4, project=True, normalize=True, **k),
     "sage-no-root": lambda **k: pyg.SAGEConv(6, 4, root_weight=False, bias=False, **k),
     "gin": lambda **k: pyg.GINConv(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 4)), train_eps=True, **k),
+    "gin-fixed": lambda **k: pyg.GINConv(nn.Linear(6, 4), eps=0.3, **k),
+    "gin-mean": lambda **k: pyg.GINConv(nn.Linear(6, 4), eps=0.3, aggr="mean", **k),
     "resgated": lambda **k: pyg.ResGatedGraphConv(6, 4, act=nn.Identity(), **k),
     "mf": lambda **k: pyg.MFConv(6, 4, **k),
     "cluster": lambda **k: pyg.ClusterGCNConv(6, 4, **k),
@@ -89,6 +93,11 @@ def test_plain(kind):
 def test_flow(kind):
     conv, x = (WEIGHTED | PLAIN)[kind](flow="target_to_source").double(), features(N, 6)
     check(conv, lambda m: m(x, INDEX), x)
+
+
+def test_dropout_of_edges_in_appnp():
+    conv, x = pyg.APPNP(3, 0.1, dropout=0.5).double(), features(N, 6)
+    check(conv, lambda m: m(x, INDEX), x)  # PyG draws, from the same generator
 
 
 @pytest.mark.parametrize("weight", ["none", "constant", "learned"])
