@@ -1,4 +1,4 @@
-"""A training step of unmodified nets of PyG: as they are, with ``sparsegnn.accelerate``, and as ``sparsegnn.nn`` has them.
+"""A training step of nets of PyG: as they are, with ``sparsegnn.accelerate``, and as ``sparsegnn.nn`` has them.
 
     python benchmarks/training/pyg.py [--nodes 170000] [--edges 2300000] [--threads 1] [--rounds 5] [--save]
 
@@ -109,9 +109,8 @@ def main() -> int:
 
     theirs, ours, rows = nets(pyg), nets(sparsegnn.nn), []
     print(f"{args.nodes:,} nodes, {args.edges:,} edges, {args.threads} thread(s), load {os.getloadavg()[0]:.1f}")
-    print(
-        "| net | PyG | accelerated | sparsegnn.nn | times faster than PyG | times sparsegnn.nn |\n|---|---|---|---|---|---|"
-    )
+    print("| net | PyG | accelerated | sparsegnn.nn | times faster than PyG | times sparsegnn.nn |")
+    print("|---|---|---|---|---|---|")
     for name in theirs:
         if args.only and name not in args.only:
             continue
