@@ -20,17 +20,14 @@ from sparsegnn.convert import densify as densify  # noqa: E402
 from sparsegnn.convert import sparsify as sparsify  # noqa: E402
 from sparsegnn.graph import CSRGraph as CSRGraph  # noqa: E402
 from sparsegnn.policy import use_kernel as use_kernel  # noqa: E402
+from sparsegnn.pyg import accelerate as accelerate  # noqa: E402
 from sparsegnn.report import flops as flops  # noqa: E402
 from sparsegnn.report import info as info  # noqa: E402
 from sparsegnn.report import summary as summary  # noqa: E402
 
 
 def __getattr__(name: str):
-    """What is imported when it is asked for."""
-    if name == "accelerate":
-        from sparsegnn.pyg import accelerate
-
-        return accelerate
+    """What belongs to the application above this library, which is imported when it is asked for."""
     if name == "ledger":
         from sparsegnn.experiments.ledger import Ledger
 

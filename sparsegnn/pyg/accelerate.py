@@ -6,7 +6,6 @@ import warnings
 
 from torch import nn
 
-from sparsegnn.nn import inner
 from sparsegnn.pyg import attention, layers
 from sparsegnn.pyg.products import fused_of, product_of, pyg
 from sparsegnn.pyg.route import install, remove, route_of
@@ -47,7 +46,6 @@ def install_all(model: nn.Module) -> int:
     """Accelerate what is covered; how many convolutions that is."""
     covered = [conv for conv in convolutions_of(model) if is_covered(conv)]
     for conv in covered:
-        inner.FORWARDS.add(pyg().Linear.forward)
         if route_of(conv) is None:
             install(conv)
     return len(covered)

@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from sparsegnn.nn import GATConv, GATv2Conv
+from sparsegnn.nn import GATConv, GATv2Conv, inner
 from sparsegnn.nn.inner import is_plain
 from sparsegnn.pyg.cache import graph_of, matrix_of
 from sparsegnn.pyg.products import pyg, reduction_of
@@ -29,6 +29,7 @@ def of(forward):
 @cache
 def _layers() -> dict:
     nn = pyg()
+    inner.FORWARDS.add(nn.Linear.forward)
     return {nn.GATConv.forward: gat, nn.GATv2Conv.forward: gatv2}
 
 

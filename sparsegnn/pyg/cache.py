@@ -13,6 +13,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch.utils import _pytree as pytree
 
 from sparsegnn.graph import CSRGraph
 from sparsegnn.graph_formats import outside_modes
@@ -73,9 +75,9 @@ class Memory:
         if found is not None and found.states == states and found.alive(others):
             return found.value
         value = outside_modes(make)()
-        if None not in states:
-            for gone in [k for k, result in made.items() if not result.alive()]:
-                del made[gone]
+        if None not in states and not _is_fake(value):
+            for gone in [k for k, result in list(made.items()) if not result.alive()]:
+                made.pop(gone, None)
             made[key] = Result(value, states, tuple(weakref.ref(o) for o in others if o is not None))
             if len(made) > RESULTS:
                 made.popitem(last=False)
@@ -94,6 +96,11 @@ class Memory:
 
 
 MEMORY = Memory()
+
+
+def _is_fake(value) -> bool:
+    """Whether something was made while the program was only traced."""
+    return any(isinstance(t, FakeTensor) for t in pytree.tree_leaves(value))
 
 
 def state_of(obj):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sparsegnn.nn import inner
 from sparsegnn.nn.inner import finish, is_plain, transform
 from sparsegnn.nn.linear import SparseLinear
 from sparsegnn.ops.spmm_gcn import aggregate_first
@@ -25,6 +26,7 @@ def of(forward):
 @cache
 def _layers() -> dict:
     nn = pyg()
+    inner.FORWARDS.add(nn.Linear.forward)
     return {nn.GCNConv.forward: gcn, nn.SAGEConv.forward: sage, nn.GraphConv.forward: graph_conv,
             nn.GINConv.forward: gin, nn.APPNP.forward: appnp,
             nn.ChebConv.forward: relations.cheb, nn.RGCNConv.forward: relations.rgcn}  # fmt: skip

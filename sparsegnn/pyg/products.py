@@ -186,6 +186,7 @@ def same(one, other) -> bool:
 def reduction_of(conv) -> str | None:
     """How PyG's own aggregation reduces, or None where it does something else, or someone listens."""
     module = conv.aggr_module
-    if type(module).__module__ != "torch_geometric.nn.aggr.basic" or module._forward_hooks or module._forward_pre_hooks:
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if type(module).__module__ != "torch_geometric.nn.aggr.basic" or any(getattr(module, h) for h in hooks):
         return None
     return None if "forward" in vars(module) else REDUCTIONS.get(type(module).__name__)

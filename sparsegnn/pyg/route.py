@@ -68,8 +68,7 @@ class Forward(_Method):
         forward = type(conv).forward
         if _traced():
             return forward(conv, *args, **kwargs)
-        self._renew()
-        layer = layers.of(forward) or attention.of(forward)
+        layer = (layers.of(forward) or attention.of(forward)) if self._renew() else None
         why = None
         if layer is not None:
             try:
@@ -84,18 +83,21 @@ class Forward(_Method):
             self.last = why
         return y
 
-    def _renew(self) -> None:
-        """An explainer, and a change of ``decomposed_layers``, leave PyG's ``propagate`` on the instance."""
+    def _renew(self) -> bool:
+        """Whether ``propagate`` is ours. An explainer, and a change of ``decomposed_layers``, leave PyG's on the
+        instance, which goes when they are done."""
         conv = self.conv
         own = vars(conv).get("propagate")
         if type(own) is Propagate:
-            return
+            return True
         if conv._explain or conv._decomposed_layers != 1:
             self.last = "explain" if conv._explain else "decomposed_layers"
         elif own is None or getattr(own, "__func__", None) in (type(conv)._jinja_propagate, type(conv)._orig_propagate):
             conv.propagate = Propagate(conv)
+            return True
         else:
             self.last = "its own propagate"
+        return False
 
 
 class Propagate(_Method):

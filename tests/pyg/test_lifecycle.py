@@ -220,6 +220,23 @@ def test_attention_weights_and_decomposition_take_pygs_path():
     assert routes(gcn) == {OURS}
 
 
+@pytest.mark.parametrize("make", [lambda: pyg.GCNConv(6, 14), lambda: pyg.GATConv(6, 4), lambda: pyg.SAGEConv(6, 4)])
+@pytest.mark.parametrize("name", ["propagate", "message", "aggregate"])
+def test_methods_of_the_instance_are_called(make, name):
+    conv, x, index, calls = accelerated(make()), torch.randn(N, 6), edges(), []
+    theirs = getattr(type(conv), name).__get__(conv)
+    setattr(conv, name, lambda *args, **kwargs: calls.append(1) or theirs(*args, **kwargs))
+    conv(x, index)
+    assert len(calls) == 1 and routes(conv) == {f"its own {name}"}
+
+
+def test_hooks_of_the_aggregation_module_are_called():
+    conv, x, index, calls = accelerated(pyg.SAGEConv(6, 14)), torch.randn(N, 6), edges(), []
+    conv.aggr_module.register_forward_hook(lambda *args: calls.append(1))
+    conv(x, index)
+    assert calls == [1] and routes(conv) == {"aggr=mean"}
+
+
 class Net(nn.Module):
     def __init__(self, make):
         super().__init__()
@@ -264,7 +281,7 @@ def test_hetero_conv():
 
 
 def test_compilers_record_pygs_path():
-    model, x, index = MODELS["sage"](), torch.randn(N, 6), edges()
+    model, x, index = pyg.SAGEConv(6, 4), torch.randn(N, 6), edges()
     other = accelerated(model)
     torch._dynamo.reset()
     made = torch.compile(other, backend="aot_eager", fullgraph=True)
