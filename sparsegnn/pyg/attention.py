@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sparsegnn.nn import GATConv, GATv2Conv, inner
 from sparsegnn.nn.inner import is_plain
-from sparsegnn.pyg.cache import graph_of, matrix_of
+from sparsegnn.pyg.cache import graph_of, is_edge_list, is_sparse_matrix, matrix_of
 from sparsegnn.pyg.products import pyg, reduction_of
-from sparsegnn.pyg.propagate import NotOurs, check_conv, is_edge_list, is_ours, is_sparse_matrix
+from sparsegnn.pyg.propagate import NotOurs, check_conv, is_ours
 
 
 class _GAT(GATConv):

@@ -112,9 +112,30 @@ def state_of(obj):
         states = tuple(state_of(p) for p in parts)
         return None if None in states else (tuple(map(id, parts)), obj.sparse_sizes(), states)
     tensor = obj.as_tensor() if hasattr(obj, "as_tensor") else obj  # PyG's EdgeIndex
-    if tensor.is_inference() or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+    if tensor.is_inference() or is_wrapped(tensor):
         return None
     return tensor._version, tensor.data_ptr() if tensor.layout == torch.strided else 0, tensor.shape
+
+
+def is_wrapped(t: Tensor) -> bool:
+    """Whether a transform of torch.func sees ``t``: then nothing may be kept of it."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(t)
+
+
+def is_edge_list(edge_index) -> bool:
+    """A plain [2, E], or PyG's EdgeIndex."""
+    if not isinstance(edge_index, Tensor) or edge_index.layout != torch.strided:
+        return False
+    if type(edge_index) is Tensor:
+        return not is_wrapped(edge_index)
+    return type(edge_index).__name__ == "EdgeIndex" and hasattr(edge_index, "as_tensor")
+
+
+def is_sparse_matrix(adj) -> bool:
+    """A SparseTensor of torch_sparse, or a sparse matrix of torch."""
+    if isinstance(adj, Tensor):
+        return adj.layout in (torch.sparse_csr, torch.sparse_coo, torch.sparse_csc)
+    return type(adj).__name__ == "SparseTensor" and hasattr(adj, "storage")
 
 
 def graph_of(edge_index: Tensor, rows: int, cols: int, flip: bool = False) -> CSRGraph:

@@ -13,9 +13,10 @@ from sparsegnn.nn.inner import finish, is_plain, transform
 from sparsegnn.nn.linear import SparseLinear
 from sparsegnn.ops.spmm_gcn import aggregate_first
 from sparsegnn.pyg import relations
+from sparsegnn.pyg.cache import is_edge_list
 from sparsegnn.pyg.norms import remembered
 from sparsegnn.pyg.products import product_of, pyg, reduction_of
-from sparsegnn.pyg.propagate import Matrix, NotOurs, check_conv, is_edge_list, is_ours, matrix, source_of
+from sparsegnn.pyg.propagate import Matrix, NotOurs, check_conv, is_ours, matrix, source_of
 
 
 def of(forward):

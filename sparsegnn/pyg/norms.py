@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sparsegnn.graph import CSRGraph
-from sparsegnn.pyg.cache import MEMORY, Result, graph_of, state_of
+from sparsegnn.pyg.cache import MEMORY, Result, graph_of, is_edge_list, is_sparse_matrix, state_of
 
 
 class Norm:
@@ -56,6 +56,8 @@ def remembered(edge_index, edge_weight=None, num_nodes=None, improved=False, add
     """PyG's ``gcn_norm``, once for an edge list and constant weights that do not change."""
     gcn_norm = sys.modules["torch_geometric.nn.conv.gcn_conv"].gcn_norm
     options = num_nodes, improved, add_self_loops, flow, dtype
+    if not is_edge_list(edge_index) and not is_sparse_matrix(edge_index):
+        return gcn_norm(edge_index, edge_weight, *options)
 
     def make():
         return gcn_norm(edge_index, edge_weight, *options)

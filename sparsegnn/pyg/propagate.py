@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparsegnn.graph import CSRGraph
 from sparsegnn.ops.spmm import apply as spmm
-from sparsegnn.pyg.cache import graph_of, in_order, matrix_of
+from sparsegnn.pyg.cache import graph_of, in_order, is_edge_list, is_sparse_matrix, is_wrapped, matrix_of
 from sparsegnn.pyg.norms import norm_of
 from sparsegnn.pyg.products import fused_of, product_of, pyg, reduction_of
 
@@ -83,27 +83,6 @@ def is_ours(x) -> bool:
     """Whether the kernels take such a tensor."""
     kind = type(x) in (Tensor, torch.nn.Parameter)
     return kind and x.layout == torch.strided and x.dtype in FLOATS and x.device.type in ("cpu", "cuda")
-
-
-def is_wrapped(t: Tensor) -> bool:
-    """Whether a transform of torch.func sees ``t``: then nothing may be kept of it."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(t)
-
-
-def is_edge_list(edge_index) -> bool:
-    """A plain [2, E], or PyG's EdgeIndex."""
-    if not isinstance(edge_index, Tensor) or edge_index.layout != torch.strided:
-        return False
-    if type(edge_index) is Tensor:
-        return not is_wrapped(edge_index)
-    return type(edge_index).__name__ == "EdgeIndex" and hasattr(edge_index, "as_tensor")
-
-
-def is_sparse_matrix(adj) -> bool:
-    """A SparseTensor of torch_sparse, or a sparse matrix of torch."""
-    if isinstance(adj, Tensor):
-        return adj.layout in (torch.sparse_csr, torch.sparse_coo, torch.sparse_csc)
-    return type(adj).__name__ == "SparseTensor" and hasattr(adj, "storage")
 
 
 def run(conv, edge_index, size, arguments: dict) -> Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sparsegnn.pyg.cache import MEMORY
-from sparsegnn.pyg.propagate import NotOurs, check_conv, is_edge_list, is_ours
+from sparsegnn.pyg.cache import MEMORY, is_edge_list
+from sparsegnn.pyg.propagate import NotOurs, check_conv, is_ours
 
 
 def cheb(conv, x, edge_index, edge_weight=None, batch=None, lambda_max=None):
