@@ -12,6 +12,7 @@ import torch_geometric.nn as pyg
 from pyg.oracle import accelerated, check, paths, watched
 from torch import nn
 from torch_geometric.explain import Explainer, GNNExplainer
+from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
 from torch_geometric.utils import k_hop_subgraph
 
 import sparsegnn
@@ -123,9 +124,11 @@ def test_a_change_of_a_norm_that_was_handed_out_is_noticed():
     check(other, lambda m: m(x, index), other=model[1])
 
 
-def test_memory_is_given_back():
+@pytest.mark.parametrize("make", [lambda: pyg.GCN(6, 8, 2, 4), lambda: pyg.LGConv(), lambda: pyg.ChebConv(6, 4, 2),
+                                  lambda: pyg.GAT(6, 8, 2, 4)])  # fmt: skip
+def test_memory_is_given_back(make):
     MEMORY.clear()
-    model, x = accelerated(pyg.GCN(6, 8, 2, 4)), torch.randn(N, 6)
+    model, x = accelerated(make()), torch.randn(N, 6)
     for _ in range(4):
         index = edges()
         model(x, index)
@@ -177,6 +180,17 @@ def test_explainer_takes_pygs_path_and_then_ours_again(kind):
     assert routes(other) == {"explain"} and made[0].abs().sum() > 0
     check(model, lambda m: m(x, index), other=other)
     assert routes(other) == {OURS}
+
+
+@models
+def test_accelerated_while_it_is_explained(kind):
+    model, x, index = MODELS[kind](), torch.randn(N, 6), edges()
+    set_masks(model, torch.rand(index.size(1)), index)
+    other = accelerated(model)
+    check(model, lambda m: m(x, index), other=other, ours=False)
+    for m in (model, other):
+        clear_masks(m)
+    check(model, lambda m: m(x, index), other=other)
 
 
 HOOKS = ["propagate_forward_pre", "propagate_forward", "message_forward_pre", "message_forward",

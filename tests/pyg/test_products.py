@@ -222,6 +222,16 @@ def test_messages_of_users(conv, ours):
     assert ours or watch.kernels == 0
 
 
+@pytest.mark.parametrize("name, function", [("update", lambda self, inputs: inputs + 1),
+                                            ("message", lambda self, h_j, scale: h_j * h_j)])  # fmt: skip
+def test_classes_that_change_later(monkeypatch, name, function):
+    x, conv = features(N, 6), Mine()
+    other = sparsegnn.accelerate(Mine())
+    other(x, INDEX)
+    monkeypatch.setattr(Mine, name, function)
+    check(conv, lambda m: m(x, INDEX), x, other=other, ours=False)
+
+
 def test_a_matrix_in_a_convolution_of_the_users():
     x, a = features(N, 6), torch.sparse_coo_tensor(INDEX.flip(0), weights("constant"), (N, N)).coalesce()
     check(Mine(), lambda m: m(x, a.to_sparse_csr()), x)
