@@ -36,12 +36,13 @@ def linears(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def staying_dense(model: nn.Module) -> list[Dense]:
-    """The weight matrices that cannot become sparse: of other linear layers, and those that PyG's convolutions hold."""
+    """The weight matrices that cannot become sparse: of other linear layers, and those that convolutions of PyG and
+    torch's recurrent and attention layers hold."""
     found = [Dense(name, m.weight.numel(), reason) for name, (m, reason) in _judged(model).items()
              if reason is not None and not is_lazy(m.weight)]  # fmt: skip
-    known = pyg()
-    for name, module in model.named_modules() if known else ():
-        if isinstance(module, known.MessagePassing):
+    known = () if pyg() is None else (pyg().MessagePassing,)
+    for name, module in model.named_modules():
+        if isinstance(module, (*known, *HOLDERS)):
             held = {n: p for n, p in module.named_parameters(recurse=False) if not is_lazy(p)}
             matrices = {
                 n: p for n, p in held.items() if p.dim() > 1 and min(p.shape[-2:]) > 1 and n.startswith(WEIGHTS)
@@ -52,7 +53,9 @@ def staying_dense(model: nn.Module) -> list[Dense]:
 
 
 #: names of the matrices that convolutions hold; others are attention vectors and biases
-WEIGHTS = ("weight", "init_weight", "root", "comp", "lin")
+WEIGHTS = ("weight", "init_weight", "root", "comp", "lin", "in_proj_weight")
+#: modules of torch that hold matrices themselves
+HOLDERS = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 
 
 def _judged(model: nn.Module) -> dict[str, tuple[nn.Module, str | None]]:
@@ -75,6 +78,8 @@ def _reason(modules: dict, name: str, m: nn.Module, pyg_linear: tuple) -> str | 
     forward = (nn.Linear.forward, InnerLinear.forward, *(k.forward for k in pyg_linear))
     if kind.forward not in forward or "forward" in vars(m):
         return f"{kind.__name__} has a forward of its own"
+    if not plain and (m._modules or m._buffers or set(m._parameters) - {"weight", "bias"}):
+        return f"{kind.__name__} holds more than a weight and a bias"
     convolution = pyg_linear and isinstance(parent, pyg().MessagePassing)
     if parent is None or (plain and not convolution):
         return None

@@ -101,6 +101,19 @@ def test_subclasses_of_linear():
     assert sparse(model) == ["0"]
 
 
+class Scaled(nn.Linear):
+    def __init__(self, *widths):
+        super().__init__(*widths)
+        self.scale = nn.Parameter(torch.ones(1))
+
+
+def test_layers_that_hold_more_are_left_alone():
+    for other in (Scaled(12, 12), nn.utils.parametrizations.weight_norm(nn.Linear(12, 12)), nn.GRU(12, 12)):
+        with pytest.warns(UserWarning, match=r"stay dense: 1"):
+            model = sparsegnn.sparsify(nn.Sequential(nn.Linear(12, 12), other), 0.5)
+        assert sparse(model) == ["0"] and model[1] is other
+
+
 def test_says_what_stays_dense():
     class Net(nn.Module):
         def __init__(self):
