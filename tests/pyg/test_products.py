@@ -59,6 +59,8 @@ WEIGHTED = {
     "ssg": lambda **k: pyg.SSGConv(6, 4, 0.1, **k),
     "mixhop": lambda **k: pyg.MixHopConv(6, 4, **k),
     "gated": lambda **k: pyg.GatedGraphConv(6, 2, **k),
+    "simple": lambda **k: pyg.SimpleConv(**k),
+    "wl": lambda **k: pyg.WLConvContinuous(**k),
 }
 PLAIN = {
     "sage": lambda **k: pyg.SAGEConv(6, 4, **k),
@@ -104,6 +106,20 @@ def test_dropout_of_edges_in_appnp():
 def test_gcn2(weight):
     conv, x, x0, w = pyg.GCN2Conv(6, 0.1, 0.5, 1).double(), features(N, 6), features(N, 6), weights(weight)
     check(conv, lambda m: m(x, x0, INDEX, w), x, x0, *([w] if weight == "learned" else []))
+
+
+def test_convolutions_that_make_their_weights():
+    x, attr, negative = features(N, 6), features(INDEX.size(1), 3), edges(seed=1)
+    check(pyg.PDNConv(6, 4, 3, 5).double(), lambda m: m(x, INDEX, attr), x, attr)
+    check(pyg.SignedConv(6, 4, first_aggr=True).double(), lambda m: m(x, INDEX, negative), x)
+    x = x.detach().float().requires_grad_()  # of float64 torch_sparse makes no products
+    check(pyg.PANConv(6, 4, 2), lambda m: m(x, single(INDEX))[0], x)
+
+
+def single(index):
+    """Without repeated edges."""
+    flat = (index[0] * N + index[1]).unique()
+    return torch.stack([flat // N, flat % N])
 
 
 @pytest.mark.parametrize("aggr", ["mean", "add", "max"])
