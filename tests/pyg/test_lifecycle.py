@@ -311,21 +311,6 @@ def test_torchscript_reads_pygs_code():
     assert inspect.signature(other.forward) == inspect.signature(conv.forward)
 
 
-def test_distributed(tmp_path):
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        model, x, index = MODELS["gcn"](), torch.randn(N, 6), edges()
-        other = nn.parallel.DistributedDataParallel(accelerated(model))
-        for m in (model, other):
-            m(x, index).sin().sum().backward()
-    finally:
-        torch.distributed.destroy_process_group()
-    assert routes(other) == {OURS}
-    for a, b in zip(model.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad)
-
-
 def test_functional_call_and_second_derivatives():
     model, x, index = accelerated(pyg.GCN(6, 8, 2, 4)).double(), torch.randn(N, 6).double(), edges()
     params = {k: torch.randn_like(v) for k, v in model.named_parameters()}
