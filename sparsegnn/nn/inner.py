@@ -44,12 +44,23 @@ class LazyLinear(nn.LazyLinear):
 
     cls_to_become = Linear
     forward = Linear.forward
+    glorot = True
 
     def reset_parameters(self) -> None:
         if not self.has_uninitialized_params() and self.in_features != 0:
-            if self.bias is not None:
+            if self.bias is not None or not self.glorot:
                 super().reset_parameters()
-            glorot_(self)
+            if self.glorot:
+                glorot_(self)
+
+
+def reset_(linear: nn.Module) -> None:
+    """New weights as ``nn.Linear``'s, where a layer does not begin with Glorot's; also at a later first input."""
+    if type(linear) is Linear:
+        nn.Linear.reset_parameters(linear)
+    else:
+        linear.glorot = False
+        linear.reset_parameters()
 
 
 FORWARDS = (Linear.forward, nn.Linear.forward, SparseLinear.forward)
