@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from nn.twins import assert_close, random_graph, run, twins
+from nn.twins import Initial, assert_close, random_graph, run, twins
 from ops.harness import pairwise
 from torch.nn import functional as F
 
@@ -61,19 +61,7 @@ def pyg_of(name):
 
 def call(conv):
     """The layer with x for x_0 too, in part: so that both have a gradient."""
-    if "GCN2" not in type(conv).__name__:
-        return conv
-
-    class Twice(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = conv
-
-        def forward(self, x, *args):
-            dense = x.to_dense() if not isinstance(x, torch.Tensor) else x
-            return self.conv(x, dense.flip(0) * 2, *args)
-
-    return Twice()
+    return Initial(conv) if "GCN2" in type(conv).__name__ else conv
 
 
 @pytest.mark.parametrize("weights", ["none", "trained", "constant"])

@@ -19,6 +19,18 @@ def twins(layer: str, /, *sizes, dtype=torch.float64, **options):
     return ours, theirs
 
 
+class Initial(torch.nn.Module):
+    """A GCN2Conv that is called as other layers are; ``x_0`` is made of ``x``."""
+
+    def __init__(self, conv):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x, *args):
+        dense = x if isinstance(x, torch.Tensor) else x.to_dense()
+        return self.conv(x, dense.flip(0) * 2, *args)
+
+
 def random_graph(n=40, e=160, seed=0):
     """Duplicates, isolated nodes, self-loops; of these one per node, as PyG's gradient of others is not defined."""
     g = torch.Generator().manual_seed(seed)
