@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
+from torch.utils.module_tracker import ModuleTracker
 
 from sparsegnn.nn.features import dense_features, is_sparse
 from sparsegnn.nn.linear import SparseLinear
@@ -108,8 +109,10 @@ def is_plain(linear: nn.Module) -> bool:
     own = linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks or linear._backward_pre_hooks
     if own or "forward" in linear.__dict__ or type(linear).forward not in FORWARDS:
         return False
-    ahead = hooks._global_forward_hooks or hooks._global_forward_pre_hooks
-    return not (ahead or hooks._global_backward_hooks or hooks._global_backward_pre_hooks)
+    if hooks._global_backward_hooks or hooks._global_backward_pre_hooks:
+        return False
+    ahead = (*hooks._global_forward_hooks.values(), *hooks._global_forward_pre_hooks.values())
+    return not ahead or all(isinstance(getattr(h, "__self__", None), ModuleTracker) for h in ahead)  # which counts
 
 
 def transform(linear: nn.Module, x: Tensor, bias: Tensor | None, act: str | None, dropout: float,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import addmm_flop, flop_registry
 
 from sparsegnn.nn.features import dense_features, is_sparse, sparse_features
 from sparsegnn.nn.inner import Linear, is_plain
@@ -12,6 +13,7 @@ from sparsegnn.ops._autograd import transformed
 from sparsegnn.ops.sparse_linear import apply as sparse_linear
 
 DENSE = (Linear, nn.Linear)
+flop_registry.setdefault(torch.ops.aten.addmm_, addmm_flop)  # a product as any other
 
 
 def product(linear: nn.Module, x: Tensor) -> Tensor | None:
