@@ -332,6 +332,24 @@ class _counting(torch.utils._python_dispatch.TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def test_derivatives_of_appnps_steps():
+    """Gradients of gradients, and of a batch of gradients, with constant weights and without."""
+    (edges, weight), x = random_graph(12, 40), torch.randn(12, 3, dtype=torch.float64, requires_grad=True)
+    for w in (None, weight):
+        conv = APPNP(3, 0.2)
+        assert type(conv(x, edges, w).grad_fn).__name__ == "_StepsBackward"
+        assert torch.autograd.gradcheck(lambda x: conv(x, edges, w).tanh(), x)  # noqa: B023
+        assert torch.autograd.gradgradcheck(lambda x: conv(x, edges, w).tanh(), x)  # noqa: B023
+        y, flow = conv(x, edges, w), torch.randn(2, 12, 3, dtype=torch.float64)
+        (got,) = torch.autograd.grad(y, x, flow, is_grads_batched=True, retain_graph=True)
+        assert_close(got, [torch.autograd.grad(y, x, f, retain_graph=True)[0] for f in flow])
+        y = conv(x, edges, w).tanh()
+        (first,) = torch.autograd.grad(y, x, flow, is_grads_batched=True, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), x, retain_graph=True)
+        each = [torch.autograd.grad(y, x, f, create_graph=True)[0] for f in flow]
+        assert_close([second], torch.autograd.grad(sum(g.square().sum() for g in each), x))
+
+
 # --- dropout of edges ------------------------------------------------------------------------------------------------
 
 
