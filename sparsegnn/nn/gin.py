@@ -61,7 +61,8 @@ class GINConv(torch.nn.Module):
             what ``nn`` makes of ``[M, in_channels]``.
         """
         source, target = pair_of("GINConv", x, -1, -1)
-        refuse_sparse("GINConv", source, target)
+        refuse_sparse("GINConv", source)
+        refuse_sparse("GINConv", target)
         if target is not None and target.size(1) != source.size(1):
             raise ValueError(f"GINConv: x must have targets as wide as sources ({source.size(1)}), "
                              f"got {target.size(1)}")  # fmt: skip

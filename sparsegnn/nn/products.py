@@ -58,9 +58,8 @@ def add_product(y: Tensor, linear: nn.Module, x: Tensor) -> Tensor:
     return y.addmm_(x, w.t())
 
 
-def refuse_sparse(layer: str, *features) -> None:
+def refuse_sparse(layer: str, x, name: str = "x") -> None:
     """Of a layer that aggregates before it multiplies: a product of two sparse matrices is no less than one with a
     dense one, as soon as neighbours share few features."""
-    for x in features:
-        if is_sparse(x):
-            raise TypeError(f"{layer}: x must be dense, got {x.layout}: call x.to_dense()")
+    if is_sparse(x):
+        raise TypeError(f"{layer}: {name} must be dense, got {x.layout}: call {name}.to_dense()")

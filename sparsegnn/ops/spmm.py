@@ -35,8 +35,7 @@ def reference(x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, re
 
 def fake(x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, reduce, need_arg=True):
     m, k = crow.size(0) - 1, x.size(1)
-    arg = (m, k) if need_arg and reduce in ("max", "min") else (0, 0)
-    return x.new_empty(m, k), col.new_empty(arg)
+    return x.new_empty(m, k), col.new_empty((m, k) if need_arg and reduce in ("max", "min") else (0, 0))
 
 
 op = define(
@@ -50,9 +49,8 @@ op = define(
 
 def setup_context(ctx, inputs, output):
     x, *tensors, ctx.reduce, _ = inputs
-    ctx.dtype = x.dtype
-    kept = x if ctx.reduce in ("max", "min") or ctx.needs_input_grad[3] else None  # of several hops, all would stay
-    ctx.save_for_backward(kept, *tensors, output[1])
+    ctx.dtype, used = x.dtype, ctx.reduce in ("max", "min") or ctx.needs_input_grad[3]
+    ctx.save_for_backward(x if used else None, *tensors, output[1])  # of several hops, all would stay
     ctx.mark_non_differentiable(output[1])
 
 

@@ -421,6 +421,11 @@ x, edges = torch.randn(3, WIDTH), torch.tensor([[0, 1], [1, 2]])
         (lambda: TAGConv(6, 4)(x.int(), edges), TypeError, "TAGConv: x must be a floating-point Tensor"),
         (lambda: APPNP(2, 0.1)((x, x), edges), ValueError, "APPNP: x must be a Tensor .*got a tuple"),
         (lambda: GCN2Conv(6, 0.1)(x, x[:2], edges), ValueError, r"x_0 must have shape \[3, 6\] or more rows, got"),
+        (
+            lambda: GCN2Conv(6, 0.1)(x, x.to_sparse(), edges),
+            TypeError,
+            "x_0 must be dense, got torch.sparse_coo: call x_0",
+        ),
         (lambda: GCN2Conv(6, 0.1)(x, edges, edges), TypeError, "x_0 must be a floating-point Tensor .* torch.int64"),
         (lambda: GCN2Conv(6, 0.1)(x, None, edges), TypeError, "x_0 must be a floating-point Tensor .* NoneType"),
         (lambda: GraphConv(6, 4)((x, None), edges), ValueError, "GraphConv: size must be given where x has no targets"),
