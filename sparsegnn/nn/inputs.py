@@ -66,7 +66,7 @@ def graph_of(layer: str, source, target, edge_index: object, edge_weight: Tensor
         target: features of the targets, or None: then ``size`` (sources, targets) or the graph says how many.
     """
     columns, rows = source.size(0), None if target is None else target.size(0)
-    for name, known, given in zip(("sources", "targets"), (columns, rows), size or (None, None), strict=True):
+    for name, known, given in zip(("sources", "targets"), (columns, rows), size, strict=True) if size else ():
         if None not in (known, given) and known != given:
             raise ValueError(f"{layer}: size must give {known} {name} as x does, got {tuple(size)}")
     rows = size[1] if rows is None and size is not None else rows
