@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,7 @@ class _Best:
     val_accuracy: float = -1.0
     val_loss: float = math.inf
     test_accuracy: float = float("nan")
+    curve: list[list] = field(default_factory=list)
     state: dict[str, Tensor] | None = None
 
 
@@ -191,6 +192,8 @@ def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
         "test_accuracy": best.test_accuracy,
         "val_accuracy": best.val_accuracy,
         "best_epoch": best.epoch,
+        # steps made, validation accuracy then, test accuracy of the epoch that is selected by then
+        "curve": best.curve,
         "sparsity": 1 - kept / dense,
         "weights": kept,
         "weights_dense": dense,
@@ -323,3 +326,4 @@ def _evaluate(epoch: int, problem: _Problem, best: _Best, keep_state: bool) -> N
         best.test_accuracy = problem.test.accuracy(test)
         if keep_state:
             best.state = {k: v.detach().cpu().clone() for k, v in problem.model.state_dict().items()}
+    best.curve.append([epoch + 1, accuracy, best.test_accuracy])

@@ -55,7 +55,7 @@ def compressed(x: Tensor) -> Tensor:
     if x.layout == torch.sparse_csr:
         return x
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse (CSR|invariant)")  # torch's: its layout is in beta
+        warnings.filterwarnings("ignore", "Sparse (CSR|invariant)")
         return x.to_sparse_csr()
 
 
@@ -68,16 +68,42 @@ def rows(x: Tensor, at: Tensor) -> Tensor:
     entries = starts + torch.arange(starts.numel(), device=starts.device)
     new = torch.cat([count.new_zeros(1), count.cumsum(0)])
     made = new, x.col_indices()[entries], x.values()[entries]
-    return torch.sparse_csr_tensor(*made, (at.numel(), x.size(1)), check_invariants=False)
+    return _csr(*made, (at.numel(), x.size(1)))
 
 
 @torch.no_grad()
 def powers(graph, x: Tensor, hops: int) -> list[Tensor]:
     """``[x, A x, ..., A^hops x]`` with the symmetric GCN norm, each as :func:`compressed` leaves it (SIGN)."""
-    from sparsegnn.nn.aggregate import aggregate
+    from sparsegnn.nn.aggregate import aggregate, normalized
 
-    found, now = [compressed(x)], x.to_dense()
+    structure, val = normalized(graph, False, True, torch.float32)
+
+    def propagate(now: Tensor) -> Tensor:
+        if now.layout == torch.sparse_csr:
+            try:
+                return _sorted(_csr(structure.crow, structure.col, val, structure.shape) @ now)
+            except RuntimeError:  # a torch without MKL multiplies no two sparse matrices
+                now = now.to_dense()
+        return aggregate(graph, now)
+
+    now = compressed(x)
+    found = [now]
     for _ in range(hops):
-        now = aggregate(graph, now)
+        now = propagate(now)
         found.append(compressed(now))
+        now = found[-1]
     return found
+
+
+def _csr(crow: Tensor, col: Tensor, val: Tensor, shape) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse (CSR|invariant)")  # torch's: its layout is in beta
+        return torch.sparse_csr_tensor(crow, col, val, tuple(shape), check_invariants=False)
+
+
+def _sorted(x: Tensor) -> Tensor:
+    """``x`` in CSR with columns ascending within rows, which a product of two sparse matrices has not."""
+    crow, col = x.crow_indices(), x.col_indices().long()
+    row = torch.repeat_interleave(torch.arange(x.size(0), device=col.device), crow.diff())
+    order = torch.argsort(row * x.size(1) + col)
+    return _csr(crow, col[order], x.values()[order], x.shape)
