@@ -11,11 +11,7 @@ share seeds. The machine must be free: times are compared.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shlex
 import statistics
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +19,7 @@ from pathlib import Path
 if not __package__:  # run by its path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from harness import FOLDER, runner  # noqa: E402
+from training import runs  # noqa: E402
 
 from sparsegnn.controllers import METHODS, registry  # noqa: E402
 
@@ -86,62 +83,19 @@ def cases(data: str = "cora", hidden: int = 64) -> list[Case]:
 # --- running ---------------------------------------------------------------------------------------------------------
 
 
-def run(case: Case, extra: list[str], environment: dict[str, str]) -> dict | str:
-    """A line of results, or what went wrong."""
-    command = ["train", *shlex.split(case.arguments), *extra, "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "sparsegnn", *command], env=environment, capture_output=True, text=True
-    )
-    if done.returncode != 0:
-        return f"exit {done.returncode}: {done.stderr.strip().splitlines()[-1:]}"
-    result = json.loads(done.stdout)
-    runs = result.get("runs", [result])
+def line(case: Case, result: dict) -> dict:
+    """What is kept of a result."""
+    each = result.get("runs", [result])
+    about = ("command", *runner.environment())
     return {
         "case": case.name,
         "group": case.group,
         "method": case.method,
-        "command": " ".join(command),
-        **runner.environment(),
-        **{name: result[name] for name in KEPT if name in result},
+        **{name: result[name] for name in (*about, *KEPT) if name in result},
         **{name: value for name, value in result.items() if name.startswith(("flops_", "seconds_"))},
-        "test_accuracies": [r["test_accuracy"] for r in runs],
-        "training_seconds": [r["seconds_training"] for r in runs],
+        "test_accuracies": [r["test_accuracy"] for r in each],
+        "training_seconds": [r["seconds_training"] for r in each],
     }
-
-
-def read(path: Path) -> dict[str, dict]:
-    """Lines by the names of their cases."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return {row["case"]: row for row in map(json.loads, lines)}
-
-
-def write(path: Path, rows: dict[str, dict]) -> None:
-    """Never half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
-    temporary.replace(path)
-
-
-def measure(wanted: list[Case], path: Path, extra: list[str], environment: dict[str, str], again: bool) -> list[str]:
-    """Run what is not in the file yet; returns the names of cases that failed."""
-    from tqdm import tqdm
-
-    rows, failed = read(path), []
-    bar = tqdm(wanted, "methods", file=sys.stderr)
-    for case in bar:
-        bar.set_postfix_str(case.name)
-        command = "sparsegnn " + " ".join(["train", *shlex.split(case.arguments), *extra])
-        if not again and rows.get(case.name, {}).get("command") == command:
-            continue
-        row = run(case, extra, environment)
-        if isinstance(row, str):
-            bar.write(f"{case.name}: {row}", file=sys.stderr)
-            failed.append(case.name)
-            continue
-        rows[case.name] = row
-        write(path, rows)
-    return failed
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -294,18 +248,16 @@ def main() -> int:
     options = parser.parse_args()
     path = options.out or FOLDER / "results" / runner.device_name() / "methods.jsonl"
     if options.publish:
-        options.page.write_text(page(read(path)))
+        options.page.write_text(page(runs.read(path)))
         return 0
-    paths = [str(FOLDER), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    if options.data:
-        environment["SPARSEGNN_DATA"] = options.data
     extra = ["--seeds", str(options.seeds)]
     for name in ("epochs", "threads"):
         if getattr(options, name) is not None:
             extra += [f"--{name}", str(getattr(options, name))]
-    wanted = [c for c in cases(options.graph) if any(part in c.name for part in options.only)]
-    failed = measure(wanted, path, extra, environment, options.again)
+    wanted = {c.name: c for c in cases(options.graph) if any(part in c.name for part in options.only)}
+    commands = [(name, " ".join([case.arguments, *extra])) for name, case in wanted.items()]
+    env = runs.environment(options.data)
+    failed = runs.measure(commands, path, env, options.again, lambda name, result: line(wanted[name], result))
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
