@@ -6,7 +6,8 @@ import warnings
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from sparsegnn.nn.functional import activation_dropout
 
 #: Features with fewer nonzeros than this fraction are passed as a sparse matrix (bench_sparse_features.py)
 SPARSE_FEATURES = 0.05
@@ -30,15 +31,15 @@ class FeatureDropout(nn.Module):
         if x.layout == torch.sparse_csr:
             if self._source is not x:
                 self._source, self._output = x, x.clone()
-            self._output.values().copy_(F.dropout(x.values(), self.p, True))
+            self._output.values().copy_(activation_dropout(x.values(), p=self.p))
             return self._output
         if self._source is not x:
             at = torch.nonzero(x.reshape(-1)).view(-1)
             self._source, self._at = x, at if at.numel() < x.numel() // 8 else None
             self._values, self._output = (x.view(-1)[at], x.clone()) if self._at is not None else (None, None)
         if self._at is None:
-            return F.dropout(x, self.p, True)
-        self._output.view(-1)[self._at] = F.dropout(self._values, self.p, True)
+            return activation_dropout(x, p=self.p)
+        self._output.view(-1)[self._at] = activation_dropout(self._values, p=self.p)
         return self._output
 
 

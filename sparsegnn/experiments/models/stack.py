@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from sparsegnn.experiments.models.features import FeatureDropout
 from sparsegnn.nn.aggregate import aggregate
+from sparsegnn.nn.functional import activation_dropout
 from sparsegnn.nn.maxk import CompressedRows, MaxK, dense
 
 
@@ -45,7 +46,9 @@ class GNN(nn.Module):
             if self.residual and i and y.shape == x.shape:
                 y = y + dense(x)
             y = self.norms[i](y) if self.norms else y
-            x = y if self.activation is None else F.dropout(self.activation(y), self.dropout, self.training)
+            if self.activation is not None:
+                y = activation_dropout(y, None, self.activation, self.dropout, self.training)
+            x = y
         return self.convs[-1](x, graph)
 
 
@@ -83,7 +86,7 @@ class Perceptron(nn.Module):
         super().__init__()
         self.inputs, self.layers, self.norms = nn.ModuleList(inputs), nn.ModuleList(layers), nn.ModuleList(norms)
         self.input_dropouts = nn.ModuleList(FeatureDropout(input_dropout) for _ in inputs)
-        self.activation = nn.ReLU(inplace=True) if maxk is None else MaxK(maxk)
+        self.activation = F.relu if maxk is None else MaxK(maxk)
         self.dropout, self.residual = dropout, residual
 
     @property
@@ -100,6 +103,6 @@ class Perceptron(nn.Module):
         for i, layer in enumerate(self.layers):
             y = y + x if self.residual and x is not None and x.shape == y.shape else y
             y = self.norms[i](y) if self.norms else y
-            x = F.dropout(self.activation(y), self.dropout, self.training)
+            x = activation_dropout(y, None, self.activation, self.dropout, self.training)
             y = layer(x)
         return y
