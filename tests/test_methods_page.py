@@ -29,6 +29,10 @@ def test_page():
         line("side", "dense", [0.8], [1.0]),
         line("side", "rigl", [0.8], [1.0], flops=127),
         line("side", "slr", [0.79], [3.0], flops=775),
+        line("wide", "dense", [0.84], [1.0], sparsity=0.0),
+        line("wide", "rgp", [0.82], [1.0]),
+        line("edges", "dense", [0.93], [1.0], data="amazon_photo", sparsity=0.0),
+        line("edges", "gebt", [0.92], [1.0], data="amazon_photo", edges_at_end=5),
         line("wall", "dense", [0.9], [10.0], data="coauthor_cs"),
         line("wall", "set", [0.895], [5.0], data="coauthor_cs"),
     ]
@@ -44,6 +48,9 @@ def test_page():
     assert next(r for r in rows if r[0] == "`set`" and r[1] == "sparse")[6] == "not measured"
     assert ["cora", "`slr`", "90.0 %", "79.00 ± 1.00", "-1.00", "0.775", "6.1", "3"] in rows
     assert ["`set`", "90.0 %", "89.50 ± 1.00", "-0.50", "5.0", "0.5", "1", "3"] in rows
+    assert ["`rgp`", "90.0 %", "82.00 ± 1.00", "-2.00", "1"] in rows
+    gebt = ["`gebt`", "90.0 %, 50 % of the edges", "92.00 ± 1.00", "-1.00", methods.CLAIMS["gebt"]]
+    assert gebt in rows and set(methods.CLAIMS) == set(methods.edge_methods())
     assert "sparse" in methods.page({})  # before anything is measured
 
 

@@ -99,7 +99,7 @@ def test_logits(small, matrices, model, levers):
     "levers",
     [{"maxk": 8, "dtype": "bfloat16", "method": "rigl", "pattern": "grouped:8"},
      {"layers": 3, "residual": True, "layer_norm": True, "method": "set"},
-     {"method": "oto"} , {"maxk": 8, "method": "gmp"}],
+     {"method": "oto"} , {"maxk": 8, "method": "gmp", "layer_norm": True}],
     ids=str,
 )  # fmt: skip
 def test_levers_compose(small, model, levers):
