@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from sparsegnn.graph import CSRGraph
-from sparsegnn.nn.aggregate import REDUCTIONS, aggregate, needs_grad
-from sparsegnn.nn.inputs import check_aggregation, graph_of, pair_of, refuse_sparse
+from sparsegnn.nn.aggregate import REDUCTIONS, matrix, multiply, needs_grad
+from sparsegnn.nn.inputs import check_aggregation, check_number, graph_of, pair_of
 from sparsegnn.nn.maxk import dense
+from sparsegnn.nn.products import refuse_sparse
+from sparsegnn.ops._autograd import transformed
 
 
 class GINConv(torch.nn.Module):
@@ -33,9 +35,7 @@ class GINConv(torch.nn.Module):
         check_aggregation("GINConv", aggr, flow)
         if not callable(nn):
             raise TypeError(f"GINConv: nn must be a Module or a function, got {type(nn).__name__}")
-        if isinstance(eps, bool) or not isinstance(eps, (int, float)):
-            raise TypeError(f"GINConv: eps must be a float, got {type(eps).__name__}")
-        self.nn, self.initial_eps, self.aggr, self.flow = nn, eps, aggr, flow
+        self.nn, self.initial_eps, self.aggr, self.flow = nn, check_number("GINConv", "eps", eps), aggr, flow
         if train_eps:
             self.eps = torch.nn.Parameter(torch.empty(1))
         else:
@@ -70,12 +70,16 @@ class GINConv(torch.nn.Module):
 
     def _sum(self, graph: CSRGraph, source, target) -> Tensor:
         """(1 + eps) of the targets and their neighbours; in one pass where eps is constant."""
+        a = matrix(graph, source.dtype, self.aggr, normalize=False)
         if target is None:
-            return aggregate(graph, source, self.aggr, normalize=False)
+            return multiply(a, source, self.aggr)
         root = 1 + self.eps.to(torch.promote_types(source.dtype, torch.float32))
         if target is source and REDUCTIONS[self.aggr] == "sum" and not needs_grad(root):
-            return aggregate(graph, source, normalize=False, root=root)
-        return aggregate(graph, source, self.aggr, normalize=False).addcmul_(dense(target), root.to(target.dtype))
+            return multiply(a._replace(diag=root.expand(graph.num_rows)), source)
+        y, target = multiply(a, source, self.aggr), dense(target)
+        if transformed():  # root may have a batch that y has not
+            return y.addcmul(target.to(y.dtype), root.to(y.dtype))
+        return y.addcmul_(target, root.to(target.dtype))
 
     def extra_repr(self) -> str:
         return "" if self.aggr == "add" else f"aggr={self.aggr!r}"
