@@ -43,10 +43,12 @@ def activation_dropout(x: Tensor, bias: Tensor | None = None, act: str | Callabl
         name = act
     else:
         raise ValueError(f"activation_dropout: act must be 'none', 'relu' or 'elu', got {act!r}")
+    if name is None or not isinstance(x, Tensor):  # a node of torch.fx, or rows that MaxK compressed
+        y = x if bias is None else x + bias
+        y = y if name == "none" else getattr(nn.functional, name)(y) if name else act(y)
+        return nn.functional.dropout(y, p, training)
     bias = None if bias is None else bias.to(x.dtype)
     p = float(p) if training else 0.0
-    if name is None:
-        return nn.functional.dropout(act(x if bias is None else x + bias), p)
     if name == "none" and p == 0:
         return x if bias is None else x + bias
     seed = new_seed(p, x.device)
