@@ -107,8 +107,13 @@ def is_plain(linear: nn.Module) -> bool:
 
     Hooks, a ``forward`` of its own (accelerate, adapters) or another class may do more, and keep what they see.
     """
-    own = linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks or linear._backward_pre_hooks
-    if own or "forward" in linear.__dict__ or type(linear).forward not in FORWARDS:
+    return type(linear).forward in FORWARDS and is_unwatched(linear)
+
+
+def is_unwatched(module: nn.Module) -> bool:
+    """Whether a call of ``module`` is its class's ``forward`` and nothing else: without hooks, its own or global."""
+    own = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    if own or "forward" in module.__dict__:
         return False
     if hooks._global_backward_hooks or hooks._global_backward_pre_hooks:
         return False
