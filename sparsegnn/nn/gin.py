@@ -11,10 +11,10 @@ from torch.nn import Sequential
 from sparsegnn.graph import CSRGraph
 from sparsegnn.nn.aggregate import REDUCTIONS, commutes, matrix, multiply, needs_grad
 from sparsegnn.nn.features import is_sparse
-from sparsegnn.nn.inner import is_unwatched
 from sparsegnn.nn.inputs import check_aggregation, check_number, graph_of, pair_of
 from sparsegnn.nn.maxk import CompressedRows, dense
 from sparsegnn.nn.products import product, refuse_sparse
+from sparsegnn.nn.watched import is_unwatched
 from sparsegnn.ops._autograd import transformed
 from sparsegnn.ops.spmm_gcn import aggregate_first
 
