@@ -27,7 +27,17 @@ AGGREGATION = ("spmm", "gat", "sddmm", "maxk_spmm", "csr_")
 GATHERS = ("gather", "index_select", "index_add", "scatter", "segment_reduce", "embedding_dense_backward")
 _FUSED = ("spmm_linear", "spmm_linear_backward")
 _TAGS = {torch.Tag.pointwise, getattr(torch.Tag, "reduction", torch.Tag.pointwise)}
-_ELEMENTWISE = ("native_dropout", "_log_softmax", "_softmax", "nll_loss", "cumsum", "dot", "_foreach_", "_fused_")
+_ELEMENTWISE = (
+    "native_dropout",
+    "_log_softmax",
+    "_softmax",
+    "nll_loss",
+    "cumsum",
+    "dot",
+    "_foreach_",
+    "_fused_",
+    "act_dropout",
+)
 _MOVES = ("clone", "copy_", "_foreach_copy_", "_foreach_zero_")
 _COSTS_AT_UPDATES = ("sort", "topk", "kthvalue")
 _HOOKS = ("before_step", "update", "after_step", "skipped", "arm")  # where a controller acts
@@ -125,7 +135,7 @@ class Meter(TorchDispatchMode):
         if space == "sparsegnn":
             if name.startswith(AGGREGATION):
                 return "weights" if name == "spmm" and multiplies(args[1]) else "aggregation"
-            return "elementwise" if name.startswith("maxk") else "weights"
+            return "elementwise" if name.startswith(("maxk", "act_dropout")) else "weights"
         if is_product:
             return "weights"
         return "aggregation" if name.startswith(GATHERS) else "elementwise"

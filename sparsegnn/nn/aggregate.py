@@ -84,11 +84,16 @@ def commutes(aggr: str) -> bool:
     return aggr not in ("max", "min")
 
 
+def narrower(x: Tensor | CompressedRows, outputs: int) -> bool:
+    """Whether A x is no wider than A (x W) for ``outputs`` columns of W^T: of compressed rows by what they keep."""
+    return x.values.size(1) <= outputs if isinstance(x, CompressedRows) else aggregate_first(x, outputs)
+
+
 def transform_hops(layer: str, a: Matrix, x: Tensor | CompressedRows, linear: torch.nn.Module, outputs: int,
                    aggr: str, hops: int = 1) -> Tensor:  # fmt: skip
     """``linear(A^hops x)``, at the narrower of the two widths where that is the same; nobody else's."""
-    first = isinstance(x, CompressedRows) or aggregate_first(x, outputs) or not commutes(aggr)
-    if hops and not first and (y := product(linear, x)) is not None:
+    first = narrower(x, outputs) or not commutes(aggr)
+    if hops and not first and (y := product(linear, dense(x))) is not None:
         y = propagate(a, y, aggr, hops)
         return y if linear.bias is None else plus(y, linear.bias)
     if hops:

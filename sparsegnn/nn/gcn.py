@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sparsegnn.nn.aggregate import aggregate_transform, commutes, multiply
+from sparsegnn.nn.aggregate import aggregate_transform, commutes, multiply, narrower
 from sparsegnn.nn.inner import check_activation, check_features, finish, glorot_, inner_linear, new_seed, transform
-from sparsegnn.nn.maxk import CompressedRows, dense
+from sparsegnn.nn.maxk import dense
 from sparsegnn.nn.propagation import Propagation
-from sparsegnn.ops.spmm_gcn import aggregate_first
 
 
 class GCNConv(Propagation):
@@ -77,7 +76,7 @@ class GCNConv(Propagation):
         epilogue = (self.bias, self.act, dropout, new_seed(dropout, x.device))
         if commutes(self.aggr):
             ax = self._kept(x, graph, lambda: multiply(self._matrix(graph, x), x, self.aggr)) if self.cached else None
-            if ax is None and (isinstance(x, CompressedRows) or aggregate_first(x, self.out_channels)):
+            if ax is None and narrower(x, self.out_channels):
                 y = aggregate_transform(graph, x, self.lin, *epilogue, aggr=self.aggr, **self._options())
                 if y is not None:
                     return y

@@ -6,13 +6,17 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import Sequential
 
 from sparsegnn.graph import CSRGraph
-from sparsegnn.nn.aggregate import REDUCTIONS, matrix, multiply, needs_grad
+from sparsegnn.nn.aggregate import REDUCTIONS, commutes, matrix, multiply, needs_grad
+from sparsegnn.nn.features import is_sparse
 from sparsegnn.nn.inputs import check_aggregation, check_number, graph_of, pair_of
-from sparsegnn.nn.maxk import dense
-from sparsegnn.nn.products import refuse_sparse
+from sparsegnn.nn.maxk import CompressedRows, dense
+from sparsegnn.nn.products import product, refuse_sparse
+from sparsegnn.nn.watched import is_unwatched
 from sparsegnn.ops._autograd import transformed
+from sparsegnn.ops.spmm_gcn import aggregate_first
 
 
 class GINConv(torch.nn.Module):
@@ -53,7 +57,8 @@ class GINConv(torch.nn.Module):
 
         Args:
             x: ``[N, in_channels]``, a tensor or :class:`CompressedRows`; or a pair, of the sources and of the targets
-                (None: without them) of a bipartite graph.
+                (None: without them) of a bipartite graph. ``torch.sparse_csr`` or coo where ``nn`` is a ``Sequential``
+                that begins with a linear layer, which is multiplied before the sum then, as where it is narrow.
             edge_index: a :class:`CSRGraph`, or anything that ``CSRGraph.from_any`` takes.
             size: numbers of sources and targets, needed where a pair has no targets.
 
@@ -61,13 +66,38 @@ class GINConv(torch.nn.Module):
             what ``nn`` makes of ``[M, in_channels]``.
         """
         source, target = pair_of("GINConv", x, -1, -1)
-        refuse_sparse("GINConv", source)
-        refuse_sparse("GINConv", target)
         if target is not None and target.size(1) != source.size(1):
             raise ValueError(f"GINConv: x must have targets as wide as sources ({source.size(1)}), "
                              f"got {target.size(1)}")  # fmt: skip
         graph = graph_of("GINConv", source, target, edge_index, None, size, self.flow)
-        return self.nn(self._sum(graph if graph.val is None else graph.weighted(None), source, target))
+        graph = graph if graph.val is None else graph.weighted(None)
+        y = self._multiplied_first(graph, source, target)
+        if y is not None:
+            return y
+        refuse_sparse("GINConv", source)
+        refuse_sparse("GINConv", target)
+        return self.nn(self._sum(graph, source, target))
+
+    def _multiplied_first(self, graph: CSRGraph, source, target) -> Tensor | None:
+        """The same with the first linear map of ``nn`` before the sum, where that is narrower or x is sparse."""
+        if type(self.nn) is not Sequential or not len(self.nn) or not commutes(self.aggr):
+            return None
+        first, inputs = self.nn[0], [x for x in (source, target) if x is not None]
+        outputs = getattr(first, "out_features", 0)
+        if any(isinstance(x, CompressedRows) for x in inputs) or not is_unwatched(self.nn) or not outputs:
+            return None
+        if all(not is_sparse(x) and aggregate_first(x, outputs) for x in inputs):
+            return None
+        y = product(first, source)
+        if y is None:
+            return None
+        other = y if target is source else None if target is None else product(first, target)
+        y = self._sum(graph, y, other)
+        if first.bias is not None:
+            y = y + first.bias.to(y.dtype) if transformed() else y.add_(first.bias.to(y.dtype))
+        for layer in list(self.nn)[1:]:
+            y = layer(y)
+        return y
 
     def _sum(self, graph: CSRGraph, source, target) -> Tensor:
         """(1 + eps) of the targets and their neighbours; in one pass where eps is constant."""

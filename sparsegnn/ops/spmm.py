@@ -35,7 +35,8 @@ def reference(x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, re
 
 def fake(x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, reduce, need_arg=True):
     m, k = crow.size(0) - 1, x.size(1)
-    return x.new_empty(m, k), col.new_empty((m, k) if need_arg and reduce in ("max", "min") else (0, 0))
+    arg = (m, k) if need_arg and reduce in ("max", "min") else (0, 0)
+    return x.new_empty(m, k), col.new_empty(arg)
 
 
 op = define(
@@ -48,9 +49,9 @@ op = define(
 
 
 def setup_context(ctx, inputs, output):
-    x, *tensors, ctx.reduce, _ = inputs
-    ctx.dtype, used = x.dtype, ctx.reduce in ("max", "min") or ctx.needs_input_grad[3]
-    ctx.save_for_backward(x if used else None, *tensors, output[1])  # of several hops, all would stay
+    (x, *tensors, ctx.reduce, _), ctx.dtype = inputs, inputs[0].dtype
+    x = x if ctx.reduce in ("max", "min") or ctx.needs_input_grad[3] else None  # of several hops all would stay
+    ctx.save_for_backward(x, *tensors, output[1])
     ctx.mark_non_differentiable(output[1])
 
 
@@ -72,8 +73,7 @@ def backward(ctx, dy, _):
         back = inverted(perm) if recorded() else None
         dx = op(dy, ccol, row, val_t, col_scale, row_scale, diag, crow, col, back, "sum")[0]
     if need_dval:
-        a = dy if row_scale is None else dy * row_scale[:, None].to(dy.dtype)
-        b = x if col_scale is None else x * col_scale[:, None].to(x.dtype)
+        a, b = (t if s is None else t * s[:, None].to(t.dtype) for t, s in ((dy, row_scale), (x, col_scale)))
         dval = torch.ops.sparsegnn.sddmm(a, b, crow, col, ccol, row, perm)
     return (dx, None, None, dval, *[None] * 8)
 
