@@ -1,0 +1,222 @@
+"""One training step of a model in parts, operator by operator, and each of its linear layers as the step uses it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sparsegnn.advice.work import Candidate, Stopwatch
+from sparsegnn.convert import linear_layers
+from sparsegnn.experiments.meter import Meter
+
+#: what a step is split into; features: products of constant sparse features, and their gradients
+PARTS = ("weights", "features", "aggregation", "elementwise", "optimizer")
+FEWEST, MOST = 2, 9  # steps that are watched, ...
+ENOUGH = 0.3  # ... until those beside them took so many seconds
+
+
+@dataclass
+class Layer:
+    """A dense linear layer in a step: ``calls`` products of ``rows`` rows by its weight, and their gradients."""
+
+    name: str
+    shape: tuple[int, int]  # out, in
+    rows: int = 0
+    calls: int = 0
+    need_dx: bool = False
+    features: tuple[Tensor, Tensor, Tensor] | None = None  # crow, col, val where its input is sparse
+    seconds: float = 0.0  # of the operators, forward and backward
+    gradients: int = 0
+
+    @property
+    def part(self) -> str:
+        return "weights" if self.features is None else "features"
+
+
+@dataclass
+class Trace:
+    """What a step takes."""
+
+    seconds: dict[str, float]  # of each part, and other: Python, autograd, launches
+    layers: list[Layer] = field(default_factory=list)
+    memory: dict[str, int] = field(default_factory=dict)  # bytes of weights, optimizer and activations
+    operators: int = 0
+    plain: float = 0.0  # seconds of the step beside it, which nobody looked into
+    scale: float = 1.0  # seconds of a step over those of its watched operators, where these take longer
+
+    @property
+    def step(self) -> float:
+        return sum(self.seconds.values())
+
+
+def trace(candidate: Candidate, watch: Stopwatch, beside: Candidate, base: Trace | None = None) -> Trace:
+    """The parts of a step: medians of some, in turns with steps of ``beside`` that nobody looks into.
+
+    Without ``base`` that is the same model, and what no operator takes follows from it. Of another model that is as
+    much for each operator as in the trace ``base`` of ``beside``, and where the machine is slower now than it was then,
+    so are both.
+    """
+    taken: list[StepMeter] = []
+    plain: list[float] = []
+    while len(taken) < FEWEST or (sum(plain) < ENOUGH and len(taken) < MOST):
+        plain.append(watch(beside.step))
+        taken.append(_sample(candidate, watch))
+    middle = sorted(taken, key=lambda meter: sum(meter.seconds.values()))[len(taken) // 2]
+    seconds = {part: statistics.median(meter.seconds[part] for meter in taken) for part in PARTS}
+    layers, operators, now = [x for x in middle.layers if x.calls], sum(seconds.values()), statistics.median(plain)
+    if base is None:
+        scale = kept = min(1.0, now / operators) if operators else 1.0
+        other = max(0.0, now - operators)
+    else:
+        scale, kept = base.scale * base.plain / now if now else 1.0, base.scale
+        other, now = base.seconds["other"] * middle.operators / max(1, base.operators), base.plain
+    for layer in layers:
+        layer.seconds *= scale
+    seconds = {part: t * scale for part, t in seconds.items()}
+    return Trace({**seconds, "other": other}, layers, candidate.state_bytes(), middle.operators, now, kept)
+
+
+def _sample(candidate: Candidate, watch: Stopwatch) -> StepMeter:
+    meter = StepMeter(candidate, watch)
+    with meter:
+        candidate.step(meter.optimizing)
+    meter.finish()
+    return meter
+
+
+class StepMeter(Meter):
+    """The meter of the ledger, which also knows the optimizer, sparse features, and which layer a product is of.
+
+    A product is a layer's by the address of its weight, forward and for the gradient of its input; the gradient of its
+    weight by the shape.
+    """
+
+    def __init__(self, candidate: Candidate, watch: Stopwatch):
+        super().__init__(candidate.device, watch.clock)
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.flops = dict.fromkeys(PARTS, 0)
+        found = linear_layers(candidate.model)
+        self.layers = [Layer(name, tuple(m.weight.shape)) for name, m in found.items()]
+        self._known = {m.weight.data_ptr(): x for m, x in zip(found.values(), self.layers, strict=True)}
+        self._optimizing = False
+
+    @contextmanager
+    def optimizing(self) -> Iterator[None]:
+        self._optimizing = True
+        try:
+            yield
+        finally:
+            self._optimizing = False
+
+    def _part(self, space: str, name: str, args, is_product: bool) -> str:
+        if self._optimizing:
+            return "optimizer"
+        part = super()._part(space, name, args, is_product)
+        sparse = part == "weights" and space == "sparsegnn" and name.startswith(("features_linear", "spmm"))
+        return "features" if sparse and name != "spmm_linear" else part
+
+    def _count(self, func, args, kwargs, out) -> list:
+        shares = super()._count(func, args, kwargs, out)
+        name = func._schema.name.rpartition("::")[2] if hasattr(func, "_schema") else ""
+        self._follow(name, args, out)
+        part = shares[-1][0]
+        layer = self._layer(name, args, out) if part in ("weights", "features") else None
+        return shares if layer is None else [((part, layer) if p == part else p, share) for p, share in shares]
+
+    def _spend(self, shares, seconds: float) -> None:
+        for part, share in shares:
+            if isinstance(part, tuple):
+                part, layer = part
+                layer.seconds += seconds * share
+            self.seconds[part] += seconds * share
+
+    def _follow(self, name: str, args, out) -> None:
+        """A weight in the precision of autocast is a weight."""
+        if name == "_to_copy" and isinstance(out, Tensor) and (layer := self._at(args[0])) is not None:
+            self._known[out.data_ptr()] = layer
+
+    def _at(self, t: object) -> Layer | None:
+        plain = isinstance(t, Tensor) and t.layout == torch.strided and t.dim() == 2
+        layer = self._known.get(t.data_ptr()) if plain else None
+        return layer if layer is not None and tuple(t.shape) in (layer.shape, layer.shape[::-1]) else None
+
+    def _layer(self, name: str, args, out) -> Layer | None:
+        if name == "spmm":
+            return self._features(args, out)
+        if name not in ("mm", "addmm"):
+            return None
+        x, weight = args[-2:] if name == "mm" else args[1:3]
+        layer = self._at(weight)
+        if layer is None:
+            return self._gradient(x.size(1), tuple(out.shape), False)
+        square = layer.shape[0] == layer.shape[1]
+        if weight.stride(0) == 1 if square else tuple(weight.shape) != layer.shape:  # W^T
+            layer.rows, layer.calls = x.size(0), layer.calls + 1
+        else:
+            layer.need_dx = True
+        return layer
+
+    def _features(self, args, out) -> Layer | None:
+        table, crow, col, val = args[:4]
+        layer = self._at(table)
+        if layer is None:
+            return self._gradient(None, tuple(out[0].shape), True)
+        layer.rows, layer.calls = crow.numel() - 1, layer.calls + 1
+        layer.features = crow, col, val
+        return layer
+
+    def _gradient(self, rows: int | None, shape: tuple, features: bool) -> Layer | None:
+        """The layer whose weight has a gradient of this ``shape``, made of so many rows: that with the fewest yet."""
+        found = [
+            x
+            for x in self.layers
+            if x.calls and shape in (x.shape, x.shape[::-1]) and rows in (None, x.rows)
+            and (x.features is not None) == features
+        ]  # fmt: skip
+        layer = min(found, key=lambda x: x.gradients, default=None)
+        if layer is not None:
+            layer.gradients += 1
+        return layer
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+class _Made(TorchDispatchMode):
+    """The addresses of what operators have written."""
+
+    def __init__(self):
+        super().__init__()
+        self.addresses: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in tree_leaves(out):
+            if isinstance(t, Tensor) and t.layout == torch.strided:
+                self.addresses.add(t.untyped_storage().data_ptr())
+        return out
+
+
+def activation_bytes(candidate: Candidate) -> int:
+    """What a step keeps for its backward pass, without what was there before; makes a step."""
+    own = {t.untyped_storage().data_ptr() for t in (*candidate.model.parameters(), *candidate.model.buffers())}
+    kept: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        if t.layout == torch.strided and (at := t.untyped_storage().data_ptr()) in made.addresses - own:
+            kept[at] = t.untyped_storage().nbytes()
+        return t.detach()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), _Made() as made:
+        loss = candidate.forward()
+    loss.backward()
+    candidate.optimizer.step()
+    candidate.optimizer.zero_grad()
+    return sum(kept.values())
