@@ -103,10 +103,12 @@ def dense_model(model: nn.Module) -> nn.Module:
 def _of_width(problem: Problem, width: float) -> nn.Module:
     if width == 1:
         return dense_model(problem.model)
-    model = problem.narrower(width) if problem.narrower is not None else narrowed(problem.model, width)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{OP}: narrower must return a torch.nn.Module, got {type(model).__name__}")
-    return model
+    if width not in problem.narrow:
+        model = problem.narrower(width) if problem.narrower is not None else narrowed(problem.model, width)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"{OP}: narrower must return a torch.nn.Module, got {type(model).__name__}")
+        problem.narrow[width] = model
+    return model_copy(problem.narrow[width])
 
 
 def narrowed(model: nn.Module, width: float) -> nn.Module:
@@ -118,6 +120,8 @@ def narrowed(model: nn.Module, width: float) -> nn.Module:
     for groups, n in units.targets(OP, 1 - width, "uniform").values():
         dead[groups[groups.numel() - n :]] = True
     with torch.no_grad():
+        for p in model.parameters():  # or units that are dead already would go, too
+            p.masked_fill_(p == 0, 1e-3)
         for member in units.members:
             member.parameter.masked_fill_(member.spread(dead), 0)
     compact(model)

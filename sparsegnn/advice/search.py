@@ -64,6 +64,13 @@ class Findings:
         return next((found for found in self.options if found.option == option), None)
 
 
+def mildest(options: list[Found]) -> Found:
+    """Of those that are about as fast as the fastest, that with fewest levers, and most weights."""
+    fastest = min(x.step for x in options)
+    near = [x for x in options if x.step <= NEAR * fastest]
+    return min(near, key=lambda x: (len(x.option.kinds), x.option.sparsity, x.step))
+
+
 class Search:
     """One advice. ``seconds`` is what all of it may take, ``say`` is told what is done."""
 
@@ -218,16 +225,17 @@ class Search:
                     yield Option(sparsity, pattern, traced.maxk, traced.bf16, traced.width)
 
     def best(self) -> list[Found]:
-        """The fastest options, of different levers; of those with the same ones, the mildest that is about as fast."""
+        """The fastest options, of different levers, and none whose gain fewer of its levers have already."""
         families: dict[tuple, list[Found]] = {}
         for found in self.findings.options:
             if found.option.kinds not in ((), ("narrower",)):
                 families.setdefault(found.option.kinds, []).append(found)
-        chosen = []
-        for family in families.values():
-            fastest = min(x.expected for x in family)
-            near = [x for x in family if x.expected <= NEAR * fastest]
-            chosen.append(min(near, key=lambda x: (x.option.sparsity, x.expected)))
+        chosen: list[Found] = []
+        for family in sorted(families.values(), key=lambda family: len(family[0].option.kinds)):
+            mild = mildest(family)
+            fewer = [x.expected for x in chosen if set(x.option.kinds) < set(mild.option.kinds)]
+            if not fewer or NEAR * mild.expected < min(fewer):
+                chosen.append(mild)
         return sorted(chosen, key=lambda x: x.expected)[:BEST]
 
     # --- measuring ---

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from sparsegnn.advice.levers import WORDS, Option
-from sparsegnn.advice.search import Findings, Found
+from sparsegnn.advice.search import Findings, Found, mildest
 
 LITTLE = 0.9  # of the step: what gains less than a tenth gains nothing
 SMALL_SHARE = 0.25  # of the step: so little of it is weights that their sparsity can hardly matter
@@ -34,7 +34,8 @@ def decide(findings: Findings, hidden: int | None = None) -> Answer:
     given, full = findings.given, findings.get(Option()) or findings.given
     dense = [x for x in findings.options if x.option.kinds == ("narrower",)]
     options = [x for x in findings.options if x.option.kinds and x.option.width == 1]
-    best = min([x for x in options if x.measured is not None] or options, key=lambda x: x.step, default=None)
+    sure = [x for x in options if x.measured is not None] or options
+    best = mildest(sure) if sure else None
     curve = {1.0: full, **{x.option.width: x for x in dense}}
     gains = best is not None and best.step <= LITTLE * given.step
     narrowest = min(dense, key=lambda x: x.step, default=None)

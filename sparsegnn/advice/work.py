@@ -8,7 +8,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ class Problem:
     optimizer: Callable[[nn.Module], Optimizer]
     narrower: Callable[[float], nn.Module] | None = None
     hidden: int | None = None
+    narrow: dict[float, nn.Module] = field(default_factory=dict)  # models that are made already
 
     @property
     def device(self) -> torch.device:
@@ -99,7 +100,7 @@ class Surroundings:
 
     def __enter__(self) -> Surroundings:
         buffers = [b for b in self.model.buffers() if not nn.parameter.is_lazy(b) and not b.is_inference()]
-        self._buffers = [(b, b._version, b.clone()) for b in buffers]
+        self._buffers = [(b, b.clone()) for b in buffers]
         self._modes = [(m, m.training) for m in self.model.modules()]
         cuda = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
         self._torch = torch.random.fork_rng(cuda)
@@ -114,8 +115,8 @@ class Surroundings:
         for m, training in self._modes:
             m.training = training
         with torch.no_grad():
-            for b, version, before in self._buffers:
-                if b._version != version:
+            for b, before in self._buffers:  # batch_norm writes without counting it as a version
+                if not torch.equal(b, before):
                     b.copy_(before)
         self._torch.__exit__(*error)
         random.setstate(self._python)
