@@ -56,16 +56,20 @@ class Trace:
         return sum(self.seconds.values())
 
 
-def trace(candidate: Candidate, watch: Stopwatch, beside: Candidate, base: Trace | None = None) -> Trace:
+def trace(
+    candidate: Candidate, watch: Stopwatch, beside: Candidate, base: Trace | None = None, samples: int = 0
+) -> Trace:
     """The parts of a step: medians of some, in turns with steps of ``beside`` that nobody looks into.
 
+    There are so many ``samples``, 0: as many as it takes.
     Without ``base`` that is the same model, and what no operator takes follows from it. Of another model that is as
     much for each operator as in the trace ``base`` of ``beside``, and where the machine is slower now than it was then,
     so are both.
     """
     taken: list[StepMeter] = []
     plain: list[float] = []
-    while len(taken) < FEWEST or (sum(plain) < ENOUGH and len(taken) < MOST):
+    fewest, most = (samples, samples) if samples else (FEWEST, MOST)
+    while len(taken) < fewest or (sum(plain) < ENOUGH and len(taken) < most):
         plain.append(watch(beside.step))
         taken.append(_sample(candidate, watch))
     middle = sorted(taken, key=lambda meter: sum(meter.seconds.values()))[len(taken) // 2]

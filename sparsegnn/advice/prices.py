@@ -22,13 +22,13 @@ BOUND = 1.5  # times that a layer by itself may be faster or slower than within 
 class Prices:
     """Timings of what may take each other's place, in turns: a machine that is slow now and then disturbs them less."""
 
-    def __init__(self, watch: Stopwatch):
-        self.watch = watch
+    def __init__(self, watch: Stopwatch, longest: float = LONGEST):
+        self.watch, self.longest = watch, longest
         self._inputs: dict[tuple, Tensor] = {}
 
     def layers(self, use: Layer, modules: Mapping[Key, nn.Module], low_precision: bool = False) -> dict[Key, float]:
         """Seconds of all calls of each module in a step, forward and backward, as ``use`` describes them."""
-        rows = timed_rows(use)
+        rows = timed_rows(use, self.longest)
         found = self.together({k: self._call(use, module, rows, low_precision) for k, module in modules.items()})
         return {key: t * use.calls * use.rows / max(1, rows) for key, t in found.items()}
 
@@ -82,10 +82,10 @@ def _input_key(use: Layer, rows: int, module: nn.Module) -> tuple:
     return rows, use.shape[1], use.need_dx, nonzeros, next(module.parameters()).dtype
 
 
-def timed_rows(use: Layer) -> int:
-    """All rows, or as many as take ``LONGEST`` in the step."""
+def timed_rows(use: Layer, longest: float = LONGEST) -> int:
+    """All rows, or as many as take no ``longest`` seconds in the step."""
     each = use.seconds / max(1, use.calls)
-    return use.rows if each <= LONGEST else max(1, min(use.rows, int(use.rows * LONGEST / each)))
+    return use.rows if each <= longest else max(1, min(use.rows, int(use.rows * longest / each)))
 
 
 def _first_rows(use: Layer, rows: int) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -18,7 +18,7 @@ from sparsegnn.advice import levers
 from sparsegnn.advice.expect import expected
 from sparsegnn.advice.levers import PATTERNS, SPARSITIES, WIDTHS, LeftOut, Option, make
 from sparsegnn.advice.parts import Trace, activation_bytes, trace
-from sparsegnn.advice.prices import Prices
+from sparsegnn.advice.prices import LONGEST, Prices
 from sparsegnn.advice.work import Candidate, Problem, Stopwatch, Surroundings, model_copy
 from sparsegnn.nn import SparseLinear
 
@@ -26,9 +26,10 @@ BEST = 3  # options with levers that are measured, beside narrower nets
 NEAR = 1.1  # as fast, when the milder of two sparsities is looked for
 MILD = (0.9,)  # sparsities in a narrower net
 SLOW = 2.0  # a lever that makes the step so much slower is not combined with others
+LONG = 60  # steps that fit into the time: with fewer, one alone is watched
 SAMPLE = 0.01  # seconds that a measured sample takes at least
 ROUNDS = 3, 15  # of measurements: as many as there is time for, but at least, at most
-PRICING = 0.55  # of the time, what measurements before the last ones may take
+PRICING = 0.65  # of the time, what measurements before the last ones may take
 
 
 @dataclass
@@ -77,7 +78,7 @@ class Search:
     def __init__(self, problem: Problem, watch: Stopwatch, seconds: float, say: Callable[[str], None]):
         self.problem, self.watch, self.say = problem, watch, say
         self.begin, self.seconds = watch.clock(), seconds
-        self.prices = Prices(watch)
+        self.prices = Prices(watch, min(LONGEST, seconds / 400))
         self.traces: dict[Option, Trace] = {}
         self._changed: dict[tuple[float, bool], dict] = {}
 
@@ -88,10 +89,11 @@ class Search:
             self.findings = self._given()
             findings = self.findings
             findings.strangers = around.strangers
-            for option in self._whole_steps():
-                self._try(option, self._trace_of)
-            for option in self._sparse():
-                self._try(option, self._price)
+            for whole_steps, bf16 in ((self._in_full_precision, False), (self._in_bf16, True)):
+                for option in whole_steps():
+                    self._try(option, self._trace_of)
+                for option in self._sparse(bf16):
+                    self._try(option, self._price)
             self._measure()
         return findings
 
@@ -106,7 +108,8 @@ class Search:
         self.begin = self.watch.clock()  # torch's first optimizer imports its compiler
         self._settle(candidate)
         activations = activation_bytes(candidate)
-        self.base = self.given_trace = found = trace(candidate, self.watch, candidate)
+        samples = 1 if self.watch(candidate.step) > self.seconds / LONG else 0
+        self.base = self.given_trace = found = trace(candidate, self.watch, candidate, samples=samples)
         found.memory["activations"] = activations
         findings = Findings(Found(Option(), found.seconds, found.memory, levers.weights_of(candidate.model)))
         if any(isinstance(m, SparseLinear) for m in candidate.model.modules()):
@@ -119,15 +122,16 @@ class Search:
         return findings
 
     def _settle(self, candidate: Candidate) -> None:
-        """Steps until layers have kept what they keep, as a layer with ``cached=True`` the aggregate of its input."""
-        for _ in range(1 + any(getattr(m, "cached", False) for m in candidate.model.modules())):
+        """A second step where layers keep what comes twice, as one with ``cached=True`` the aggregate of its input."""
+        if any(getattr(m, "cached", False) for m in candidate.model.modules()):
             candidate.step()
 
     def _traced(self, candidate: Candidate) -> Trace:
         self.around.first_step(candidate)
         self._settle(candidate)
         activations = activation_bytes(candidate)
-        found = trace(candidate, self.watch, self.given, self.given_trace)
+        samples = 1 if self.given_trace.plain > self.seconds / LONG else 0
+        found = trace(candidate, self.watch, self.given, self.given_trace, samples)
         found.memory["activations"] = activations
         return found
 
@@ -198,27 +202,28 @@ class Search:
 
     # --- which options ---
 
-    def _whole_steps(self) -> Iterator[Option]:
+    def _in_full_precision(self) -> Iterator[Option]:
         """Options without sparse weights, one after the other is traced."""
         for width in WIDTHS:
             yield Option(width=width)
-        yield Option(bf16=True)
         try:
-            k = levers.maxk_of(self.problem.model)
+            yield Option(maxk=levers.maxk_of(self.problem.model))
         except (ValueError, TypeError) as e:
             self.findings.left_out["MaxK"] = str(e).removeprefix("advise: ")
-            return
-        yield Option(maxk=k)
-        if all(self._gains(option) for option in (Option(maxk=k), Option(bf16=True))):
-            yield Option(maxk=k, bf16=True)
+
+    def _in_bf16(self) -> Iterator[Option]:
+        yield Option(bf16=True)
+        for option in [x for x in self.traces if x.kinds == ("maxk",)]:
+            if self._gains(option) and self._gains(Option(bf16=True)):
+                yield replace(option, bf16=True)
 
     def _gains(self, option: Option) -> bool:
         return option in self.traces and self.traces[option].step < self.base.step
 
-    def _sparse(self) -> Iterator[Option]:
+    def _sparse(self, bf16: bool) -> Iterator[Option]:
         """Sparse weights, with what else was traced and is worth it."""
-        for traced in list(self.traces):
-            if self.traces[traced].step > (SLOW if not traced.bf16 else 1.0) * self.base.step:
+        for traced in [x for x in self.traces if x.bf16 == bf16]:
+            if self.traces[traced].step > (1.0 if bf16 else SLOW) * self.base.step:
                 continue
             for pattern in PATTERNS:
                 for sparsity in SPARSITIES if traced.width == 1 else MILD if traced.width == 0.5 else ():

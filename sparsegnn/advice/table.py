@@ -74,7 +74,10 @@ def as_text(found: dict) -> str:
     head = ("option", "expected ms", "measured ms", "times faster", "MiB", "weights")
     text += _console.table("options", rows, head, box="SIMPLE_HEAD", right=range(1, 6))
     lines = [f"accuracy of {what}: {said}" for what, said in found["accuracy"].items()]
-    lines += [f"left out: {what}: {why}" for what, why in found["left_out"].items()]
+    reasons: dict[str, list[str]] = {}
+    for what, why in found["left_out"].items():
+        reasons.setdefault(why, []).append(what)
+    lines += [f"left out: {', '.join(what)}: {why}" for why, what in reasons.items()]
     lines += [f"note: {note}" for note in found["notes"]]
     text += "".join(f"{_console.clean(line)}\n" for line in lines)
     return text + f"\n{_console.clean(found['text'])}\n"
