@@ -19,6 +19,7 @@ from sparsegnn.experiments.meter import Meter
 #: what a step is split into; features: products of constant sparse features, and their gradients
 PARTS = ("weights", "features", "aggregation", "elementwise", "optimizer")
 FEWEST, MOST = 2, 9  # steps that are watched, ...
+CALL = 30e-6  # seconds around an operator, about
 ENOUGH = 0.3  # ... until those beside them took so many seconds
 
 
@@ -57,14 +58,18 @@ class Trace:
 
 
 def trace(
-    candidate: Candidate, watch: Stopwatch, beside: Candidate, base: Trace | None = None, samples: int = 0
+    candidate: Candidate,
+    watch: Stopwatch,
+    activations: int,
+    beside: Candidate,
+    base: Trace | None = None,
+    samples: int = 0,
 ) -> Trace:
     """The parts of a step: medians of some, in turns with steps of ``beside`` that nobody looks into.
 
-    There are so many ``samples``, 0: as many as it takes.
-    Without ``base`` that is the same model, and what no operator takes follows from it. Of another model that is as
-    much for each operator as in the trace ``base`` of ``beside``, and where the machine is slower now than it was then,
-    so are both.
+    Without ``base`` that is the same model, and what no operator takes follows from it. Of another model it follows
+    from the trace ``base`` of ``beside``, and where the machine is slower now than it was then, so are both. There are
+    so many ``samples``, 0: as many as it takes; ``activations`` is how many bytes the step keeps.
     """
     taken: list[StepMeter] = []
     plain: list[float] = []
@@ -80,11 +85,19 @@ def trace(
         other = max(0.0, now - operators)
     else:
         scale, kept = base.scale * base.plain / now if now else 1.0, base.scale
-        other, now = base.seconds["other"] * middle.operators / max(1, base.operators), base.plain
+        other, now = other_of(base, middle.operators, activations), base.plain
     for layer in layers:
         layer.seconds *= scale
-    seconds = {part: t * scale for part, t in seconds.items()}
-    return Trace({**seconds, "other": other}, layers, candidate.state_bytes(), middle.operators, now, kept)
+    seconds = {part: t * scale for part, t in seconds.items()} | {"other": other}
+    memory = candidate.state_bytes() | {"activations": activations}
+    return Trace(seconds, layers, memory, middle.operators, now, kept)
+
+
+def other_of(base: Trace, operators: int, activations: int) -> float:
+    """What no operator takes: Python and autograd, for each operator, and what is left for the memory of tensors."""
+    calls = min(base.seconds["other"], CALL * base.operators)
+    memory = activations / max(1, base.memory["activations"])
+    return calls * operators / max(1, base.operators) + (base.seconds["other"] - calls) * memory
 
 
 def _sample(candidate: Candidate, watch: Stopwatch) -> StepMeter:

@@ -107,10 +107,9 @@ class Search:
         self.around.first_step(candidate)
         self.begin = self.watch.clock()  # torch's first optimizer imports its compiler
         self._settle(candidate)
-        activations = activation_bytes(candidate)
+        kept = activation_bytes(candidate)
         samples = 1 if self.watch(candidate.step) > self.seconds / LONG else 0
-        self.base = self.given_trace = found = trace(candidate, self.watch, candidate, samples=samples)
-        found.memory["activations"] = activations
+        self.base = self.given_trace = found = trace(candidate, self.watch, kept, candidate, samples=samples)
         findings = Findings(Found(Option(), found.seconds, found.memory, levers.weights_of(candidate.model)))
         if any(isinstance(m, SparseLinear) for m in candidate.model.modules()):
             dense = make(self.problem, Option(), ())
@@ -129,11 +128,8 @@ class Search:
     def _traced(self, candidate: Candidate) -> Trace:
         self.around.first_step(candidate)
         self._settle(candidate)
-        activations = activation_bytes(candidate)
-        samples = 1 if self.given_trace.plain > self.seconds / LONG else 0
-        found = trace(candidate, self.watch, self.given, self.given_trace, samples)
-        found.memory["activations"] = activations
-        return found
+        kept, base = activation_bytes(candidate), self.given_trace
+        return trace(candidate, self.watch, kept, self.given, base, 1 if base.plain > self.seconds / LONG else 0)
 
     def _try(self, option: Option, price: Callable[[Option], Found]) -> None:
         """Add what an option is expected to be, or why it cannot be."""

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from sparsegnn import CSRGraph
 from sparsegnn.advice.expect import expected
-from sparsegnn.advice.parts import Layer, StepMeter, Trace, activation_bytes
+from sparsegnn.advice.parts import CALL, Layer, StepMeter, Trace, activation_bytes, other_of
 from sparsegnn.advice.prices import BOUND, Prices, moved, timed_rows
 from sparsegnn.advice.verdict import NARROWEST, interpolated, inverse
 from sparsegnn.advice.work import Candidate, Problem, Stopwatch
@@ -158,6 +158,14 @@ def test_expected_is_the_sum_of_its_parts():
                                    "optimizer": 2.0 - 3.0 / BOUND, "other": 0.5})  # fmt: skip
     assert seconds["weights"] == 9.0
     assert expected(Trace(seconds, layers), {}) == seconds
+
+
+def test_what_no_operator_takes():
+    base = Trace({"other": 0.1}, memory={"activations": 1000}, operators=1000)
+    assert other_of(base, 1000, 1000) == pytest.approx(0.1)
+    assert other_of(base, 500, 250) == pytest.approx(1000 * CALL / 2 + (0.1 - 1000 * CALL) / 4)
+    small = Trace({"other": 0.01}, memory={"activations": 0}, operators=1000)
+    assert other_of(small, 500, 0) == pytest.approx(0.005)
 
 
 def test_a_curve_and_its_inverse():
