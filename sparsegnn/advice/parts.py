@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -63,23 +63,22 @@ def trace(
     activations: int,
     beside: Candidate,
     base: Trace | None = None,
-    samples: int = 0,
+    plain: float | None = None,
 ) -> Trace:
     """The parts of a step: medians of some, in turns with steps of ``beside`` that nobody looks into.
 
     Without ``base`` that is the same model, and what no operator takes follows from it. Of another model it follows
-    from the trace ``base`` of ``beside``, and where the machine is slower now than it was then, so are both. There are
-    so many ``samples``, 0: as many as it takes; ``activations`` is how many bytes the step keeps.
+    from the trace ``base`` of ``beside``, and where the machine is slower now than it was then, so are both. Where
+    ``plain`` is known, what a step of ``beside`` takes, one step is enough. ``activations`` is how many bytes the step
+    keeps.
     """
-    taken: list[StepMeter] = []
-    plain: list[float] = []
-    fewest, most = (samples, samples) if samples else (FEWEST, MOST)
-    while len(taken) < fewest or (sum(plain) < ENOUGH and len(taken) < most):
-        plain.append(watch(beside.step))
+    taken, steps = ([], []) if plain is None else ([_sample(candidate, watch)], [plain])
+    while len(taken) < FEWEST * (plain is None) or (plain is None and sum(steps) < ENOUGH and len(taken) < MOST):
+        steps.append(watch(beside.step))
         taken.append(_sample(candidate, watch))
     middle = sorted(taken, key=lambda meter: sum(meter.seconds.values()))[len(taken) // 2]
     seconds = {part: statistics.median(meter.seconds[part] for meter in taken) for part in PARTS}
-    layers, operators, now = [x for x in middle.layers if x.calls], sum(seconds.values()), statistics.median(plain)
+    layers, operators, now = [x for x in middle.layers if x.calls], sum(seconds.values()), statistics.median(steps)
     if base is None:
         scale = kept = min(1.0, now / operators) if operators else 1.0
         other = max(0.0, now - operators)
@@ -221,19 +220,31 @@ class _Made(TorchDispatchMode):
         return out
 
 
-def activation_bytes(candidate: Candidate) -> int:
-    """What a step keeps for its backward pass, without what was there before; makes a step."""
-    own = {t.untyped_storage().data_ptr() for t in (*candidate.model.parameters(), *candidate.model.buffers())}
-    kept: dict[int, int] = {}
+class Kept:
+    """Around a step: ``bytes`` that it keeps for its backward pass, without what was there before."""
 
-    def pack(t: Tensor) -> Tensor:
-        if t.layout == torch.strided and (at := t.untyped_storage().data_ptr()) in made.addresses - own:
-            kept[at] = t.untyped_storage().nbytes()
+    def __init__(self, candidate: Candidate):
+        tensors = (*candidate.model.parameters(), *candidate.model.buffers())
+        known = [t for t in tensors if not nn.parameter.is_lazy(t)]
+        self._own = {t.untyped_storage().data_ptr() for t in known}
+        self._kept: dict[int, int] = {}
+        self._made = _Made()
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda t: t)
+
+    def __enter__(self) -> Kept:
+        self._made.__enter__()
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._hooks.__exit__(*error)
+        self._made.__exit__(*error)
+
+    def _pack(self, t: Tensor) -> Tensor:
+        if t.layout == torch.strided and (at := t.untyped_storage().data_ptr()) in self._made.addresses - self._own:
+            self._kept[at] = t.untyped_storage().nbytes()
         return t.detach()
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), _Made() as made:
-        loss = candidate.forward()
-    loss.backward()
-    candidate.optimizer.step()
-    candidate.optimizer.zero_grad()
-    return sum(kept.values())
+    @property
+    def bytes(self) -> int:
+        return sum(self._kept.values())

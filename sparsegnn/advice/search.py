@@ -17,7 +17,7 @@ import torch
 from sparsegnn.advice import levers
 from sparsegnn.advice.expect import expected
 from sparsegnn.advice.levers import PATTERNS, SPARSITIES, WIDTHS, LeftOut, Option, make
-from sparsegnn.advice.parts import Trace, activation_bytes, trace
+from sparsegnn.advice.parts import Kept, Trace, trace
 from sparsegnn.advice.prices import LONGEST, Prices
 from sparsegnn.advice.work import Candidate, Problem, Stopwatch, Surroundings, model_copy
 from sparsegnn.nn import SparseLinear
@@ -104,12 +104,12 @@ class Search:
 
     def _given(self) -> Findings:
         self.given = candidate = Candidate(self.problem, model_copy(self.problem.model))
-        self.around.first_step(candidate)
         self.begin = self.watch.clock()  # torch's first optimizer imports its compiler
-        self._settle(candidate)
-        kept = activation_bytes(candidate)
-        samples = 1 if self.watch(candidate.step) > self.seconds / LONG else 0
-        self.base = self.given_trace = found = trace(candidate, self.watch, kept, candidate, samples=samples)
+        kept = self._first_steps(candidate)
+        once = self.watch(candidate.step)
+        self.long = once > self.seconds / LONG
+        found = trace(candidate, self.watch, kept, candidate, plain=once if self.long else None)
+        self.base = self.given_trace = found
         findings = Findings(Found(Option(), found.seconds, found.memory, levers.weights_of(candidate.model)))
         if any(isinstance(m, SparseLinear) for m in candidate.model.modules()):
             dense = make(self.problem, Option(), ())
@@ -120,16 +120,26 @@ class Search:
         self.traces[Option()] = self.base
         return findings
 
-    def _settle(self, candidate: Candidate) -> None:
-        """A second step where layers keep what comes twice, as one with ``cached=True`` the aggregate of its input."""
-        if any(getattr(m, "cached", False) for m in candidate.model.modules()):
+    def _first_steps(self, candidate: Candidate) -> int:
+        """Until layers have kept what they keep; returns the bytes of what a step keeps for its backward pass.
+
+        That is the third step where a layer keeps what comes twice, with ``cached=True`` the aggregate of its input.
+        """
+        if not any(getattr(m, "cached", False) for m in candidate.model.modules()):
+            with Kept(candidate) as kept:
+                self.around.first_step(candidate)
+            return kept.bytes
+        self.around.first_step(candidate)
+        candidate.step()
+        with Kept(candidate) as kept:
             candidate.step()
+        return kept.bytes
 
     def _traced(self, candidate: Candidate) -> Trace:
-        self.around.first_step(candidate)
-        self._settle(candidate)
-        kept, base = activation_bytes(candidate), self.given_trace
-        return trace(candidate, self.watch, kept, self.given, base, 1 if base.plain > self.seconds / LONG else 0)
+        kept, base = self._first_steps(candidate), self.given_trace
+        if not self.long:
+            candidate.step()
+        return trace(candidate, self.watch, kept, self.given, base, base.plain if self.long else None)
 
     def _try(self, option: Option, price: Callable[[Option], Found]) -> None:
         """Add what an option is expected to be, or why it cannot be."""
@@ -252,8 +262,7 @@ class Search:
             first = found is findings.given
             try:
                 candidate = given if first else make(self.problem, found.option, self._uses(found.option))
-                self.around.first_step(candidate)
-                self._settle(candidate)
+                self._first_steps(candidate)
             except Exception as e:
                 if first:
                     raise

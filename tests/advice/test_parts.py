@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from sparsegnn import CSRGraph
 from sparsegnn.advice.expect import expected
-from sparsegnn.advice.parts import CALL, Layer, StepMeter, Trace, activation_bytes, other_of
+from sparsegnn.advice.parts import CALL, Kept, Layer, StepMeter, Trace, other_of
 from sparsegnn.advice.prices import BOUND, Prices, moved, timed_rows
 from sparsegnn.advice.verdict import NARROWEST, interpolated, inverse
 from sparsegnn.advice.work import Candidate, Problem, Stopwatch
@@ -124,7 +124,9 @@ def test_parts_of_a_step():
 
 def test_activations_are_what_the_step_keeps():
     candidate = candidate_of(lambda: Net(nn.Linear(12, 7), nn.ReLU(), nn.Linear(7, 3)), X())
-    assert activation_bytes(candidate) == 4 * (N * 7 + N * 3)  # ReLU's output, the logits that are squared
+    with Kept(candidate) as kept:
+        candidate.step()
+    assert kept.bytes == 4 * (N * 7 + N * 3)  # ReLU's output, the logits that are squared
 
 
 # --- arithmetic ------------------------------------------------------------------------------------------------------
