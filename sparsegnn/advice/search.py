@@ -100,6 +100,11 @@ class Search:
     def left(self) -> float:
         return self.seconds - (self.watch.clock() - self.begin)
 
+    def _need_time(self) -> None:
+        """For what is measured before the last measurements."""
+        if self.left() < (1 - PRICING) * self.seconds:
+            raise LeftOut(f"no time was left in {self.seconds:g} seconds")
+
     # --- one option ---
 
     def _given(self) -> Findings:
@@ -145,13 +150,12 @@ class Search:
         """Add what an option is expected to be, or why it cannot be."""
         self.say(str(option))
         try:
-            if self.watch.clock() - self.begin > PRICING * self.seconds:
-                raise LeftOut(f"no time was left in {self.seconds:g} seconds")
             self.findings.options.append(price(option))
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, MemoryError, AttributeError) as e:
             self.findings.left_out[str(option)] = " ".join(str(e).split()) or type(e).__name__
 
     def _trace_of(self, option: Option) -> Found:
+        self._need_time()
         if option.bf16 and not option.maxk:
             self._refuse_slow_bf16()
         candidate = make(self.problem, option, self.base.layers)
@@ -182,6 +186,7 @@ class Search:
         """For each sparsity and pattern what the layers and the optimizer take, dense and sparse, bytes and weights."""
         if (width, bf16) in self._changed:
             return self._changed[width, bf16]
+        self._need_time()
         uses = self.traces[Option(bf16=bf16, width=width)].layers
         made: dict = {None: make(self.problem, Option(bf16=bf16, width=width), ())}
         found: dict = {}

@@ -10,7 +10,7 @@ from sparsegnn import _console
 from sparsegnn._version import __version__
 from sparsegnn.advice.accuracy import accuracy, known
 from sparsegnn.advice.search import Findings, Found
-from sparsegnn.advice.verdict import Answer
+from sparsegnn.advice.verdict import Answer, milliseconds
 
 
 def as_data(findings: Findings, answer: Answer, took: float) -> dict:
@@ -84,7 +84,7 @@ def as_text(found: dict) -> str:
 
 
 def _ms(seconds: float | None) -> str:
-    return "" if seconds is None else f"{1e3 * seconds:.3g}" if seconds < 1 else f"{1e3 * seconds:,.0f}"
+    return "" if seconds is None else milliseconds(seconds)
 
 
 def _mib(memory: dict[str, int]) -> str:

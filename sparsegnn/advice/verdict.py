@@ -93,8 +93,12 @@ def _equal_weights(curve: dict[float, Found], best: Found) -> tuple[float | None
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
+def milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g}" if seconds < 1 else f"{1e3 * seconds:,.0f}"
+
+
 def _ms(seconds: float) -> str:
-    return f"{1e3 * seconds:.3g} ms"
+    return f"{milliseconds(seconds)} ms"
 
 
 def _use(net: Found, given: Found) -> str:
