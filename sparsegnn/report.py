@@ -14,7 +14,7 @@ from sparsegnn.nn import linear as _linear
 from sparsegnn.nn import sparse_weight as _sparse_weight
 
 #: the op that a layer of ours calls
-OPS = {"SparseLinear": "sparse_linear", "GCNConv": "spmm", "GATConv": "gat", "GATv2Conv": "gatv2"}
+OPS = {"SparseLinear": "sparse_linear", "GCNConv": "spmm", "GATConv": "gat", "GATv2Conv": "gatv2", "GINConv": "spmm"}
 
 
 def summary(model: nn.Module, *, show: bool = True) -> list[dict]:

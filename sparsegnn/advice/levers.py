@@ -66,10 +66,11 @@ def make(problem: Problem, option: Option, layers: Sequence[Layer]) -> Candidate
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a lever cannot do shows in what it gains
-        model = _of_width(problem, option.width)
+        known = option.maxk and problem.with_maxk is not None
+        model = problem.with_maxk(option.width, option.maxk) if known else _of_width(problem, option.width)
         if option.sparsity:
             sparsify(model, distribution=sparsities(option, layers), pattern=option.pattern)
-        if option.maxk:
+        if option.maxk and not known:
             MaxKGNN(model, torch.optim.SGD(model.parameters()), k=option.maxk).finalize()
     return Candidate(problem, model, option.bf16)
 
@@ -130,12 +131,15 @@ def narrowed(model: nn.Module, width: float) -> nn.Module:
     return model
 
 
-def maxk_of(model: nn.Module) -> int:
+def maxk_of(problem: Problem) -> int:
     """Features to keep: an eighth of the narrowest activation, as the paper's 32 of 256."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        sites = Activations(OP, inside(dense_model(model))).sites
-    width = min((site.width for site in sites if site.width is not None), default=256)
+    if problem.with_maxk is not None:
+        width = problem.hidden
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            sites = Activations(OP, inside(dense_model(problem.model))).sites
+        width = min((site.width for site in sites if site.width is not None), default=256)
     k = max(LEAST_K, width // 8)
     if 2 * k > width:
         raise LeftOut(f"MaxK keeps at least {LEAST_K} features, which of {width} is hardly fewer")

@@ -218,7 +218,7 @@ class Search:
         for width in WIDTHS:
             yield Option(width=width)
         try:
-            yield Option(maxk=levers.maxk_of(self.problem.model))
+            yield Option(maxk=levers.maxk_of(self.problem))
         except (ValueError, TypeError) as e:
             self.findings.left_out["MaxK"] = str(e).removeprefix("advise: ")
 

@@ -25,6 +25,8 @@ class Problem:
     loss        model -> the scalar loss of a training step
     optimizer   model -> its optimizer
     narrower    share of the hidden width -> a dense model of that width; None: units are removed from a copy
+    with_maxk   (share of the width, k) -> such a model with MaxK; None: it is put in the place of ReLUs
+    loss_in_bf16  as loss; None: the same under autocast
     hidden      the width of a hidden layer, to speak of; None: not known
     """
 
@@ -32,6 +34,8 @@ class Problem:
     loss: Callable[[nn.Module], Tensor]
     optimizer: Callable[[nn.Module], Optimizer]
     narrower: Callable[[float], nn.Module] | None = None
+    with_maxk: Callable[[float, int], nn.Module] | None = None
+    loss_in_bf16: Callable[[nn.Module], Tensor] | None = None
     hidden: int | None = None
     narrow: dict[float, nn.Module] = field(default_factory=dict)  # models that are made already
 
@@ -45,11 +49,12 @@ class Candidate:
 
     def __init__(self, problem: Problem, model: nn.Module, low_precision: bool = False):
         self.model = model if model.training else model.train()
-        self.loss, self.device, self.low_precision = problem.loss, problem.device, low_precision
+        self.device, self.autocast = problem.device, low_precision and problem.loss_in_bf16 is None
+        self.loss = problem.loss_in_bf16 if low_precision and not self.autocast else problem.loss
         self.optimizer = problem.optimizer(model)
 
     def forward(self) -> Tensor:
-        if not self.low_precision:
+        if not self.autocast:
             return checked(self.loss(self.model))
         with torch.autocast(self.device.type, torch.bfloat16):
             return checked(self.loss(self.model))

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsegnn.graph import CSRGraph
-from sparsegnn.nn.aggregate import REDUCTIONS, Given, KeptAggregate, aggregate, aggregate_transform
+from sparsegnn.nn.aggregate import REDUCTIONS, aggregate, aggregate_transform
 from sparsegnn.nn.inner import check_activation, check_features, finish, glorot_, inner_linear, new_seed, transform
+from sparsegnn.nn.kept import Given, KeptAggregate
 from sparsegnn.nn.maxk import CompressedRows, dense
 from sparsegnn.ops.spmm_gcn import aggregate_first
 

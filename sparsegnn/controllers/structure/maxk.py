@@ -56,6 +56,7 @@ class MaxKGNN(Controller):
     start = "plain"
     paper = "Peng et al., ASPLOS 2024"
     moves_weights = False
+    changes_activations = True
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, k: int = 32, group: int | None = None,
                  seed: int = 0):  # fmt: skip
