@@ -29,7 +29,17 @@ GATHERS = ("gather", "index_select", "index_add", "scatter", "segment_reduce", "
 ELEMENTWISE = ("maxk", "act_dropout")
 _FUSED = ("spmm_linear", "spmm_linear_backward")
 _TAGS = {torch.Tag.pointwise, getattr(torch.Tag, "reduction", torch.Tag.pointwise)}
-_ELEMENTWISE = ("native_dropout", "_log_softmax", "_softmax", "nll_loss", "cumsum", "dot", "_foreach_", "_fused_")
+_ELEMENTWISE = (
+    "act_dropout",
+    "native_dropout",
+    "_log_softmax",
+    "_softmax",
+    "nll_loss",
+    "cumsum",
+    "dot",
+    "_foreach_",
+    "_fused_",
+)
 _MOVES = ("clone", "copy_", "_foreach_copy_", "_foreach_zero_")
 _COSTS_AT_UPDATES = ("sort", "topk", "kthvalue")
 _HOOKS = ("before_step", "update", "after_step", "skipped", "arm")  # where a controller acts
