@@ -65,7 +65,7 @@ def trace(
     base: Trace | None = None,
     plain: float | None = None,
 ) -> Trace:
-    """The parts of a step: medians of some, in turns with steps of ``beside`` that nobody looks into.
+    """The parts of a step, in turns with steps of ``beside`` that nobody looks into: those of the middle ratio to them.
 
     Without ``base`` that is the same model, and what no operator takes follows from it. Of another model it follows
     from the trace ``base`` of ``beside``, and where the machine is slower now than it was then, so are both. Where
@@ -76,20 +76,18 @@ def trace(
     while len(taken) < FEWEST * (plain is None) or (plain is None and sum(steps) < ENOUGH and len(taken) < MOST):
         steps.append(watch(beside.step))
         taken.append(_sample(candidate, watch))
-    middle = sorted(taken, key=lambda meter: sum(meter.seconds.values()))[len(taken) // 2]
-    seconds = {part: statistics.median(meter.seconds[part] for meter in taken) for part in PARTS}
-    layers, operators, now = [x for x in middle.layers if x.calls], sum(seconds.values()), statistics.median(steps)
-    if base is None:
-        scale = kept = min(1.0, now / operators) if operators else 1.0
-        other = max(0.0, now - operators)
-    else:
-        scale, kept = base.scale * base.plain / now if now else 1.0, base.scale
-        other, now = other_of(base, middle.operators, activations), base.plain
-    for layer in layers:
+    ratios = [sum(meter.seconds.values()) / max(now, 1e-12) for meter, now in zip(taken, steps, strict=True)]
+    at = sorted(range(len(taken)), key=ratios.__getitem__)[len(taken) // 2]
+    meter, usual = taken[at], statistics.median(steps) if base is None else base.plain
+    kept = min(1.0, 1 / max(ratios[at], 1e-12)) if base is None else base.scale
+    scale = kept * usual / max(steps[at], 1e-12)
+    for layer in meter.layers:
         layer.seconds *= scale
-    seconds = {part: t * scale for part, t in seconds.items()} | {"other": other}
-    memory = candidate.state_bytes() | {"activations": activations}
-    return Trace(seconds, layers, memory, middle.operators, now, kept)
+    seconds = {part: t * scale for part, t in meter.seconds.items()}
+    operators, memory = sum(seconds.values()), candidate.state_bytes() | {"activations": activations}
+    other = max(0.0, usual - operators) if base is None else other_of(base, meter.operators, activations)
+    used = [layer for layer in meter.layers if layer.calls]
+    return Trace({**seconds, "other": other}, used, memory, meter.operators, usual, kept)
 
 
 def other_of(base: Trace, operators: int, activations: int) -> float:

@@ -29,6 +29,7 @@ SLOW = 2.0  # a lever that makes the step so much slower is not combined with ot
 LONG = 60  # steps that fit into the time: with fewer, one alone is watched
 SAMPLE = 0.01  # seconds that a measured sample takes at least
 ROUNDS = 3, 15  # of measurements: as many as there is time for, but at least, at most
+REFUSALS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 PRICING = 0.65  # of the time, what measurements before the last ones may take
 
 
@@ -151,7 +152,7 @@ class Search:
         self.say(str(option))
         try:
             self.findings.options.append(price(option))
-        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, MemoryError, AttributeError) as e:
+        except REFUSALS as e:
             self.findings.left_out[str(option)] = " ".join(str(e).split()) or type(e).__name__
 
     def _trace_of(self, option: Option) -> Found:
@@ -191,11 +192,14 @@ class Search:
         made: dict = {None: make(self.problem, Option(bf16=bf16, width=width), ())}
         found: dict = {}
         for pattern in PATTERNS:
-            for sparsity in SPARSITIES if width == 1 else MILD:
-                try:
-                    made[sparsity, pattern] = make(self.problem, Option(sparsity, pattern, 0, bf16, width), uses)
-                except (ValueError, TypeError, RuntimeError) as e:
-                    found[sparsity, pattern] = e
+            names = [(sparsity, pattern) for sparsity in (SPARSITIES if width == 1 else MILD)]
+            try:
+                those = {name: make(self.problem, Option(*name, bf16=bf16, width=width), uses) for name in names}
+                if not self.long:
+                    self.around.first_step(those[names[-1]])  # a layer by itself does not show what the model refuses
+                made |= those
+            except REFUSALS as e:
+                found |= dict.fromkeys(names, e)
         layers: dict = {name: {} for name in made}
         for use in uses:
             modules = {name: x.model.get_submodule(use.name) for name, x in made.items()}
@@ -271,7 +275,8 @@ class Search:
             except Exception as e:
                 if first:
                     raise
-                findings.left_out[str(found.option)] = f"did not run: {e}"
+                findings.left_out[str(found.option)] = " ".join(str(e).split()) or type(e).__name__
+                findings.options.remove(found)
                 continue
             chosen.append((found, candidate))
         times = [max(1, math.ceil(SAMPLE / max(found.expected, 1e-6))) for found, _ in chosen]

@@ -195,6 +195,22 @@ def test_no_linear_layers():
     assert found["answer"] == "nothing" and "half the width" in found["left_out"]
 
 
+def test_a_lever_that_the_model_refuses():
+    """Its forward uses the weight itself, which a sparse layer has not."""
+
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(16, 32), nn.Linear(32, 8)
+
+        def forward(self, x):
+            return self.b(self.a(x).relu()) * self.a.weight.mean()
+
+    found = simulated(Reads(), product=1e-6)
+    assert "no attribute 'weight'" in found["left_out"]["98 % sparse weights (grouped:8)"]
+    assert not [row for row in found["options"] if row["levers"]["sparsity"]]
+
+
 def test_narrower_is_asked_for_nets_that_cannot_be_compacted():
     class Looks(nn.Module):
         def __init__(self, hidden=64):
