@@ -18,7 +18,8 @@ from sparsegnn.experiments.meter import Meter
 
 #: what a step is split into; features: products of constant sparse features, and their gradients
 PARTS = ("weights", "features", "aggregation", "elementwise", "optimizer")
-FEWEST, MOST = 2, 9  # steps that are watched, ...
+FEWEST, MOST = 2, 15  # steps that are watched, ...
+TRIMMED = 5  # of so many, the extremes do not count
 CALL = 10e-6  # seconds around an operator at least, where it is not watched: GAT on Cora, 120 operators, Zen 3
 ENOUGH = 0.3  # ... until those beside them took so many seconds
 
@@ -65,7 +66,7 @@ def trace(
     base: Trace | None = None,
     plain: float | None = None,
 ) -> Trace:
-    """The parts of a step, in turns with steps of ``beside`` that nobody looks into: those of the middle ratio to them.
+    """The parts of a step, in turns with steps of ``beside`` that nobody looks into: means, without both extremes.
 
     Without ``base`` that is the same model, and what no operator takes follows from it. Of another model it follows
     from the trace ``base`` of ``beside``, and where the machine is slower now than it was then, so are both. Where
@@ -76,15 +77,17 @@ def trace(
     while len(taken) < FEWEST * (plain is None) or (plain is None and sum(steps) < ENOUGH and len(taken) < MOST):
         steps.append(watch(beside.step))
         taken.append(_sample(candidate, watch))
-    ratios = [sum(meter.seconds.values()) / max(now, 1e-12) for meter, now in zip(taken, steps, strict=True)]
-    at = sorted(range(len(taken)), key=ratios.__getitem__)[len(taken) // 2]
-    meter, usual = taken[at], statistics.median(steps) if base is None else base.plain
+    pairs = sorted(zip(taken, steps, strict=True), key=lambda pair: sum(pair[0].seconds.values()) / max(pair[1], 1e-12))
+    pairs = pairs[1:-1] if len(pairs) >= TRIMMED else pairs
+    meter, usual = pairs[len(pairs) // 2][0], statistics.median(steps) if base is None else base.plain
+    watched = sum(sum(m.seconds.values()) for m, _ in pairs)
+    beside_them = max(sum(step for _, step in pairs), 1e-12)
     most = 1 - min(0.5, CALL * meter.operators / max(usual, 1e-12))  # of the step, what operators may take
-    kept = min(1.0, most / max(ratios[at], 1e-12)) if base is None else base.scale
-    scale = kept * usual / max(steps[at], 1e-12)
-    for layer in meter.layers:
-        layer.seconds *= scale
-    seconds = {part: t * scale for part, t in meter.seconds.items()}
+    kept = min(1.0, most * beside_them / max(watched, 1e-12)) if base is None else base.scale
+    scale = kept * usual / beside_them
+    seconds = {part: scale * sum(m.seconds[part] for m, _ in pairs) for part in PARTS}
+    for i, layer in enumerate(meter.layers):
+        layer.seconds = scale * sum(m.layers[i].seconds for m, _ in pairs)
     operators, memory = sum(seconds.values()), candidate.state_bytes() | {"activations": activations}
     other = max(0.0, usual - operators) if base is None else other_of(base, meter.operators, activations)
     used = [layer for layer in meter.layers if layer.calls]

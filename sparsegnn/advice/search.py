@@ -27,7 +27,7 @@ NEAR = 1.1  # as fast, when the milder of two sparsities is looked for
 MILD = (0.9,)  # sparsities in a narrower net
 SLOW = 2.0  # a lever that makes the step so much slower is not combined with others
 LONG = 60  # steps that fit into the time: with fewer, one alone is watched
-SAMPLE = 0.01  # seconds that a measured sample takes at least
+SAMPLE = 0.03  # seconds that a measured sample takes at least
 ROUNDS = 3, 15  # of measurements: as many as there is time for, but at least, at most
 REFUSALS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 PRICING = 0.65  # of the time, what measurements before the last ones may take
@@ -169,7 +169,8 @@ class Search:
         if largest is None or largest.features is not None:
             return
         module = levers.dense_model(self.problem.model).get_submodule(largest.name)
-        half, full = (self.prices.layers(largest, {0: module}, low)[0] for low in (True, False))
+        quick = Prices(self.watch, self.prices.longest / 20)
+        half, full = (quick.layers(largest, {0: module}, low)[0] for low in (True, False))
         if half > SLOW * full:
             raise LeftOut(f"a product in bf16 takes {half / full:.1f} times as long on this machine ({largest.name})")
 
