@@ -19,6 +19,7 @@ from sparsegnn.experiments.meter import Meter
 #: what a step is split into; features: products of constant sparse features, and their gradients
 PARTS = ("weights", "features", "aggregation", "elementwise", "optimizer")
 FEWEST, MOST = 2, 15  # steps that are watched, ...
+SHORT = 0.05  # seconds of a step
 TRIMMED = 5  # of so many, the extremes do not count
 CALL = 10e-6  # seconds around an operator at least, where it is not watched: GAT on Cora, 120 operators, Zen 3
 ENOUGH = 0.3  # ... until those beside them took so many seconds
@@ -76,7 +77,11 @@ def trace(
     taken, steps = ([], []) if plain is None else ([_sample(candidate, watch)], [plain])
     while len(taken) < FEWEST * (plain is None) or (plain is None and sum(steps) < ENOUGH and len(taken) < MOST):
         steps.append(watch(beside.step))
+        if steps[-1] < SHORT:  # what is small must find its memory again, behind the other
+            candidate.step()
         taken.append(_sample(candidate, watch))
+        if steps[-1] < SHORT:
+            beside.step()
     pairs = sorted(zip(taken, steps, strict=True), key=lambda pair: sum(pair[0].seconds.values()) / max(pair[1], 1e-12))
     pairs = pairs[1:-1] if len(pairs) >= TRIMMED else pairs
     meter, usual = pairs[len(pairs) // 2][0], statistics.median(steps) if base is None else base.plain

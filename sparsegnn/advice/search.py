@@ -239,7 +239,7 @@ class Search:
     def _sparse(self, bf16: bool) -> Iterator[Option]:
         """Sparse weights, with what else was traced and is worth it."""
         for traced in [x for x in self.traces if x.bf16 == bf16]:
-            if self.traces[traced].step > (1.0 if bf16 else SLOW) * self.base.step:
+            if self.traces[traced].step > (1 / NEAR if bf16 else SLOW) * self.base.step:
                 continue
             for pattern in PATTERNS:
                 for sparsity in SPARSITIES if traced.width == 1 else MILD if traced.width == 0.5 else ():
@@ -284,6 +284,8 @@ class Search:
         taken: list[list[float]] = [[] for _ in chosen]
         while findings.rounds < ROUNDS[0] or (findings.rounds < ROUNDS[1] and self.left() > 0):
             for n, (_, candidate), samples in zip(times, chosen, taken, strict=True):
+                if n > 1:  # what is small must find its memory again, behind what is not
+                    candidate.step()
                 samples.append(self.watch(candidate.step, n))
             findings.rounds += 1
             self.say("measuring")
