@@ -11,7 +11,7 @@ from torch import nn
 
 from sparsegnn import plans
 from sparsegnn.controllers.distributions import DISTRIBUTIONS, allocate
-from sparsegnn.nn import SparseLinear
+from sparsegnn.nn import GCN2Conv, SparseLinear
 from sparsegnn.nn.inner import Linear as InnerLinear
 from sparsegnn.pattern import check_kind, check_sparsity
 
@@ -176,9 +176,11 @@ def _swap(model: nn.Module, swaps: dict[int, nn.Module]) -> nn.Module:
     return model
 
 
-def _dense_like(parent: nn.Module, layer: SparseLinear) -> nn.Module:
+def _dense_like(parent: nn.Module, layer: SparseLinear) -> nn.Module | nn.Parameter:
     """A dense copy of the class that ``parent`` is made with."""
     dense, (convolutions, pyg_linear) = layer.to_dense(), _pyg()
+    if isinstance(parent, GCN2Conv):
+        return nn.Parameter(dense.weight.detach().t().contiguous(), requires_grad=dense.weight.requires_grad)
     if isinstance(parent, convolutions):
         other = pyg_linear(1, 1, bias=dense.bias is not None, weight_initializer="glorot")
         other.in_channels, other.out_channels = layer.in_features, layer.out_features

@@ -6,7 +6,8 @@
 // layout     x, y, dy, dx [N, F] row-major, x and dy with any stride between rows
 // work       forward N F reads and writes; backward N F reads of dy and of y, N F writes of dx
 // backward   relu needs y alone: dy * scale where y is not <= 0, so that a NaN lets the gradient through, as torch's
-//            does. elu makes act' of y, e^z = y / scale + 1, and the bits again; a NaN stays one. Without activation the bits alone
+//            does. elu makes act' of y, e^z = y / scale + 1, and the bits again; a NaN stays one. Without activation
+//            the bits alone
 // numerics   dbias: sums of chunks of rows, which sparse_linear_sum_partials adds in order
 // see        sparsegnn/ops/act_dropout.py, tests/ops/test_act_dropout.py, benchmarks/ops/bench_act_dropout.py
 #include "act_dropout.h"
@@ -37,7 +38,9 @@ void forward(const ActDropoutArgs<T, A>& a, int64_t begin, int64_t end) {
   constexpr int L = lanes<A>;
   const int64_t whole = a.width / L * L;
   const int rest = int(a.width - whole);
-  Dropper<A> dropper{a.how};
+  const SparseLinearEpilogue<A> how = a.how;  // its own: what is stored cannot change it
+  const bool stream = a.stream;
+  Dropper<A> dropper{how};
   for (int64_t r = begin; r < end; ++r) {
     const T* x = a.x + r * a.x_stride;
     T* y = a.y + r * a.width;
@@ -48,16 +51,16 @@ void forward(const ActDropoutArgs<T, A>& a, int64_t begin, int64_t end) {
       return dropper.keep(z, r);
     };
     if (a.bias != nullptr) {
-      for (int64_t c = 0; c < whole; c += L) put(y + c, result(load(x + c) + load(a.bias + c), c), a.stream);
+      for (int64_t c = 0; c < whole; c += L) put(y + c, result(load(x + c) + load(a.bias + c), c), stream);
     } else {
-      for (int64_t c = 0; c < whole; c += L) put(y + c, result(load(x + c), c), a.stream);
+      for (int64_t c = 0; c < whole; c += L) put(y + c, result(load(x + c), c), stream);
     }
     if (rest > 0) {
       const vec<A> bias = a.bias != nullptr ? load_n(a.bias + whole, rest) : vec<A>{};
       store_n(y + whole, result(load_n(x + whole, rest) + bias, whole), rest);
     }
   }
-  if (a.stream) stores_done();
+  if (stream) stores_done();
 }
 
 template <Activation act, bool drops, typename T, typename A>
@@ -65,13 +68,15 @@ void backward(const ActDropoutBackwardArgs<T, A>& a, int64_t begin, int64_t end,
   constexpr int L = lanes<A>;
   const int64_t whole = a.width / L * L;
   const int rest = int(a.width - whole);
-  Dropper<A> dropper{a.how};
+  const SparseLinearEpilogue<A> how = a.how;  // its own: what is stored cannot change it
+  const bool stream = a.stream;
+  Dropper<A> dropper{how};
   if (partial != nullptr) memset(partial, 0, size_t(a.width) * sizeof(A));
   for (int64_t r = begin; r < end; ++r) {
     const T *dy = a.dy + r * a.dy_stride, *y = a.y + r * a.width;
     T* dx = a.dx + r * a.width;
     const auto gradient = [&](vec<A> g, vec<A> y_c, int64_t c) {
-      if constexpr (act == Activation::relu) return y_c <= vec<A>{} ? vec<A>{} : g * a.how.scale;
+      if constexpr (act == Activation::relu) return y_c <= vec<A>{} ? vec<A>{} : g * how.scale;
       if constexpr (act == Activation::elu) g = y_c > vec<A>{} ? g : g * (y_c * a.inverse_scale + A(1));
       if constexpr (!drops) return g;
       dropper.at(c);
@@ -81,7 +86,7 @@ void backward(const ActDropoutBackwardArgs<T, A>& a, int64_t begin, int64_t end,
       vec<A> y_c{};
       if constexpr (act != Activation::none) y_c = load(y + c);
       const vec<A> g = gradient(load(dy + c), y_c, c);
-      if (a.dx != nullptr) put(dx + c, g, a.stream);
+      if (a.dx != nullptr) put(dx + c, g, stream);
       if (partial != nullptr) store(partial + c, load(partial + c) + g);
     }
     if (rest > 0) {
@@ -92,7 +97,7 @@ void backward(const ActDropoutBackwardArgs<T, A>& a, int64_t begin, int64_t end,
       if (partial != nullptr) store_n(partial + whole, load_n(partial + whole, rest) + g, rest);
     }
   }
-  if (a.stream) stores_done();
+  if (stream) stores_done();
 }
 
 }  // namespace

@@ -25,12 +25,9 @@ PARTS = ("weights", "aggregation", "elementwise", "mask_updates")
 AGGREGATION = ("spmm", "gat", "sddmm", "maxk_spmm", "csr_")
 #: what layers that are not ours aggregate with
 GATHERS = ("gather", "index_select", "index_add", "scatter", "segment_reduce", "embedding_dense_backward")
-#: our operators that are no product
-ELEMENTWISE = ("maxk", "act_dropout")
 _FUSED = ("spmm_linear", "spmm_linear_backward")
 _TAGS = {torch.Tag.pointwise, getattr(torch.Tag, "reduction", torch.Tag.pointwise)}
 _ELEMENTWISE = (
-    "act_dropout",
     "native_dropout",
     "_log_softmax",
     "_softmax",
@@ -39,6 +36,7 @@ _ELEMENTWISE = (
     "dot",
     "_foreach_",
     "_fused_",
+    "act_dropout",
 )
 _MOVES = ("clone", "copy_", "_foreach_copy_", "_foreach_zero_")
 _COSTS_AT_UPDATES = ("sort", "topk", "kthvalue")
@@ -139,7 +137,7 @@ class Meter(TorchDispatchMode):
         if space == "sparsegnn":
             if name.startswith(AGGREGATION):
                 return "weights" if name == "spmm" and multiplies(args[1]) else "aggregation"
-            return "elementwise" if name.startswith(ELEMENTWISE) else "weights"
+            return "elementwise" if name.startswith(("maxk", "act_dropout")) else "weights"
         if is_product:
             return "weights"
         return "aggregation" if name.startswith(GATHERS) else "elementwise"

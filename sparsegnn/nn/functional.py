@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsegnn.nn.inner import new_seed
+from sparsegnn.nn.maxk import CompressedRows
 from sparsegnn.ops.act_dropout import ACTIVATIONS, act_dropout
 from sparsegnn.ops.act_dropout import apply as raw
 
@@ -43,7 +44,9 @@ def activation_dropout(x: Tensor, bias: Tensor | None = None, act: str | Callabl
         name = act
     else:
         raise ValueError(f"activation_dropout: act must be 'none', 'relu' or 'elu', got {act!r}")
-    if name is None or not isinstance(x, Tensor):  # a node of torch.fx, or rows that MaxK compressed
+    if isinstance(x, CompressedRows) and bias is None and name in ("none", "relu"):
+        return x.map(lambda values: activation_dropout(values, None, name, p, training))
+    if name is None or not isinstance(x, Tensor):  # a node of torch.fx
         y = x if bias is None else x + bias
         y = y if name == "none" else getattr(nn.functional, name)(y) if name else act(y)
         return nn.functional.dropout(y, p, training)

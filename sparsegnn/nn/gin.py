@@ -6,11 +6,17 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import Sequential
 
 from sparsegnn.graph import CSRGraph
-from sparsegnn.nn.aggregate import REDUCTIONS, aggregate, needs_grad
-from sparsegnn.nn.inputs import check_aggregation, graph_of, pair_of, refuse_sparse
-from sparsegnn.nn.maxk import dense
+from sparsegnn.nn.aggregate import REDUCTIONS, commutes, matrix, multiply, needs_grad
+from sparsegnn.nn.features import is_sparse
+from sparsegnn.nn.inner import is_unwatched
+from sparsegnn.nn.inputs import check_aggregation, check_number, graph_of, pair_of
+from sparsegnn.nn.maxk import CompressedRows, dense
+from sparsegnn.nn.products import product, refuse_sparse
+from sparsegnn.ops._autograd import transformed
+from sparsegnn.ops.spmm_gcn import aggregate_first
 
 
 class GINConv(torch.nn.Module):
@@ -33,9 +39,7 @@ class GINConv(torch.nn.Module):
         check_aggregation("GINConv", aggr, flow)
         if not callable(nn):
             raise TypeError(f"GINConv: nn must be a Module or a function, got {type(nn).__name__}")
-        if isinstance(eps, bool) or not isinstance(eps, (int, float)):
-            raise TypeError(f"GINConv: eps must be a float, got {type(eps).__name__}")
-        self.nn, self.initial_eps, self.aggr, self.flow = nn, eps, aggr, flow
+        self.nn, self.initial_eps, self.aggr, self.flow = nn, check_number("GINConv", "eps", eps), aggr, flow
         if train_eps:
             self.eps = torch.nn.Parameter(torch.empty(1))
         else:
@@ -53,7 +57,8 @@ class GINConv(torch.nn.Module):
 
         Args:
             x: ``[N, in_channels]``, a tensor or :class:`CompressedRows`; or a pair, of the sources and of the targets
-                (None: without them) of a bipartite graph.
+                (None: without them) of a bipartite graph. ``torch.sparse_csr`` or coo where ``nn`` is a ``Sequential``
+                that begins with a linear layer, which is multiplied before the sum then, as where it is narrow.
             edge_index: a :class:`CSRGraph`, or anything that ``CSRGraph.from_any`` takes.
             size: numbers of sources and targets, needed where a pair has no targets.
 
@@ -61,21 +66,50 @@ class GINConv(torch.nn.Module):
             what ``nn`` makes of ``[M, in_channels]``.
         """
         source, target = pair_of("GINConv", x, -1, -1)
-        refuse_sparse("GINConv", source, target)
         if target is not None and target.size(1) != source.size(1):
             raise ValueError(f"GINConv: x must have targets as wide as sources ({source.size(1)}), "
                              f"got {target.size(1)}")  # fmt: skip
         graph = graph_of("GINConv", source, target, edge_index, None, size, self.flow)
-        return self.nn(self._sum(graph if graph.val is None else graph.weighted(None), source, target))
+        graph = graph if graph.val is None else graph.weighted(None)
+        y = self._multiplied_first(graph, source, target)
+        if y is not None:
+            return y
+        refuse_sparse("GINConv", source, target)
+        return self.nn(self._sum(graph, source, target))
+
+    def _multiplied_first(self, graph: CSRGraph, source, target) -> Tensor | None:
+        """The same with the first linear map of ``nn`` before the sum, where that is narrower or x is sparse."""
+        if type(self.nn) is not Sequential or not len(self.nn) or not commutes(self.aggr):
+            return None
+        first, inputs = self.nn[0], [x for x in (source, target) if x is not None]
+        outputs = getattr(first, "out_features", 0)
+        if any(isinstance(x, CompressedRows) for x in inputs) or not is_unwatched(self.nn) or not outputs:
+            return None
+        if all(not is_sparse(x) and aggregate_first(x, outputs) for x in inputs):
+            return None
+        y = product(first, source)
+        if y is None:
+            return None
+        other = y if target is source else None if target is None else product(first, target)
+        y = self._sum(graph, y, other)
+        if first.bias is not None:
+            y = y + first.bias.to(y.dtype) if transformed() else y.add_(first.bias.to(y.dtype))
+        for layer in list(self.nn)[1:]:
+            y = layer(y)
+        return y
 
     def _sum(self, graph: CSRGraph, source, target) -> Tensor:
         """(1 + eps) of the targets and their neighbours; in one pass where eps is constant."""
+        a = matrix(graph, source.dtype, self.aggr, normalize=False)
         if target is None:
-            return aggregate(graph, source, self.aggr, normalize=False)
+            return multiply(a, source, self.aggr)
         root = 1 + self.eps.to(torch.promote_types(source.dtype, torch.float32))
         if target is source and REDUCTIONS[self.aggr] == "sum" and not needs_grad(root):
-            return aggregate(graph, source, normalize=False, root=root)
-        return aggregate(graph, source, self.aggr, normalize=False).addcmul_(dense(target), root.to(target.dtype))
+            return multiply(a._replace(diag=root.expand(graph.num_rows)), source)
+        y, target = multiply(a, source, self.aggr), dense(target)
+        if transformed():  # root may have a batch that y has not
+            return y.addcmul(target.to(y.dtype), root.to(y.dtype))
+        return y.addcmul_(target, root.to(target.dtype))
 
     def extra_repr(self) -> str:
         return "" if self.aggr == "add" else f"aggr={self.aggr!r}"

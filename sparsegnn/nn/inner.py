@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
+from torch.utils.module_tracker import ModuleTracker
 
 from sparsegnn.nn.features import dense_features, is_sparse
 from sparsegnn.nn.linear import SparseLinear
@@ -45,12 +46,23 @@ class LazyLinear(nn.LazyLinear):
 
     cls_to_become = Linear
     forward = Linear.forward
+    glorot = True
 
     def reset_parameters(self) -> None:
         if not self.has_uninitialized_params() and self.in_features != 0:
-            if self.bias is not None:
+            if self.bias is not None or not self.glorot:
                 super().reset_parameters()
-            glorot_(self)
+            if self.glorot:
+                glorot_(self)
+
+
+def reset_(linear: nn.Module) -> None:
+    """New weights as ``nn.Linear``'s, where a layer does not begin with Glorot's; also at a later first input."""
+    if type(linear) is Linear:
+        nn.Linear.reset_parameters(linear)
+    else:
+        linear.glorot = False
+        linear.reset_parameters()
 
 
 FORWARDS = (Linear.forward, nn.Linear.forward, SparseLinear.forward)
@@ -95,11 +107,18 @@ def is_plain(linear: nn.Module) -> bool:
 
     Hooks, a ``forward`` of its own (accelerate, adapters) or another class may do more, and keep what they see.
     """
-    own = linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks or linear._backward_pre_hooks
-    if own or "forward" in linear.__dict__ or type(linear).forward not in FORWARDS:
+    return type(linear).forward in FORWARDS and is_unwatched(linear)
+
+
+def is_unwatched(module: nn.Module) -> bool:
+    """Whether a call of ``module`` is its class's ``forward`` and nothing else: without hooks, its own or global."""
+    own = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    if own or "forward" in module.__dict__:
         return False
-    ahead = hooks._global_forward_hooks or hooks._global_forward_pre_hooks
-    return not (ahead or hooks._global_backward_hooks or hooks._global_backward_pre_hooks)
+    if hooks._global_backward_hooks or hooks._global_backward_pre_hooks:
+        return False
+    ahead = (*hooks._global_forward_hooks.values(), *hooks._global_forward_pre_hooks.values())
+    return not ahead or all(isinstance(getattr(h, "__self__", None), ModuleTracker) for h in ahead)  # which counts
 
 
 def transform(linear: nn.Module, x: Tensor, bias: Tensor | None, act: str | None, dropout: float,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from sparsegnn.graph import CSRGraph
 from sparsegnn.nn.aggregate import REDUCTIONS
-from sparsegnn.nn.features import is_sparse
 from sparsegnn.nn.inner import check_features
 
 FLOWS = ("source_to_target", "target_to_source")
@@ -20,6 +21,31 @@ def check_aggregation(layer: str, aggr: str, flow: str = FLOWS[0]) -> None:
         raise ValueError(f"{layer}: flow must be source_to_target or target_to_source, got {flow!r}")
 
 
+def check_hops(layer: str, hops: int) -> int:
+    if isinstance(hops, bool) or not isinstance(hops, int):
+        raise TypeError(f"{layer}: K must be an int, got {type(hops).__name__}")
+    if hops < 0:
+        raise ValueError(f"{layer}: K must be at least 0, got {hops}")
+    return hops
+
+
+def check_number(layer: str, name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{layer}: {name} must be a float, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{layer}: {name} must be finite, got {value}")
+    return value
+
+
+def widths_of(layer: str, in_channels: int | tuple[int, int]) -> tuple[int, int]:
+    """Widths of the sources and of the targets."""
+    if not isinstance(in_channels, (tuple, list)):
+        return in_channels, in_channels
+    if len(in_channels) != 2:
+        raise ValueError(f"{layer}: in_channels must be an int or a pair, got {in_channels}")
+    return tuple(in_channels)
+
+
 def pair_of(layer: str, x, sources: int, targets: int):
     """Features of the sources and of the targets: of a pair, or twice the same; their widths, -1 for any."""
     if isinstance(x, (tuple, list)) and len(x) != 2:
@@ -29,16 +55,6 @@ def pair_of(layer: str, x, sources: int, targets: int):
     if target is not None:
         check_features(layer, target, targets, compressed=True)
     return source, target
-
-
-def refuse_sparse(layer: str, *features) -> None:
-    """Of a layer that aggregates before it multiplies: a product of two sparse matrices is no less than one with a
-    dense one, as soon as neighbours share few features."""
-    for x in features:
-        if is_sparse(x):
-            raise TypeError(
-                f"{layer}: x must be dense, got {x.layout}: call x.to_dense(), or put a linear layer before"
-            )
 
 
 def graph_of(layer: str, source, target, edge_index: object, edge_weight: Tensor | None = None,

@@ -49,8 +49,10 @@ op = define(
 
 
 def setup_context(ctx, inputs, output):
-    *tensors, ctx.reduce, _ = inputs
-    ctx.save_for_backward(*tensors, output[1])
+    x, *tensors, ctx.reduce, _ = inputs
+    ctx.dtype = x.dtype
+    kept = x if ctx.reduce in ("max", "min") or ctx.needs_input_grad[3] else None  # of several hops, all would stay
+    ctx.save_for_backward(kept, *tensors, output[1])
     ctx.mark_non_differentiable(output[1])
 
 
@@ -65,7 +67,7 @@ def backward(ctx, dy, _):
         dx, dval = run(dy, x, arg, val, crow, col, ccol, row, perm, need_dx, need_dval)
         return (dx if need_dx else None, None, None, dval if need_dval else None, *[None] * 8)
     if ctx.reduce == "mean":
-        inverse = 1 / crow.diff().clamp(min=1).to(torch.promote_types(x.dtype, torch.float32))
+        inverse = 1 / crow.diff().clamp(min=1).to(torch.promote_types(ctx.dtype, torch.float32))
         row_scale = inverse if row_scale is None else row_scale * inverse
     if need_dx:
         val_t = None if val is None else val.index_select(0, perm)

@@ -1,6 +1,7 @@
 """GINConv against PyG's: values and every gradient, over the constructor's options and forms of x."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -18,11 +19,12 @@ AXES = dict(
     flow=("source_to_target", "target_to_source"),
     eps=(0.0, 0.3, -1),
     form=("nodes", "the same twice", "square", "bipartite", "no targets"),
+    hidden=(8, 3),  # of the MLP: wider than x, and narrower, which is multiplied first
 )
 
 
-def mlp(width=6):
-    return torch.nn.Sequential(torch.nn.Linear(width, 8), torch.nn.Tanh(), torch.nn.Linear(8, 5))
+def mlp(width=6, hidden=8):
+    return torch.nn.Sequential(torch.nn.Linear(width, hidden), torch.nn.Tanh(), torch.nn.Linear(hidden, 5))
 
 
 def inputs(form, flow="source_to_target", seed=0):
@@ -51,12 +53,12 @@ def run(conv, leaves, make, edge_index, more):
     return [y.detach(), *torch.autograd.grad(y, wanted, flow, allow_unused=True, materialize_grads=True)]
 
 
-def twins(**options):
+def twins(hidden=8, **options):
     """From the same seed: PyG draws the weights of ``nn`` anew."""
     made = []
     for module in (GINConv, pyg.GINConv):
         torch.manual_seed(3)
-        made.append(module(mlp(), **options).double())
+        made.append(module(mlp(hidden=hidden), **options).double())
     ours, theirs = made
     assert {k: v.tolist() for k, v in ours.state_dict().items()} == {
         k: v.tolist() for k, v in theirs.state_dict().items()
@@ -65,7 +67,10 @@ def twins(**options):
 
 
 def test_agrees_with_pyg_over_all_options():
-    for seed, given in enumerate(pairwise(**AXES)):
+    fixed = dict(train_eps=False, flow="source_to_target", eps=0.3)  # the sum in one pass, and what is not
+    axes = [("add", "mean"), AXES["form"], AXES["hidden"]]
+    more = [fixed | dict(aggr=a, form=form, hidden=hidden) for a, form, hidden in itertools.product(*axes)]
+    for seed, given in enumerate([*pairwise(**AXES), *more]):
         form, flow = given.pop("form"), given["flow"]
         if flow == "target_to_source" and form in ("bipartite", "no targets"):
             continue  # of which PyG takes the numbers of nodes the other way round
@@ -86,6 +91,25 @@ def test_compressed_rows_low_precision_and_copies(train_eps):
     with torch.autocast("cpu", torch.bfloat16):
         assert_close([t.double() for t in run(low, [x.float()], torch.nn.Identity(), edges, {})], wanted, 3e-2)
     assert_close([t.double() for t in run(half, [x.bfloat16()], torch.nn.Identity(), edges, {})], wanted, 3e-2)
+
+
+@pytest.mark.parametrize("first", [torch.nn.Linear(6, 9), SparseLinear(6, 8, sparsity=0.5)])
+@pytest.mark.parametrize("aggr", ["add", "mean", "max"])
+def test_sparse_features(first, aggr):
+    """Are multiplied by the first layer before the sum, unless a hook wants to see that layer called."""
+    conv = GINConv(torch.nn.Sequential(first, torch.nn.ReLU(), torch.nn.Linear(first.out_features, 5)), 0.3, aggr=aggr)
+    conv, edges = copy.deepcopy(conv).double(), torch.randint(20, (2, 70))
+    x = (torch.rand(20, 6) * (torch.rand(20, 6) < 0.3)).double()
+    wanted = conv.nn(conv._sum(CSRGraph.from_edge_index(edges, 20), x, x))
+    if aggr == "max":
+        with pytest.raises(TypeError, match="GINConv: x must be dense"):
+            conv(x.to_sparse_csr(), edges)
+        return
+    assert_close([conv(x.to_sparse_csr(), edges)], [wanted])
+    seen = []
+    conv.nn[0].register_forward_hook(lambda module, args, y: seen.append(args[0].shape))
+    assert_close([conv(x, edges)], [wanted])
+    assert seen == [(20, 6)]
 
 
 def test_weights_of_the_graph_do_not_count():
@@ -118,7 +142,11 @@ x, edges = torch.randn(20, 6), torch.zeros(2, 1, dtype=torch.int64)
         (lambda: GINConv(mlp(), "0"), TypeError, "GINConv: eps must be a float, got str"),
         (lambda: GINConv(mlp(), aggr="lstm"), ValueError, "GINConv: aggr must be one of .* got 'lstm'"),
         (lambda: GINConv(mlp(), flow="up"), ValueError, "GINConv: flow must be source_to_target or .* got 'up'"),
-        (lambda: GINConv(mlp())(x.to_sparse(), edges), TypeError, "GINConv: x must be dense, got torch.sparse_coo"),
+        (
+            lambda: GINConv(torch.nn.Tanh())(x.to_sparse(), edges),
+            TypeError,
+            "GINConv: x must be dense, got torch.sparse_coo",
+        ),
         (lambda: GINConv(mlp())(x[0], edges), ValueError, r"GINConv: x must have shape \[N, -1\], got \[6\]"),
         (lambda: GINConv(mlp())((x, x[:, :1]), edges), ValueError, r"as wide as sources \(6\), got 1"),
         (lambda: GINConv(mlp())((x, None), edges), ValueError, "GINConv: size must be given where x has no targets"),

@@ -75,17 +75,17 @@ def rows(x: Tensor, at: Tensor) -> Tensor:
 @torch.no_grad()
 def powers(graph, x: Tensor, hops: int) -> list[Tensor]:
     """``[x, A x, ..., A^hops x]`` with the symmetric GCN norm, each as :func:`compressed` leaves it (SIGN)."""
-    from sparsegnn.nn.aggregate import aggregate, normalized
+    from sparsegnn.nn.aggregate import matrix, multiply
 
-    structure, val = normalized(graph, False, True, torch.float32)
+    a = matrix(graph, torch.float32, explicit=True)
 
     def propagate(now: Tensor) -> Tensor:
         if now.layout == torch.sparse_csr:
             try:
-                return _sorted(_csr(structure.crow, structure.col, val, structure.shape) @ now)
+                return _sorted(_csr(a.graph.crow, a.graph.col, a.val, a.graph.shape) @ now)
             except RuntimeError:  # a torch without MKL multiplies no two sparse matrices
                 now = now.to_dense()
-        return aggregate(graph, now)
+        return multiply(a, now)
 
     now = compressed(x)
     found = [now]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsegnn.experiments.models.features import FeatureDropout
-from sparsegnn.nn.aggregate import aggregate
+from sparsegnn.nn.aggregate import matrix, multiply
 from sparsegnn.nn.functional import activation_dropout
 from sparsegnn.nn.maxk import CompressedRows, MaxK, dense
 
@@ -67,7 +67,8 @@ class MaxKConv(nn.Module):
 
     def forward(self, x: Tensor, graph) -> Tensor:
         rows: CompressedRows = self.maxk(self.lin(x))
-        return aggregate(graph, F.dropout(rows, self.dropout, self.training))
+        rows = activation_dropout(rows, None, None, self.dropout, self.training)
+        return multiply(matrix(graph, rows.dtype), rows)
 
 
 class Perceptron(nn.Module):
