@@ -173,7 +173,7 @@ class StepMeter(Meter):
     def _layer(self, name: str, args, out) -> Layer | None:
         if name == "spmm":
             return self._features(args, out)
-        if name not in ("mm", "addmm"):
+        if name not in ("mm", "addmm", "addmm_"):
             return None
         x, weight = args[-2:] if name == "mm" else args[1:3]
         layer = self._at(weight)
