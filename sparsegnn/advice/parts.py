@@ -66,16 +66,17 @@ def trace(
     beside: Candidate,
     base: Trace | None = None,
     plain: float | None = None,
+    fewest: int = FEWEST,
 ) -> Trace:
     """The parts of a step, in turns with steps of ``beside`` that nobody looks into: means, without both extremes.
 
     Without ``base`` that is the same model, and what no operator takes follows from it. Of another model it follows
     from the trace ``base`` of ``beside``, and where the machine is slower now than it was then, so are both. Where
-    ``plain`` is known, what a step of ``beside`` takes, one step is enough. ``activations`` is how many bytes the step
-    keeps.
+    ``plain`` is known, what a step of ``beside`` takes, one step is watched, else ``fewest`` at least. ``activations``
+    is how many bytes the step keeps.
     """
     taken, steps = ([], []) if plain is None else ([_sample(candidate, watch)], [plain])
-    while len(taken) < FEWEST * (plain is None) or (plain is None and sum(steps) < ENOUGH and len(taken) < MOST):
+    while plain is None and (len(taken) < fewest or (sum(steps) < ENOUGH and len(taken) < MOST)):
         steps.append(watch(beside.step))
         if steps[-1] < SHORT:  # what is small must find its memory again, behind the other
             candidate.step()

@@ -17,7 +17,7 @@ import torch
 from sparsegnn.advice import levers
 from sparsegnn.advice.expect import expected
 from sparsegnn.advice.levers import PATTERNS, SPARSITIES, WIDTHS, LeftOut, Option, make
-from sparsegnn.advice.parts import Kept, Trace, trace
+from sparsegnn.advice.parts import FEWEST, Kept, Trace, trace
 from sparsegnn.advice.prices import LONGEST, Prices
 from sparsegnn.advice.work import Candidate, Problem, Stopwatch, Surroundings, model_copy
 from sparsegnn.nn import SparseLinear
@@ -26,7 +26,7 @@ BEST = 3  # options with levers that are measured, beside narrower nets
 NEAR = 1.1  # as fast, when the milder of two sparsities is looked for
 MILD = (0.9,)  # sparsities in a narrower net
 SLOW = 2.0  # a lever that makes the step so much slower is not combined with others
-LONG = 60  # steps that fit into the time: with fewer, one alone is watched
+FEW, LONG = 60, 25  # steps that fit into the time: with fewer, one is watched; with fewer still, none beside it
 SAMPLE = 0.03  # seconds that a measured sample takes at least
 ROUNDS = 3, 15  # of measurements: as many as there is time for, but at least, at most
 REFUSALS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
@@ -113,8 +113,8 @@ class Search:
         self.begin = self.watch.clock()  # torch's first optimizer imports its compiler
         kept = self._first_steps(candidate)
         once = self.watch(candidate.step)
-        self.long = once > self.seconds / LONG
-        found = trace(candidate, self.watch, kept, candidate, plain=once if self.long else None)
+        self.fewest, self.long = 1 if once > self.seconds / FEW else FEWEST, once > self.seconds / LONG
+        found = trace(candidate, self.watch, kept, candidate, None, once if self.long else None, self.fewest)
         self.base = self.given_trace = found
         findings = Findings(Found(Option(), found.seconds, found.memory, levers.weights_of(candidate.model)))
         if any(isinstance(m, SparseLinear) for m in candidate.model.modules()):
@@ -145,7 +145,8 @@ class Search:
         kept, base = self._first_steps(candidate), self.given_trace
         if not self.long:
             candidate.step()
-        return trace(candidate, self.watch, kept, self.given, base, base.plain if self.long else None)
+        plain = base.plain if self.long else None
+        return trace(candidate, self.watch, kept, self.given, base, plain, self.fewest)
 
     def _try(self, option: Option, price: Callable[[Option], Found]) -> None:
         """Add what an option is expected to be, or why it cannot be."""
