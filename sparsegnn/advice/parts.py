@@ -18,11 +18,10 @@ from sparsegnn.experiments.meter import Meter
 
 #: what a step is split into; features: products of constant sparse features, and their gradients
 PARTS = ("weights", "features", "aggregation", "elementwise", "optimizer")
-FEWEST, MOST = 2, 15  # steps that are watched, ...
+MOST = 15  # steps that are watched
 SHORT = 0.05  # seconds of a step
 TRIMMED = 5  # of so many, the extremes do not count
 CALL = 10e-6  # seconds around an operator at least, where it is not watched: GAT on Cora, 120 operators, Zen 3
-ENOUGH = 0.3  # ... until those beside them took so many seconds
 
 
 @dataclass
@@ -66,17 +65,17 @@ def trace(
     beside: Candidate,
     base: Trace | None = None,
     plain: float | None = None,
-    fewest: int = FEWEST,
+    enough: float = 0.3,
 ) -> Trace:
     """The parts of a step, in turns with steps of ``beside`` that nobody looks into: means, without both extremes.
 
     Without ``base`` that is the same model, and what no operator takes follows from it. Of another model it follows
     from the trace ``base`` of ``beside``, and where the machine is slower now than it was then, so are both. Where
-    ``plain`` is known, what a step of ``beside`` takes, one step is watched, else ``fewest`` at least. ``activations``
-    is how many bytes the step keeps.
+    ``plain`` is known, what a step of ``beside`` takes, one step is watched, else as many as those beside them take
+    ``enough`` seconds, but no more than ``MOST``. ``activations`` is how many bytes the step keeps.
     """
     taken, steps = ([], []) if plain is None else ([_sample(candidate, watch)], [plain])
-    while plain is None and (len(taken) < fewest or (sum(steps) < ENOUGH and len(taken) < MOST)):
+    while plain is None and (not taken or (sum(steps) < enough and len(taken) < MOST)):
         steps.append(watch(beside.step))
         if steps[-1] < SHORT:  # what is small must find its memory again, behind the other
             candidate.step()

@@ -17,7 +17,7 @@ import torch
 from sparsegnn.advice import levers
 from sparsegnn.advice.expect import expected
 from sparsegnn.advice.levers import PATTERNS, SPARSITIES, WIDTHS, LeftOut, Option, make
-from sparsegnn.advice.parts import FEWEST, Kept, Trace, trace
+from sparsegnn.advice.parts import Kept, Trace, trace
 from sparsegnn.advice.prices import LONGEST, Prices
 from sparsegnn.advice.work import Candidate, Problem, Stopwatch, Surroundings, model_copy
 from sparsegnn.nn import SparseLinear
@@ -26,7 +26,8 @@ BEST = 3  # options with levers that are measured, beside narrower nets
 NEAR = 1.1  # as fast, when the milder of two sparsities is looked for
 MILD = (0.9,)  # sparsities in a narrower net
 SLOW = 2.0  # a lever that makes the step so much slower is not combined with others
-FEW, LONG = 60, 25  # steps that fit into the time: with fewer, one is watched; with fewer still, none beside it
+LONG = 25  # steps that fit into the time: with fewer, one of an option is watched, and none beside it
+EACH = 50  # times that the steps beside those of one option fit into the time
 SAMPLE = 0.03  # seconds that a measured sample takes at least
 ROUNDS = 3, 15  # of measurements: as many as there is time for, but at least, at most
 REFUSALS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
@@ -113,8 +114,9 @@ class Search:
         self.begin = self.watch.clock()  # torch's first optimizer imports its compiler
         kept = self._first_steps(candidate)
         once = self.watch(candidate.step)
-        self.fewest, self.long = 1 if once > self.seconds / FEW else FEWEST, once > self.seconds / LONG
-        found = trace(candidate, self.watch, kept, candidate, None, once if self.long else None, self.fewest)
+        self.long = once > self.seconds / LONG
+        plain = once if self.long else None
+        found = trace(candidate, self.watch, kept, candidate, None, plain, self.seconds / EACH)
         self.base = self.given_trace = found
         findings = Findings(Found(Option(), found.seconds, found.memory, levers.weights_of(candidate.model)))
         if any(isinstance(m, SparseLinear) for m in candidate.model.modules()):
@@ -146,7 +148,7 @@ class Search:
         if not self.long:
             candidate.step()
         plain = base.plain if self.long else None
-        return trace(candidate, self.watch, kept, self.given, base, plain, self.fewest)
+        return trace(candidate, self.watch, kept, self.given, base, plain, self.seconds / EACH)
 
     def _try(self, option: Option, price: Callable[[Option], Found]) -> None:
         """Add what an option is expected to be, or why it cannot be."""

@@ -38,9 +38,8 @@ def mlp(hidden=256):
 def few_rounds(monkeypatch):
     """Time that is counted needs no medians."""
     monkeypatch.setattr("sparsegnn.advice.search.ROUNDS", (1, 1))
-    for module in ("parts", "prices"):
-        monkeypatch.setattr(f"sparsegnn.advice.{module}.FEWEST", 1)
-        monkeypatch.setattr(f"sparsegnn.advice.{module}.MOST", 1)
+    for name in ("parts.MOST", "prices.MOST", "prices.FEWEST"):
+        monkeypatch.setattr(f"sparsegnn.advice.{name}", 1)
 
 
 def loss_of(x=X):
