@@ -87,8 +87,11 @@ def trace(
     meter, usual = pairs[len(pairs) // 2][0], statistics.median(steps) if base is None else base.plain
     watched = sum(sum(m.seconds.values()) for m, _ in pairs)
     beside_them = max(sum(step for _, step in pairs), 1e-12)
-    most = 1 - min(0.5, CALL * meter.operators / max(usual, 1e-12))  # of the step, what operators may take
-    kept = min(1.0, most * beside_them / max(watched, 1e-12)) if base is None else base.scale
+    if base is None:
+        most = 1 - min(0.5, CALL * meter.operators / max(usual, 1e-12))  # of the step, what operators may take
+        kept = min(1.0, most * beside_them / max(watched, 1e-12))
+    else:  # what watching costs is memory that is given back later
+        kept = 1 - (1 - base.scale) * min(1.0, activations / max(1, base.memory["activations"]))
     scale = kept * usual / beside_them
     seconds = {part: scale * sum(m.seconds[part] for m, _ in pairs) for part in PARTS}
     for i, layer in enumerate(meter.layers):
