@@ -76,7 +76,8 @@ class GCN2Conv(Teleport):
             ``[N, channels]``.
         """
         check_features("GCN2Conv", x, self.channels, compressed=True)
-        refuse_sparse("GCN2Conv", x, x_0)
+        refuse_sparse("GCN2Conv", x)
+        refuse_sparse("GCN2Conv", x_0, "x_0")
         graph, h = self._graph(x, edge_index, edge_weight), dense(x_0)
         if not isinstance(h, Tensor) or not h.dtype.is_floating_point:
             got = h.dtype if isinstance(h, Tensor) else type(h).__name__

@@ -11,10 +11,10 @@ from torch.nn import Sequential
 from sparsegnn.graph import CSRGraph
 from sparsegnn.nn.aggregate import REDUCTIONS, commutes, matrix, multiply, needs_grad
 from sparsegnn.nn.features import is_sparse
-from sparsegnn.nn.inner import is_unwatched
 from sparsegnn.nn.inputs import check_aggregation, check_number, graph_of, pair_of
 from sparsegnn.nn.maxk import CompressedRows, dense
 from sparsegnn.nn.products import product, refuse_sparse
+from sparsegnn.nn.watched import is_unwatched
 from sparsegnn.ops._autograd import transformed
 from sparsegnn.ops.spmm_gcn import aggregate_first
 
@@ -74,7 +74,8 @@ class GINConv(torch.nn.Module):
         y = self._multiplied_first(graph, source, target)
         if y is not None:
             return y
-        refuse_sparse("GINConv", source, target)
+        refuse_sparse("GINConv", source)
+        refuse_sparse("GINConv", target)
         return self.nn(self._sum(graph, source, target))
 
     def _multiplied_first(self, graph: CSRGraph, source, target) -> Tensor | None:

@@ -6,12 +6,11 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as hooks
-from torch.utils.module_tracker import ModuleTracker
 
 from sparsegnn.nn.features import dense_features, is_sparse
 from sparsegnn.nn.linear import SparseLinear
 from sparsegnn.nn.maxk import CompressedRows
+from sparsegnn.nn.watched import is_unwatched
 from sparsegnn.ops.act_dropout import apply as act_dropout
 from sparsegnn.ops.sparse_linear import apply as sparse_linear
 
@@ -108,17 +107,6 @@ def is_plain(linear: nn.Module) -> bool:
     Hooks, a ``forward`` of its own (accelerate, adapters) or another class may do more, and keep what they see.
     """
     return type(linear).forward in FORWARDS and is_unwatched(linear)
-
-
-def is_unwatched(module: nn.Module) -> bool:
-    """Whether a call of ``module`` is its class's ``forward`` and nothing else: without hooks, its own or global."""
-    own = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    if own or "forward" in module.__dict__:
-        return False
-    if hooks._global_backward_hooks or hooks._global_backward_pre_hooks:
-        return False
-    ahead = (*hooks._global_forward_hooks.values(), *hooks._global_forward_pre_hooks.values())
-    return not ahead or all(isinstance(getattr(h, "__self__", None), ModuleTracker) for h in ahead)  # which counts
 
 
 def transform(linear: nn.Module, x: Tensor, bias: Tensor | None, act: str | None, dropout: float,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -22,19 +23,19 @@ def check_aggregation(layer: str, aggr: str, flow: str = FLOWS[0]) -> None:
 
 
 def check_hops(layer: str, hops: int) -> int:
-    if isinstance(hops, bool) or not isinstance(hops, int):
+    if isinstance(hops, bool) or not isinstance(hops, Integral):
         raise TypeError(f"{layer}: K must be an int, got {type(hops).__name__}")
     if hops < 0:
         raise ValueError(f"{layer}: K must be at least 0, got {hops}")
-    return hops
+    return int(hops)
 
 
 def check_number(layer: str, name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{layer}: {name} must be a float, got {type(value).__name__}")
     if not math.isfinite(value):
         raise ValueError(f"{layer}: {name} must be finite, got {value}")
-    return value
+    return float(value)
 
 
 def widths_of(layer: str, in_channels: int | tuple[int, int]) -> tuple[int, int]:
@@ -65,7 +66,7 @@ def graph_of(layer: str, source, target, edge_index: object, edge_weight: Tensor
         target: features of the targets, or None: then ``size`` (sources, targets) or the graph says how many.
     """
     columns, rows = source.size(0), None if target is None else target.size(0)
-    for name, known, given in zip(("sources", "targets"), (columns, rows), size or (None, None), strict=True):
+    for name, known, given in zip(("sources", "targets"), (columns, rows), size, strict=True) if size else ():
         if None not in (known, given) and known != given:
             raise ValueError(f"{layer}: size must give {known} {name} as x does, got {tuple(size)}")
     rows = size[1] if rows is None and size is not None else rows
@@ -73,7 +74,8 @@ def graph_of(layer: str, source, target, edge_index: object, edge_weight: Tensor
         edge_index = _turned(layer, edge_index)
     graph = edge_index
     if not isinstance(graph, CSRGraph):
-        if rows is None and isinstance(graph, Tensor) and graph.layout == torch.strided:
+        edges = isinstance(graph, Tensor) and graph.layout == torch.strided
+        if rows is None and edges and None in getattr(graph, "sparse_size", lambda: (None,))():  # EdgeIndex may know
             raise ValueError(f"{layer}: size must be given where x has no targets, got {size}")
         graph = CSRGraph.from_any(graph, None if rows is None else (rows, columns))
     if graph.num_cols != columns or (rows is not None and graph.num_rows != rows):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from sparsegnn.graph import CSRGraph
 from sparsegnn.nn.aggregate import Matrix, commutes, matrix, multiply
-from sparsegnn.nn.inputs import check_aggregation, check_number, graph_of
+from sparsegnn.nn.inputs import FLOWS, check_aggregation, check_number, graph_of
 from sparsegnn.nn.kept import Given, KeptAggregate
 
 
@@ -34,7 +34,10 @@ class Propagation(nn.Module):
         """The graph of a call, which has one node for every row of ``x``."""
         graph, n = self._cached_graph, x.size(0)
         if graph is None or not self._cached_of.fits(edge_index):
-            graph = graph_of(type(self).__name__, x, x, edge_index, edge_weight, None, self.flow)
+            if isinstance(edge_index, CSRGraph) and edge_weight is None and self.flow == FLOWS[0]:
+                graph = edge_index
+            else:
+                graph = graph_of(type(self).__name__, x, x, edge_index, edge_weight, None, self.flow)
             if self.cached:
                 self._cached_graph, self._cached_of = graph, Given(edge_index)
         if graph.shape != (n, n):
@@ -43,7 +46,7 @@ class Propagation(nn.Module):
         return graph
 
     def _matrix(self, graph: CSRGraph, x: Tensor, explicit: bool = False) -> Matrix:
-        return matrix(graph, x.dtype, self.aggr, **self._options(), explicit=explicit)
+        return matrix(graph, x.dtype, self.aggr, self.normalize, self.improved, self.add_self_loops, explicit)
 
     def _options(self) -> dict:
         names = ("normalize", "improved", "add_self_loops")

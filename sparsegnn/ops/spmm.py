@@ -49,10 +49,9 @@ op = define(
 
 
 def setup_context(ctx, inputs, output):
-    x, *tensors, ctx.reduce, _ = inputs
-    ctx.dtype = x.dtype
-    kept = x if ctx.reduce in ("max", "min") or ctx.needs_input_grad[3] else None  # of several hops, all would stay
-    ctx.save_for_backward(kept, *tensors, output[1])
+    (x, *tensors, ctx.reduce, _), ctx.dtype = inputs, inputs[0].dtype
+    x = x if ctx.reduce in ("max", "min") or ctx.needs_input_grad[3] else None  # of several hops all would stay
+    ctx.save_for_backward(x, *tensors, output[1])
     ctx.mark_non_differentiable(output[1])
 
 
@@ -74,8 +73,7 @@ def backward(ctx, dy, _):
         back = inverted(perm) if recorded() else None
         dx = op(dy, ccol, row, val_t, col_scale, row_scale, diag, crow, col, back, "sum")[0]
     if need_dval:
-        a = dy if row_scale is None else dy * row_scale[:, None].to(dy.dtype)
-        b = x if col_scale is None else x * col_scale[:, None].to(x.dtype)
+        a, b = (t if s is None else t * s[:, None].to(t.dtype) for t, s in ((dy, row_scale), (x, col_scale)))
         dval = torch.ops.sparsegnn.sddmm(a, b, crow, col, ccol, row, perm)
     return (dx, None, None, dval, *[None] * 8)
 

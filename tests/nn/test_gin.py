@@ -12,6 +12,7 @@ from sparsegnn import CSRGraph
 from sparsegnn.nn import GINConv, MaxK, SparseLinear
 
 pyg = pytest.importorskip("torch_geometric.nn")
+EdgeIndex = pytest.importorskip("torch_geometric").EdgeIndex
 
 AXES = dict(
     aggr=("add", "sum", "mean", "max", "min"),
@@ -117,7 +118,10 @@ def test_weights_of_the_graph_do_not_count():
     graph = CSRGraph.from_edge_index(edges, 20, torch.rand(70))
     assert torch.equal(conv(x, graph), conv(x, edges))
     square, pair = CSRGraph.from_edge_index(edges, 20), (x, None)
-    assert torch.equal(conv(pair, square), conv(pair, edges, size=(20, 20)))  # the graph knows how many targets
+    for known in (square, EdgeIndex(edges, sparse_size=(20, 20))):  # how many targets
+        assert torch.equal(conv(pair, known), conv(pair, edges, size=(20, 20)))
+    with pytest.raises(ValueError, match="GINConv: size must be given where x has no targets"):
+        conv(pair, EdgeIndex(edges))
 
 
 def test_reset():
