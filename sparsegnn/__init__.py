@@ -32,4 +32,8 @@ def __getattr__(name: str):
         from sparsegnn.experiments.ledger import Ledger
 
         return Ledger
+    if name == "advise":
+        from sparsegnn.advice.run import advise
+
+        return advise
     raise AttributeError(f"module 'sparsegnn' has no attribute {name!r}")

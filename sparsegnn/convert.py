@@ -69,7 +69,7 @@ def sparsify(
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise ValueError(f"{op}: rows must be a positive integer, got {rows!r}")
     model = model if inplace else copy.deepcopy(model)
-    targets = {name: m for name, m in _linears(model).items() if _wanted(op, model, name, m, include, exclude)}
+    targets = {name: m for name, m in linear_layers(model).items() if _wanted(op, model, name, m, include, exclude)}
     if named:
         sparsities = {n: s for key, s in distribution.items() for n in _named(op, "distribution", key, targets)}
         targets, distribution = {n: m for n, m in targets.items() if n in sparsities}, sparsities
@@ -115,7 +115,7 @@ def _pyg():
     return (pyg.GCNConv, pyg.SAGEConv, pyg.GATConv, pyg.GATv2Conv), pyg.Linear
 
 
-def _linears(model: nn.Module) -> dict[str, nn.Module]:
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers that can become sparse, by the first of their names."""
     convolutions, pyg_linear = _pyg()
     left = {id(m) for x in model.modules() if type(x).__name__ in PAST_THE_CALL for m in x.modules()}
@@ -149,7 +149,7 @@ def _wanted(op, model, name, module, include, exclude) -> bool:
             return bool(selector(name, module))
         if isinstance(selector, str):
             raise TypeError(f"{op}: {argument} must be a list of names or callable, got the string {selector!r}")
-        return any(name in _named(op, argument, pattern, _linears(model)) for pattern in selector)
+        return any(name in _named(op, argument, pattern, linear_layers(model)) for pattern in selector)
 
     return (include is None or chosen("include", include)) and not (exclude is not None and chosen("exclude", exclude))
 

@@ -60,10 +60,10 @@ RANK = {
     "ops": 2,
     "nn": 3,
     **dict.fromkeys(("compact", "convert", "controllers", "width"), 4),
-    **dict.fromkeys(("_info", "capture", "experiments", "report", "integrations"), 5),
+    **dict.fromkeys(("_info", "advice", "capture", "experiments", "report", "integrations"), 5),
     **dict.fromkeys(("cli", "__main__"), 6),
 }
-APPLICATION = ("experiments", "cli")
+APPLICATION = ("advice", "experiments", "cli")
 
 
 def imports(path: Path) -> set[str]:

@@ -29,6 +29,7 @@ def with_options(command):
         "split_seed": "seed of the 60/20/20 split of sets without masks",
         "device": "cpu or cuda[:index]",
         "threads": "CPU threads; default torch's",
+        "seconds": "that measuring may take, about",
         "as_json": "print one JSON object",
         "quick": "fewer and smaller cases",
         "op": "an op or layer with a file bench_OP.py in benchmarks/ops or benchmarks/layers",

@@ -74,7 +74,7 @@ class _Split:
         return (logits.argmax(1) == self.labels).double().mean().item()
 
 
-class _Problem:
+class Problem:
     """A model with all that it is called with: :meth:`logits` of the nodes of a split."""
 
     def __init__(self, config: TrainConfig, data: graphs.GraphData, model: nn.Module, graph: object):
@@ -166,7 +166,7 @@ def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
     graph = prepare(config.backend, data)
     model = build(config, data).to(device)
     start = time.perf_counter()
-    problem = _Problem(config, data, model, graph)
+    problem = Problem(config, data, model, graph)
     preparation = time.perf_counter() - start
     gpu = device.type == "cuda"  # there the step count stays on the GPU, as a captured step needs it
     optimizer = Adam(parameter_groups(model, config), lr=config.lr, fused=True, capturable=gpu)
@@ -250,7 +250,7 @@ class _Phases:
         return now
 
 
-def _fit(config, name: str, problem: _Problem, optimizer, phases: _Phases, timer: StepTimer, ledger: Ledger) -> _Best:
+def _fit(config, name: str, problem: Problem, optimizer, phases: _Phases, timer: StepTimer, ledger: Ledger) -> _Best:
     """The training loop."""
     from tqdm import tqdm
 
@@ -314,7 +314,7 @@ def _captured_step(loss_of: Callable[[], Tensor], optimizer: torch.optim.Optimiz
 
 
 @torch.no_grad()
-def _evaluate(epoch: int, problem: _Problem, best: _Best, keep_state: bool) -> None:
+def _evaluate(epoch: int, problem: Problem, best: _Best, keep_state: bool) -> None:
     """Take this epoch as the best so far if its validation accuracy says so."""
     problem.model.eval()
     val, test = problem.logits(problem.val, problem.test)
