@@ -13,7 +13,7 @@ from sparsegnn import data as graphs
 from sparsegnn.advice.work import OP, Problem
 from sparsegnn.experiments.config import DENSE, TrainConfig, check_device
 from sparsegnn.experiments.models import build, prepare
-from sparsegnn.experiments.train import Problem, parameter_groups
+from sparsegnn.experiments.train import Task, parameter_groups
 
 
 def problem_of(config: TrainConfig, data: graphs.GraphData | None = None) -> Problem:
@@ -32,11 +32,11 @@ def problem_of(config: TrainConfig, data: graphs.GraphData | None = None) -> Pro
             return build(replace(config, hidden=hidden, maxk=k), data).to(device)
 
     def loss_in(dtype: str) -> Callable[[nn.Module], Tensor]:
-        steps: list[Problem] = []
+        steps: list[Task] = []
 
         def loss(model: nn.Module) -> Tensor:
             if not steps:
-                steps.append(Problem(replace(config, dtype=dtype), data, model, graph))
+                steps.append(Task(replace(config, dtype=dtype), data, model, graph))
             steps[0].model = model
             return steps[0].loss()
 

@@ -74,7 +74,7 @@ class _Split:
         return (logits.argmax(1) == self.labels).double().mean().item()
 
 
-class Problem:
+class Task:
     """A model with all that it is called with: :meth:`logits` of the nodes of a split."""
 
     def __init__(self, config: TrainConfig, data: graphs.GraphData, model: nn.Module, graph: object):
@@ -166,7 +166,7 @@ def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
     graph = prepare(config.backend, data)
     model = build(config, data).to(device)
     start = time.perf_counter()
-    problem = Problem(config, data, model, graph)
+    task = Task(config, data, model, graph)
     preparation = time.perf_counter() - start
     gpu = device.type == "cuda"  # there the step count stays on the GPU, as a captured step needs it
     optimizer = Adam(parameter_groups(model, config), lr=config.lr, fused=True, capturable=gpu)
@@ -177,7 +177,7 @@ def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
     # A recorded step shows no operators; PyG's gather and scatter are not counted.
     ledger = Ledger(model, optimizer, sample_every=0 if config.cuda_graph else 50, memory=memory)
     phases = _Phases(controller)
-    best = _fit(config, data.name, problem, optimizer, phases, timer, ledger)
+    best = _fit(config, data.name, task, optimizer, phases, timer, ledger)
     account = ledger.report(show=False)
     counted = account["flops"] if config.backend == "sparsegnn" else dict.fromkeys(account["flops"])
     kept, _ = weight_counts(model)
@@ -250,31 +250,31 @@ class _Phases:
         return now
 
 
-def _fit(config, name: str, problem: Problem, optimizer, phases: _Phases, timer: StepTimer, ledger: Ledger) -> _Best:
+def _fit(config, name: str, task: Task, optimizer, phases: _Phases, timer: StepTimer, ledger: Ledger) -> _Best:
     """The training loop."""
     from tqdm import tqdm
 
-    model = problem.model
+    model = task.model
     best = _Best()
     stderr = _console.diagnostics()
     hidden = not (stderr.isatty() if config.progress is None else config.progress)
     method = _console.clean(config.method)[:40]
     title = f"{_console.clean(name)[:40]} {config.model} {method if config.backend == 'sparsegnn' else config.backend}"
     make_step = _captured_step if config.cuda_graph else _plain_step
-    step = make_step(problem.loss, optimizer, timer)
+    step = make_step(task.loss, optimizer, timer)
     bar = tqdm(range(config.epochs), title, disable=hidden, delay=2, leave=False, file=stderr)
     for epoch in bar:
         model.train()
         now = phases.at(epoch)
         # A step of a kind that was not seen must be none that is replayed.
-        with ledger.step(None if config.cuda_graph else (now, edge_count(problem.graph))) as sampled:
+        with ledger.step(None if config.cuda_graph else (now, edge_count(task.graph))) as sampled:
             loss = step()
         timer.end_step(keep=not sampled)
         if not math.isfinite(loss.item()):
             raise CheckFailed(f"training diverged: loss {loss.item()} in epoch {epoch} (lr {config.lr})")
         last = epoch + 1 == config.epochs
         if epoch + 1 >= phases.settled_at and (last or (epoch + 1) % config.eval_every == 0):
-            _evaluate(epoch, problem, best, config.save is not None)
+            _evaluate(epoch, task, best, config.save is not None)
             bar.set_postfix(val=f"{best.val_accuracy:.3f}", refresh=False)
     return best
 
@@ -314,16 +314,16 @@ def _captured_step(loss_of: Callable[[], Tensor], optimizer: torch.optim.Optimiz
 
 
 @torch.no_grad()
-def _evaluate(epoch: int, problem: Problem, best: _Best, keep_state: bool) -> None:
+def _evaluate(epoch: int, task: Task, best: _Best, keep_state: bool) -> None:
     """Take this epoch as the best so far if its validation accuracy says so."""
-    problem.model.eval()
-    val, test = problem.logits(problem.val, problem.test)
-    accuracy, loss = problem.val.accuracy(val), problem.val.loss(val).item()
+    task.model.eval()
+    val, test = task.logits(task.val, task.test)
+    accuracy, loss = task.val.accuracy(val), task.val.loss(val).item()
     if not math.isfinite(loss):
         raise CheckFailed(f"training diverged: validation loss {loss} in epoch {epoch}")
     if (accuracy, -loss) > (best.val_accuracy, -best.val_loss):
         best.epoch, best.val_accuracy, best.val_loss = epoch, accuracy, loss
-        best.test_accuracy = problem.test.accuracy(test)
+        best.test_accuracy = task.test.accuracy(test)
         if keep_state:
-            best.state = {k: v.detach().cpu().clone() for k, v in problem.model.state_dict().items()}
+            best.state = {k: v.detach().cpu().clone() for k, v in task.model.state_dict().items()}
     best.curve.append([epoch + 1, accuracy, best.test_accuracy])
