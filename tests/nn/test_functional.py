@@ -33,7 +33,7 @@ class Calls(TorchDispatchMode):
 
 @pytest.mark.parametrize("shape", [(40, 9), (2, 5, 8), (7,)], ids=str)
 @pytest.mark.parametrize("p, training", [(0.0, True), (0.4, False), (0.4, True), (1.0, True)])
-@pytest.mark.parametrize("name, act", FORMS, ids=str)
+@pytest.mark.parametrize("name, act", FORMS)
 def test_values_and_gradients(name, act, p, training, shape):
     g = torch.Generator().manual_seed(1)
     x, dy = (torch.randn(shape, generator=g, dtype=torch.float64) for _ in range(2))
