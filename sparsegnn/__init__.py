@@ -1,6 +1,7 @@
 """Sparse graph neural networks that are fast, not just masked."""
 
 from sparsegnn import _native
+from sparsegnn._malloc import keep_memory as keep_memory
 from sparsegnn._native import empty_cache as empty_cache
 from sparsegnn._version import __version__ as __version__
 
@@ -32,4 +33,8 @@ def __getattr__(name: str):
         from sparsegnn.experiments.ledger import Ledger
 
         return Ledger
+    if name == "advise":
+        from sparsegnn.advice.run import advise
+
+        return advise
     raise AttributeError(f"module 'sparsegnn' has no attribute {name!r}")

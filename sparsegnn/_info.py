@@ -9,7 +9,7 @@ import platform
 
 import torch
 
-from sparsegnn import _console, _native
+from sparsegnn import _console, _malloc, _native
 from sparsegnn._version import __version__
 
 #: every environment variable that the package, its build or its tests read
@@ -42,6 +42,7 @@ def info() -> dict:
             "cpu": _cpu_name(),
             "threads": torch.get_num_threads(),
             "isa": _isa(),
+            "malloc": "keeps memory" if _malloc.kept else "default",
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
         "libraries": {name: _native.reason(name) or "loaded" for name in _native.status},

@@ -34,9 +34,10 @@ def compact(
     width. Units that are dead and must stay, before LayerNorm or :class:`~sparsegnn.nn.MaxK`, which look at all
     channels of a row, are named in a warning.
 
-    Known are ``nn.Linear``, :class:`~sparsegnn.nn.SparseLinear`, this package's convolutions, PyG's GCNConv and
-    SAGEConv, BatchNorm1d, Embedding, elementwise activations, dropout, sums, products, concatenation, and products with
-    an adjacency from the left, as torch.fx finds them in ``forward``. Around anything else all channels stay.
+    Known are ``nn.Linear``, :class:`~sparsegnn.nn.SparseLinear`, this package's convolutions but GINConv and GCN2Conv,
+    PyG's GCNConv and SAGEConv, BatchNorm1d, Embedding, elementwise activations, dropout, sums, products, concatenation,
+    and products with an adjacency from the left, as torch.fx finds them in ``forward``. Around anything else all
+    channels stay.
 
     Parameters stay the same objects, with smaller storage and no gradient, so optimizers and schedulers go on.
 

@@ -10,7 +10,7 @@ from functools import cache
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from sparsegnn.nn import SparseLinear
+from sparsegnn.nn import GCN2Conv, SparseLinear
 from sparsegnn.nn.inner import Linear as InnerLinear
 from sparsegnn.nn.sparse_weight import SparseWeight
 from sparsegnn.pyg.products import pyg
@@ -130,8 +130,11 @@ def sparse_of(linear: nn.Module, **options) -> SparseLinear:
     return layer
 
 
-def dense_of(parent: nn.Module, layer: SparseLinear) -> nn.Module:
+def dense_of(parent: nn.Module, layer: SparseLinear) -> nn.Module | nn.Parameter:
     """A dense copy of the class that the layer had, or that ``parent`` is made with."""
+    if isinstance(parent, GCN2Conv):
+        weight = layer.to_dense().weight
+        return nn.Parameter(weight.detach().t().contiguous(), requires_grad=weight.requires_grad)
     dense, (kind, settings) = layer.to_dense(), getattr(layer, "dense_kind", (None, None))
     if kind is None and pyg() is not None and isinstance(parent, pyg().MessagePassing):
         kind, settings = pyg().Linear, dict(in_channels=layer.in_features, out_channels=layer.out_features,

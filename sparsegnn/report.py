@@ -10,13 +10,15 @@ from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparsegnn import _console, _info, _native, policy
+from sparsegnn.nn import GCN2Conv
 from sparsegnn.nn import linear as _linear
 from sparsegnn.nn import sparse_weight as _sparse_weight
 from sparsegnn.pyg.products import pyg
 from sparsegnn.pyg.route import OURS, route_of
 
 #: the op that a layer of ours calls
-OPS = {"SparseLinear": "sparse_linear", "GCNConv": "spmm", "GATConv": "gat", "GATv2Conv": "gatv2"}
+OPS = {"SparseLinear": "sparse_linear", "GATConv": "gat", "GATv2Conv": "gatv2"}
+OPS |= dict.fromkeys(("GCNConv", "GINConv", "TAGConv"), "spmm")
 
 
 def summary(model: nn.Module, *, show: bool = True) -> list[dict]:
@@ -80,6 +82,8 @@ def _row(name: str, module: nn.Module, seen: set[int]) -> dict:
         size, kept = module.out_features * module.in_features, module.values.numel()
         row |= {"shape": [module.out_features, module.in_features], "sparsity": module.sparsity, "missing": size - kept}
         row["flops_per_row"] = 2 * (size if row["kernel"].startswith("dense") else kept)
+    elif isinstance(module, GCN2Conv) and known:
+        row |= {"sparsity": 0.0, "flops_per_row": 2 * row["weights"]}
     elif isinstance(module, _linears()) and not is_lazy(module.weight):
         row |= {"shape": list(module.weight.shape), "sparsity": 0.0, "flops_per_row": 2 * module.weight.numel()}
     return row

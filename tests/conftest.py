@@ -40,6 +40,8 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(config, items):
     """Cases marked `full` and `deep` run when they are asked for."""
+    if named := [item.nodeid for item in items if " at 0x" in item.nodeid]:  # other workers have other addresses
+        raise pytest.UsageError(f"ids must be the same in every process, got {named[0]}")
     left_out = [name for name in ("full", "deep") if not config.getoption(f"--{name}")]
     kept, dropped = [], []
     for item in items:

@@ -7,7 +7,19 @@ from torch.nn import functional as F
 
 import sparsegnn
 from sparsegnn import CSRGraph
-from sparsegnn.nn import GATConv, GATv2Conv, GCNConv, SAGEConv, SparseLinear
+from sparsegnn.nn import (
+    APPNP,
+    GATConv,
+    GATv2Conv,
+    GCN2Conv,
+    GCNConv,
+    GINConv,
+    GraphConv,
+    SAGEConv,
+    SGConv,
+    SparseLinear,
+    TAGConv,
+)
 
 N, IN, OUT = 24, 6, 3
 
@@ -57,14 +69,14 @@ def chain(*parts):
     def run(self, x, graph):
         for name in parts:
             part = getattr(self, name) if isinstance(name, str) else name
-            x = part(x, graph) if isinstance(part, (GCNConv, SAGEConv, GATConv, GATv2Conv)) or needs(part) else part(x)
+            x = part(x, graph) if needs(part) else part(x)
         return x
 
     return run
 
 
 def needs(part):
-    return type(part).__module__.startswith("torch_geometric")
+    return type(part).__name__.endswith(("Conv", "APPNP")) or type(part).__module__.startswith("torch_geometric")
 
 
 @case
@@ -181,6 +193,40 @@ def sage():
     m = Net(chain("a", F.relu, "b"), a=SAGEConv(IN, 8), b=SAGEConv(8, OUT, "max", project=True))
     zero((m.a.lin_l.weight, [1, 3]), (m.a.lin_l.bias, [1, 3]), (m.a.lin_r.weight, [1]))
     return m, {"a": [1]}
+
+
+@case
+def sgc_and_appnp():
+    m = Net(chain("a", F.relu, "p", "b"), a=SGConv(IN, 8, K=2), p=APPNP(2, 0.1), b=SGConv(8, OUT, K=0))
+    zero((m.a.lin.weight, [1, 3, 4]), (m.a.lin.bias, [1, 3]), (m.b.lin.weight, (slice(None), [6])))
+    return m, {"a": [1, 3, 6]}
+
+
+@case
+def tag():
+    m = Net(chain("a", F.relu, "b"), a=TAGConv(IN, 8, K=2), b=TAGConv(8, OUT, K=1, sparsity=0.5))
+    zero(*((linear.weight, [1, 4]) for linear in m.a.lins), (m.a.lins[1].weight, [5]), (m.a.bias, [1, 4]))
+    return m, {"a": [1, 4]}
+
+
+@case
+def graph_conv():
+    m = Net(chain("a", F.relu, "b", F.relu, "c"), a=GraphConv(IN, 8), b=GraphConv(8, 7), c=SGConv(7, OUT, cached=True))
+    zero((m.a.lin_rel.weight, [1, 3]), (m.a.lin_rel.bias, [1, 3]), (m.a.lin_root.weight, [1]))
+    zero((m.b.lin_rel.weight, [2]), (m.b.lin_rel.bias, [2]), (m.b.lin_root.weight, [2]))
+    return m, {"a": [1], "b": [2]}
+
+
+@case
+def channels_stay_around_gin_and_gcn2():
+    def run(self, x, graph):
+        h = F.relu(self.gin(F.relu(self.a(x, graph)), graph))
+        return self.c(F.relu(self.b(self.gcn2(h, h, graph), graph)), graph)
+
+    m = Net(run, a=GCNConv(IN, 8), gin=GINConv(nn.Linear(8, 8)), gcn2=GCN2Conv(8, 0.1), b=GCNConv(8, 7),
+            c=GCNConv(7, OUT))  # fmt: skip
+    zero((m.a.lin.weight, [1]), (m.b.lin.weight, [2]))
+    return m, {"b": [2]}
 
 
 @case

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import sparsegnn
+
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
@@ -37,7 +39,7 @@ def in_process(monkeypatch):
     threads = torch.get_num_threads()
     monkeypatch.setenv("SPARSEGNN_STRICT", "1")
     monkeypatch.setattr(processes, "follow", follow)
-    monkeypatch.setattr(suite, "keep_memory", lambda: None)  # of this process, for good
+    monkeypatch.setattr(sparsegnn, "keep_memory", lambda: True)  # else of this process, for good
     with warnings.catch_warnings():
         yield begun
     torch.set_num_threads(threads)

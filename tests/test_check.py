@@ -64,6 +64,9 @@ def arguments(name: str) -> dict:
     features = {**of_x, "x_val": val, "x_val_t": val[rows[4].long()], **a_weight, "height": 1, "width": 1}
     block = {"x": rand(7, 48), "values": rand(blocks[1].numel() * 256), "height": 16, "width": 16, **of_blocks}
     made = {
+        "act_dropout": {"x": rand(n, 8), "bias": rand(8), "act": "relu", "dropout": 0.5, "seed": torch.tensor([3])},
+        "act_dropout_backward": {"dy": rand(n, 8), "y": rand(n, 8), "act": "elu", "dropout": 0.5,
+                                 "seed": torch.tensor([3]), "need_dx": True, "need_dbias": True},
         "csr_from_edges": {"target": row, "source": torch.arange(e).int() % n, "num_rows": m, "num_cols": n},
         "csr_transpose": {**only, "num_cols": n},
         "csr_degrees": {"crow": crow, "val": rand(e)},

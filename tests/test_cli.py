@@ -104,7 +104,7 @@ def test_train_in_a_process(tmp_path):
 BAD = [
     (["--data", "nowhere"], "no set named 'nowhere'"),
     (["--data", "no/such.npz"], "no/such.npz: no such file"),
-    (["--model", "mlp"], "model must be one of gcn, gat, got 'mlp'"),
+    (["--model", "gcnii"], "model must be one of gcn, gat, sage, gin, sign, mlp, got 'gcnii'"),
     (["--method", "magic"], "method must be one of"),
     (["--sparsity", "1.0"], "sparsity must be in [0, 1), got 1.0"),
     (["--sparsity", "nan"], "sparsity must be in [0, 1), got nan"),

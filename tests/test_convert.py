@@ -9,7 +9,7 @@ from torch import nn
 import sparsegnn
 from sparsegnn import densify, plans, sparsify
 from sparsegnn.controllers.distributions import allocate
-from sparsegnn.nn import GATConv, GCNConv, SparseLinear
+from sparsegnn.nn import GATConv, GCN2Conv, GCNConv, GraphConv, SGConv, SparseLinear, TAGConv
 
 
 def mlp():
@@ -121,7 +121,8 @@ def edges():
     return torch.randint(30, (2, 120), generator=g)
 
 
-@pytest.mark.parametrize("make", [lambda **k: GCNConv(12, 8, **k), lambda **k: GATConv(12, 4, heads=2, **k)])
+@pytest.mark.parametrize("make", [lambda **k: GCNConv(12, 8, **k), lambda **k: GATConv(12, 4, heads=2, **k),
+                                  lambda **k: SGConv(12, 8, bias=False, **k)])  # fmt: skip
 def test_our_convolutions(make):
     torch.manual_seed(0)
     conv, x = make(), torch.randn(30, 12)
@@ -136,6 +137,33 @@ def test_our_convolutions(make):
     conv.reset_parameters()
     made_sparse = densify(make(sparsity=0.5))
     assert type(made_sparse.lin) is type(dense.lin)
+
+
+def test_our_convolutions_of_several_weights():
+    for make, names in (
+        (lambda **k: GraphConv(12, 8, **k), ["lin_rel", "lin_root"]),
+        (lambda **k: TAGConv(12, 8, K=2, **k), ["lins.0", "lins.1", "lins.2"]),
+    ):
+        conv, x = make(), torch.randn(30, 12)
+        dense = copy.deepcopy(conv)
+        assert list(counts(sparsify(conv, 0.75, distribution="uniform"))) == names
+        for name in names:
+            weight = dense.get_submodule(name).weight
+            weight.data *= top_mask(weight, 24)
+        torch.testing.assert_close(conv(x, edges()), dense(x, edges()))
+        densify(conv)
+        assert [type(m) for m in conv.modules()] == [type(m) for m in dense.modules()]
+        assert list(conv.state_dict()) == list(dense.state_dict())
+        torch.testing.assert_close(conv(x, edges()), dense(x, edges()))
+
+
+def test_gcn2_becomes_dense_and_no_more():
+    conv, x = GCN2Conv(12, 0.1, 0.5, 2, shared_weights=False, sparsity=0.75), torch.randn(30, 12)
+    conv.weight2.requires_grad_(False)
+    dense = densify(conv, inplace=False)
+    assert [n for n, p in dense.named_parameters() if p.requires_grad] == ["weight1"] and len(dense.state_dict()) == 2
+    assert int((dense.weight1 != 0).sum()) == 36 and torch.equal(dense.weight1, conv.weight1.dense_weight().T)
+    torch.testing.assert_close(dense(x, x, edges()), conv(x, x, edges()))
 
 
 @pytest.mark.parametrize("kind", ["gcn", "gat", "bipartite", "gatv2", "sage"])

@@ -11,7 +11,16 @@ import torch
 from torch import nn
 
 from sparsegnn import CSRGraph, _native, ops, pattern, use_kernel
-from sparsegnn.nn import GATConv, GATv2Conv, GCNConv, SAGEConv, SparseLinear
+from sparsegnn.nn import (
+    GATConv,
+    GATv2Conv,
+    GCNConv,
+    GraphConv,
+    SAGEConv,
+    SGConv,
+    SparseLinear,
+    TAGConv,
+)
 
 cuda = torch.cuda.is_available()
 needs_gpu = pytest.mark.skipif(not cuda, reason="needs a GPU")
@@ -110,6 +119,9 @@ LAYERS = {
     "gcn fused": lambda: GCNConv(32, 64, sparsity=0.5, act="relu"),
     "gcn max": lambda: GCNConv(64, 32, aggr="max", normalize=False, sparsity=0.5),
     "sage": lambda: SAGEConv(64, 32, sparsity=0.5),
+    "sgc": lambda: SGConv(64, 32, K=2, sparsity=0.5),
+    "tag": lambda: TAGConv(64, 32, sparsity=0.5),
+    "graph conv": lambda: GraphConv(64, 96, sparsity=0.5),
     "gat": lambda: GATConv(64, 8, heads=4, sparsity=0.5),
     "gatv2": lambda: GATv2Conv(64, 8, heads=4, sparsity=0.5),
 }

@@ -83,6 +83,7 @@ def kept(x, weight):
 *ROWS, XR, XC = pattern(6, 3, lambda r, c: r != 4 and (r + c) % 2 == 0)
 X, V = rand(6, 3), rand(WEIGHT[1].numel())
 MASK, GIVEN = kept(X, V), rand(ROWS[1].numel())
+HALF = OPS.act_dropout(torch.ones_like(X), None, "none", 0.5, SEED)
 NOTHING = (None, None, None)
 
 #: name: (op, formula, leaves)
@@ -115,6 +116,11 @@ CASES = {
                      lambda x, s, b: x @ blocks(s * BLOCK).T + b, (rand(2, 48), rand(), rand(32))),
     "features_linear": (lambda v, b: OPS.features_linear(v, b, *ROWS[:2], GIVEN, *NOTHING, *WEIGHT[2:], 1, 1, 3),
                         lambda v, b: matrix(GIVEN, XR, XC) @ matrix(v, WR, WC).T + b, (V, rand(3))),
+    "act_dropout": (lambda x, b: OPS.act_dropout(x, b), lambda x, b: x + b, (X, rand(3))),
+    "act_dropout relu": (lambda x, b: OPS.act_dropout(x, b, "relu", 0.5, SEED),
+                         lambda x, b: (x + b).relu() * HALF, (X, rand(3))),
+    "act_dropout elu": (lambda x, b: OPS.act_dropout(x, b, "elu", 0.5, SEED),
+                        lambda x, b: torch.where(x + b > 0, x + b, (x + b).exp() - 1) * HALF, (X, rand(3))),
     "maxk": (lambda x: OPS.maxk(x, 2, 0)[0],
              lambda x: x.gather(1, x.topk(2).indices.sort().values), (rand(5, 3),)),
     "maxk_expand": (lambda v: OPS.maxk_expand(v, INDEX, 3), lambda v: full(v, INDEX), (rand(5, 2),)),

@@ -8,9 +8,22 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from nn.twins import Initial
 
 from sparsegnn import CSRGraph
-from sparsegnn.nn import CompressedRows, GATConv, GATv2Conv, GCNConv, SAGEConv
+from sparsegnn.nn import (
+    APPNP,
+    CompressedRows,
+    GATConv,
+    GATv2Conv,
+    GCN2Conv,
+    GCNConv,
+    GINConv,
+    GraphConv,
+    SAGEConv,
+    SGConv,
+    TAGConv,
+)
 from sparsegnn.ops import spmm
 
 N, E = 20, 80
@@ -117,6 +130,12 @@ LAYERS = {
     "gcn without norm": lambda: GCNConv(4, 4, normalize=False, sparsity=0.5),
     "gcn cached": lambda: GCNConv(4, 9, cached=True),
     "sage": lambda: SAGEConv(4, 4),
+    "gin": lambda: GINConv(torch.nn.Linear(4, 4), train_eps=True),
+    "sgc cached": lambda: SGConv(4, 9, K=2, cached=True),
+    "tag": lambda: TAGConv(4, 4, K=2),
+    "graph conv": lambda: GraphConv(4, 4),
+    "appnp cached": lambda: APPNP(2, 0.1, cached=True),
+    "gcn2 cached": lambda: Initial(GCN2Conv(4, 0.1, cached=True)),
     "gat": lambda: GATConv(4, 4),
     "gatv2": lambda: GATv2Conv(4, 4),
 }
@@ -147,8 +166,8 @@ def assert_trained_alike(layer, x, graph, other, other_x=None):
     got = trained(layer, x, graph)
     layer.zero_grad()
     layer = copy.deepcopy(layer)
-    if getattr(layer, "cached", False):
-        layer._cached_graph = None
+    if (inner := getattr(layer, "conv", layer)) and getattr(inner, "cached", False):
+        inner._cached_graph = None
     for g, w in zip(got, trained(layer, x if other_x is None else other_x, other), strict=True):
         assert not g.is_inference()
         torch.testing.assert_close(g, w)

@@ -149,6 +149,8 @@ def op_calls() -> dict:
         "block_linear": (lambda x, v, b: ops.block_linear(x, v, b, *blocks, 16, 16),
                          (rand(5, 48), rand(256 * blocks[1].numel()), rand(32))),
         "dense_weight": (lambda v: ops.dense_weight(v, *indices[:2], 4), (rand(n),)),
+        "act_dropout": (lambda x, b: ops.act_dropout(x, b, "none", 0.3, seed), (rand(4, 4), rand(4))),
+        "act_dropout elu": (lambda x, b: ops.act_dropout(x, b, "elu", 0.3, seed), (rand(4, 4), rand(4))),
         "maxk": (lambda x: ops.maxk(x, 2)[0], (rand(4, 4),)),
         "maxk_expand": (lambda v: SPARSE.maxk_expand(v, index, 4), (rand(4, 2),)),
         "maxk_gather": (lambda x: SPARSE.maxk_gather(x, index), (rand(4, 4),)),

@@ -55,15 +55,15 @@ def test_every_kernel_file_belongs_to_an_op():
 # --- imports ---------------------------------------------------------------------------------------------------------
 
 RANK = {
-    **dict.fromkeys(("_console", "_files", "_native", "_version", "data"), 0),
+    **dict.fromkeys(("_console", "_files", "_malloc", "_native", "_version", "data"), 0),
     **dict.fromkeys(("graph", "graph_formats", "pattern", "plans", "policy"), 1),
     "ops": 2,
     "nn": 3,
     **dict.fromkeys(("compact", "convert", "controllers", "linears", "pyg", "width"), 4),
-    **dict.fromkeys(("_info", "capture", "experiments", "report", "integrations"), 5),
+    **dict.fromkeys(("_info", "advice", "capture", "experiments", "report", "integrations"), 5),
     **dict.fromkeys(("cli", "__main__"), 6),
 }
-APPLICATION = ("experiments", "cli")
+APPLICATION = ("advice", "experiments", "cli")
 
 
 def imports(path: Path) -> set[str]:

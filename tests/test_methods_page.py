@@ -1,10 +1,12 @@
 """The page of measured methods, and the script that measures them: resumed, paired, never half a file."""
 
+import functools
 import json
+import subprocess
 
 import pytest
 import torch
-from training import methods
+from training import methods, runs
 from training.masked_dense import MaskedDense, MaskedLinear
 
 from sparsegnn.controllers import METHODS
@@ -27,6 +29,10 @@ def test_page():
         line("side", "dense", [0.8], [1.0]),
         line("side", "rigl", [0.8], [1.0], flops=127),
         line("side", "slr", [0.79], [3.0], flops=775),
+        line("wide", "dense", [0.84], [1.0], sparsity=0.0),
+        line("wide", "rgp", [0.82], [1.0]),
+        line("edges", "dense", [0.93], [1.0], data="amazon_photo", sparsity=0.0),
+        line("edges", "gebt", [0.92], [1.0], data="amazon_photo", edges_at_end=5),
         line("wall", "dense", [0.9], [10.0], data="coauthor_cs"),
         line("wall", "set", [0.895], [5.0], data="coauthor_cs"),
     ]
@@ -42,27 +48,31 @@ def test_page():
     assert next(r for r in rows if r[0] == "`set`" and r[1] == "sparse")[6] == "not measured"
     assert ["cora", "`slr`", "90.0 %", "79.00 ± 1.00", "-1.00", "0.775", "6.1", "3"] in rows
     assert ["`set`", "90.0 %", "89.50 ± 1.00", "-0.50", "5.0", "0.5", "1", "3"] in rows
+    assert ["`rgp`", "90.0 %", "82.00 ± 1.00", "-2.00", "1"] in rows
+    gebt = ["`gebt`", "90.0 %, 50 % of the edges", "92.00 ± 1.00", "-1.00", methods.CLAIMS["gebt"]]
+    assert gebt in rows and set(methods.CLAIMS) == set(methods.edge_methods())
     assert "sparse" in methods.page({})  # before anything is measured
 
 
 def test_cases_that_are_there_are_not_run_again(tmp_path, monkeypatch):
-    path, ran = tmp_path / "a" / "methods.jsonl", []
+    path, ran, others = tmp_path / "a" / "runs.jsonl", [], subprocess.run
 
-    def run(case, extra, environment):
-        ran.append(case.method)
-        if case.method == "set":
-            return "exit 1: no"
-        return {"case": case.name, "command": f"sparsegnn train {case.arguments} --seeds 2"}
+    def run(command, **options):
+        if "sparsegnn" not in command:
+            return others(command, **options)
+        assert command[1:4] == ["-m", "sparsegnn", "train"] and command[-1] == "--json"
+        ran.append(command[5])
+        bad = command[5] == "b"
+        return subprocess.CompletedProcess(command, int(bad), json.dumps({"value": 1}), "no\n")
 
-    monkeypatch.setattr(methods, "run", run)
-    wanted = [c for c in methods.cases("digits") if c.name in ("cora digits dense", "cora digits set")]
-    extra = ["--seeds", "2"]
-    assert methods.measure(wanted, path, extra, {}, False) == ["cora digits set"] and ran == ["dense", "set"]
-    assert methods.measure(wanted, path, extra, {}, False) and ran == ["dense", "set", "set"]
-    methods.measure(wanted[:1], path, ["--seeds", "3"], {}, False)
-    methods.measure(wanted[:1], path, extra, {}, True)
-    assert ran[3:] == ["dense", "dense"]
-    assert [json.loads(row)["case"] for row in path.read_text().splitlines()] == ["cora digits dense"]
+    monkeypatch.setattr(subprocess, "run", run)
+    wanted = [("first", "--data a --seeds 2"), ("second", "--data b --seeds 2")]
+    measure = functools.partial(runs.measure, path=path, env={}, line=lambda name, result: {"case": name, **result})
+    assert measure(wanted, again=False) == ["second"] and ran == ["a", "b"]
+    assert measure(wanted, again=False) == ["second"] and ran == ["a", "b", "b"]
+    assert measure([("first", "--data c --seeds 2")], again=False) == [] and ran[3:] == ["c"]
+    assert measure([("first", "--data c --seeds 2")], again=True) == [] and ran[3:] == ["c", "c"]
+    assert [json.loads(row)["case"] for row in path.read_text().splitlines()] == ["first"]
 
 
 def test_cases():

@@ -12,13 +12,24 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch._dynamo.testing
+from nn.twins import Initial
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sparsegnn
 from sparsegnn import CSRGraph, pattern, plans, policy, sparsify, use_kernel
-from sparsegnn.nn import GATConv, GATv2Conv, GCNConv, SAGEConv, SparseLinear
+from sparsegnn.nn import (
+    GATConv,
+    GATv2Conv,
+    GCN2Conv,
+    GCNConv,
+    GraphConv,
+    SAGEConv,
+    SGConv,
+    SparseLinear,
+    TAGConv,
+)
 from sparsegnn.nn.kernel_choice import KernelChoice
 from sparsegnn.policy import TF32, static_kernel
 
@@ -348,6 +359,10 @@ MODELS = {
     "gcn relu": lambda: GCNConv(16, 32, act="relu", **KEEP),
     "gcn max": lambda: GCNConv(16, 8, aggr="max", normalize=False, **KEEP),
     "sage": lambda: SAGEConv(16, 8, **KEEP),
+    "sgc": lambda: SGConv(16, 8, **KEEP),
+    "tag": lambda: TAGConv(16, 8, **KEEP),
+    "graph conv": lambda: GraphConv(16, 8, **KEEP),
+    "gcn2": lambda: Initial(GCN2Conv(16, 0.1, **KEEP)),
     "gat": lambda: GATConv(16, 4, heads=2, residual=True, **KEEP),
     "gatv2": lambda: GATv2Conv(16, 4, heads=2, **KEEP),
 }

@@ -9,7 +9,7 @@ from torch import nn
 
 import sparsegnn
 from sparsegnn import CSRGraph
-from sparsegnn.nn import GCNConv, SparseLinear
+from sparsegnn.nn import APPNP, GCN2Conv, GCNConv, GINConv, GraphConv, SGConv, SparseLinear, TAGConv
 
 
 class GCN(nn.Module):
@@ -68,6 +68,26 @@ def test_summary_of_shared_lazy_and_no_parameters():
     assert sparsegnn.summary(nn.ReLU(), show=False)[-1]["weights"] == 0
     with pytest.raises(TypeError, match="summary: model must be an nn.Module, got list"):
         sparsegnn.summary([])
+
+
+def test_summary_and_flops_of_other_convolutions():
+    """Layers, parameters of their own, FLOPs per row of all weights, and of a call on width-20 features."""
+    n, e, x = 30, GRAPH.num_edges, torch.randn(30, 20)
+    gin = GINConv(nn.Linear(20, 8), train_eps=True)
+    for layer, own, weights, hops, width in (
+        (SGConv(20, 8, K=2), None, 160, 2, 8), (GraphConv(20, 8), None, 320, 1, 8), (gin, 1, 160, 1, 20),
+        (TAGConv(20, 8, K=2), 8, 480, 2, 8), (GCN2Conv(20, 0.1, shared_weights=False), 800, 800, 1, 20),
+        (APPNP(3, 0.1), None, 0, 3, 20),
+    ):  # fmt: skip
+        rows = sparsegnn.summary(layer, show=False)
+        assert rows[-1]["flops_per_row"] == 2 * weights
+        assert [r["weights"] for r in rows if r["layer"] == type(layer).__name__] == ([] if own is None else [own])
+        args = (x.clone().requires_grad_(), *([x] if type(layer) is GCN2Conv else []), GRAPH)
+        GRAPH.gcn_norm(), GRAPH.gcn_norm(add_self_loops=False)
+        found = sparsegnn.flops(layer, *args, show=False)
+        assert found["total"] == 2 * n * weights + 2 * hops * e * width, type(layer)
+    assert sparsegnn.summary(GCN2Conv(20, 0.1), show=False)[0]["kernel"] == "dense"
+    assert sparsegnn.summary(gin, show=False)[0]["kernel"] == ISA
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.9])

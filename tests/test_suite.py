@@ -4,7 +4,6 @@ No test asserts a time.
 """
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -143,12 +142,6 @@ def test_a_process_that_dies_or_hangs_costs_its_group(monkeypatch):
     assert rows[1]["suite"] == "s"  # what is known of the run
     with pytest.raises(RuntimeError, match="ended with code 1"):  # before any group
         processes.run([sys.executable, "-c", "raise SystemExit(1)"], ["a"], print, print, None)
-
-
-def test_memory_is_kept_where_malloc_can():
-    code = "from harness import suite; suite.keep_memory(); print('kept')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "benchmarks")
-    assert done.stdout == "kept\n", done.stderr
 
 
 def test_quick_runs_every_kind_of_group_in_its_regime(in_process, monkeypatch):  # noqa: F811

@@ -14,7 +14,7 @@ from sparsegnn import capture
 from sparsegnn import data as graphs
 from sparsegnn.experiments.config import TrainConfig
 from sparsegnn.experiments.measure import PeakMemory, StepTimer
-from sparsegnn.experiments.models import FeatureDropout, build, layer_shapes, layer_sparsities, weight_counts
+from sparsegnn.experiments.models import FeatureDropout, build, linears, rows, sparsities, weight_counts, weight_shapes
 from sparsegnn.experiments.train import CheckFailed, parameter_groups, train, write_checkpoint
 
 pytest.importorskip("tqdm")
@@ -60,20 +60,41 @@ def test_feature_dropout_of_another_matrix(sparse):
         assert 0.3 < kept.sum() / (x != 0).sum() < 0.7
 
 
-def test_layer_shapes():
-    assert layer_shapes("gcn", 5, 8, 3, 1, 4) == [{"in_channels": 5, "out_channels": 3}]
-    first, last = layer_shapes("gat", 5, 8, 3, 2, 4)
-    assert first == {"in_channels": 5, "out_channels": 8, "heads": 4}
-    assert last == {"in_channels": 32, "out_channels": 3, "heads": 1, "concat": False}
+SHAPES = {  # of 5 features and 3 classes: hidden 8, 3 layers, 4 heads, 2 hops
+    "gcn": {"convs.0.lin": (8, 5), "convs.1.lin": (8, 8), "convs.2.lin": (3, 8)},
+    "gat": {"convs.0.lin": (32, 5), "convs.1.lin": (32, 32), "convs.2.lin": (3, 32)},
+    "sage": {"convs.0.lin_l": (8, 5), "convs.0.lin_r": (8, 5), "convs.1.lin_l": (8, 8), "convs.1.lin_r": (8, 8),
+             "convs.2.lin_l": (3, 8), "convs.2.lin_r": (3, 8)},
+    "gin": {"convs.0.nn.0": (8, 5), "convs.0.nn.2": (8, 8), "convs.1.nn.0": (8, 8), "convs.1.nn.2": (8, 8),
+            "convs.2.nn.0": (8, 8), "convs.2.nn.2": (3, 8)},
+    "sign": {"inputs.0": (8, 5), "inputs.1": (8, 5), "inputs.2": (8, 5), "layers.0": (8, 8), "layers.1": (3, 8)},
+    "mlp": {"inputs.0": (8, 5), "layers.0": (8, 8), "layers.1": (3, 8)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", SHAPES)
+def test_weight_shapes(model, small):
+    wanted = config(model=model, hidden=8, layers=3, heads=4)
+    assert weight_shapes(wanted, 5, 3) == SHAPES[model]
+    made = {name: tuple(lin.weight.shape) for name, lin in linears(build(wanted, small)).items()}
+    assert made == weight_shapes(wanted, small.num_features, small.num_classes)
 
 
 @pytest.mark.parametrize("distribution", ["erk", "uniform"])
 def test_layer_sparsities_meet_the_total(distribution):
-    shapes = layer_shapes("gcn", 100, 64, 7, 3, 1)
-    sizes = np.array([s["in_channels"] * s["out_channels"] for s in shapes])
-    sparsities = np.array(layer_sparsities(shapes, 0.9, distribution))
-    assert abs((sizes * sparsities).sum() / sizes.sum() - 0.9) < 1e-3
-    assert (np.ptp(sparsities) < 1e-3) == (distribution == "uniform")
+    shapes = weight_shapes(config(hidden=64, layers=3), 100, 7)
+    sizes = np.array([rows * cols for rows, cols in shapes.values()])
+    each = np.array(list(sparsities(shapes, 0.9, distribution).values()))
+    assert abs((sizes * each).sum() / sizes.sum() - 0.9) < 1e-3
+    assert (np.ptp(each) < 1e-3) == (distribution == "uniform")
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_rows_of_features(sparse):
+    x = torch.rand(50, 40) * (torch.rand(50, 40) < 0.1)
+    at = torch.tensor([3, 49, 0, 3])
+    found = rows(x.to_sparse_csr() if sparse else x, at)
+    assert (found.layout == torch.sparse_csr) == sparse and torch.equal(found.to_dense(), x[at])
 
 
 def test_step_timer_drops_warm_up_and_takes_medians():

@@ -4,12 +4,25 @@ import copy
 
 import pytest
 import torch
+from nn.twins import Initial
 from torch.autograd import forward_ad
 from torch.func import functional_call, functionalize, grad, jacfwd, jacrev, jvp, vjp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from sparsegnn import CSRGraph
-from sparsegnn.nn import GATConv, GATv2Conv, GCNConv, SAGEConv, SparseLinear
+from sparsegnn.nn import (
+    APPNP,
+    GATConv,
+    GATv2Conv,
+    GCN2Conv,
+    GCNConv,
+    GINConv,
+    GraphConv,
+    SAGEConv,
+    SGConv,
+    SparseLinear,
+    TAGConv,
+)
 
 N = 12
 EDGES = torch.randint(N, (2, 50), generator=torch.Generator().manual_seed(0))
@@ -38,6 +51,16 @@ LAYERS = {
     "GCN, kept": lambda: GCNConv(6, 8, cached=True),
     "GCN, max": lambda: GCNConv(6, 4, aggr="max"),
     "SAGE": lambda: SAGEConv(6, 4),
+    "GIN": lambda: GINConv(torch.nn.Linear(6, 4)),
+    "GIN, trained": lambda: GINConv(torch.nn.Linear(6, 4), train_eps=True),
+    "SGC": lambda: SGConv(6, 4, K=2),
+    "SGC, sparse": lambda: SGConv(6, 4, K=2, sparsity=0.5),
+    "SGC, kept": lambda: SGConv(6, 8, K=2, cached=True),
+    "TAG": lambda: TAGConv(6, 4, K=2),
+    "TAG, aggregation first": lambda: TAGConv(6, 8, K=2, sparsity=0.5),
+    "Graph": lambda: GraphConv(6, 4),
+    "APPNP": lambda: APPNP(2, 0.1),
+    "GCN2": lambda: Initial(GCN2Conv(6, 0.1, 0.5, 2, shared_weights=False)),
     "GAT": lambda: GATConv(6, 4),
     "GATv2": lambda: GATv2Conv(6, 4),
 }

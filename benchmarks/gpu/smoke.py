@@ -93,6 +93,10 @@ def weight_ops(smoke: Smoke) -> None:
             return ops.sparse_linear(x, values, bias, *index, "relu", 0.3, seed.to(x.device))
 
         smoke.both(epilogue, x, values, bias, *index)
+        for act in ("none", "relu", "elu"):
+            for dtype in (torch.float32, torch.bfloat16, torch.float16):
+                smoke.both(lambda x, b, a=act: ops.act_dropout(x, b, a, 0.3, seed.to(x.device)), x, x[0].clone(),
+                           dtype=dtype)  # fmt: skip
         edges = torch.randint(70, (2, 300), generator=g)
         for act, dropout in (("none", 0.0), ("relu", 0.3)):
 

@@ -15,7 +15,6 @@ group and, run again, measures what is missing, or failed, or was measured with 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import functools
 import hashlib
 import importlib
@@ -36,7 +35,6 @@ if not __package__:  # run by its path
 from harness import FOLDER, processes  # noqa: E402
 
 REGIMES = ("default", "kept")
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 
 #: kind of a row: its unit, whether more is better, and its value from seconds (or bytes) of ours and of the best other
 KINDS: dict[str, tuple[str, bool, Callable]] = {
@@ -93,14 +91,6 @@ class Group:
     def estimate(self) -> float:
         """Seconds on a GPU, with what comes before the timing: a guess, until one has been there."""
         return 1.3 * self.seconds + (1 if self.seconds < 1 else 3)
-
-
-def keep_memory() -> None:
-    """Tell malloc, from now on, to keep freed memory instead of giving it back to the system."""
-    mallopt = ctypes.CDLL(None).mallopt
-    kept = mallopt(M_TRIM_THRESHOLD, -1) and (mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_MAX, 0))
-    if not kept:
-        raise RuntimeError("mallopt: this malloc cannot be told to keep memory")
 
 
 # --- the child: one regime -------------------------------------------------------------------------------------------
@@ -274,9 +264,12 @@ def _spread(ours: list[float] | None, theirs: list[float] | None) -> list[float]
 def child(name: str, regime: str, quick: bool, threads: int, only: str, todo: list[str] | None = None,
           deadline: float | None = None) -> None:  # fmt: skip
     """Measure the groups of one regime (those in ``todo``) until ``deadline``; JSON lines to stdout."""
-    if regime == "kept":
-        keep_memory()
     import torch
+
+    import sparsegnn
+
+    if regime == "kept" and not sparsegnn.keep_memory():
+        raise RuntimeError("this malloc cannot be told to keep memory")
 
     from harness import runner
 

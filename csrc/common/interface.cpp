@@ -4,7 +4,7 @@
 namespace sparsegnn {
 namespace {
 
-__attribute__((used)) const char interface[] = "sparsegnn-interface:2;";
+__attribute__((used)) const char interface[] = "sparsegnn-interface:3;";
 
 }  // namespace
 }  // namespace sparsegnn

@@ -41,7 +41,10 @@ SG_RANDOM U random_mix(U x) {
 
 // What depends on the edge alone, and on the head alone.
 SG_RANDOM uint32_t random_edge(RandomKey key, uint32_t edge) { return random_mix(edge ^ key.lo); }
-SG_RANDOM uint32_t random_head(RandomKey key, uint32_t head) { return (head * 0x9e3779b9u) ^ key.hi; }
+template <typename U>
+SG_RANDOM U random_head(RandomKey key, U head) {
+  return (head * 0x9e3779b9u) ^ key.hi;
+}
 
 template <typename U>
 SG_RANDOM U random_bits(U edge, U head) {

@@ -1,7 +1,8 @@
-// exp and log of vectors (simd.h). Kernel files only.
+// exp, expm1 and log of vectors (simd.h). Kernel files only.
 //
 //   exp   at most 2 ulp in float and double (tests/ops/test_gat.py); results below the smallest normal number are 0;
 //         -inf gives 0, NaN stays NaN
+//   expm1 of x <= 0, at most 3 ulp (tests/ops/test_act_dropout.py); NaN stays NaN
 //   log   of finite x >= 1, at most 2 ulp of max(|log x|, 1)
 #pragma once
 #include "simd.h"
@@ -24,13 +25,14 @@ struct float_format<double> {
   static constexpr double lowest = -708.0, highest = 709.78;
 };
 
+constexpr double inverse_factorial[] = {
+    1.0,        1.0,         1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,       1.0 / 720,
+    1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
+
 // x = n ln 2 + r with |r| <= ln 2 / 2: 2^n by adding n to the exponent, e^r by its Taylor polynomial.
 template <typename A>
 SG_INLINE vec<A> exp(vec<A> x) {
   using F = float_format<A>;
-  constexpr double inverse_factorial[] = {
-      1.0,        1.0,         1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,       1.0 / 720,
-      1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
   const vec<A> shifted = x * A(1.4426950408889634) + F::round;  // the low mantissa bits hold n
   const vec<A> n = shifted - F::round;
   const vec<A> r = (x - n * F::ln2_high) - n * F::ln2_low;
@@ -42,6 +44,20 @@ SG_INLINE vec<A> exp(vec<A> x) {
   const vec<A> finite = x < F::lowest ? vec<A>{} : scaled;
   const vec<A> capped = x > F::highest ? splat(A(__builtin_inf())) : finite;
   return x == x ? capped : x;
+}
+
+// As exp, with the 1 of its polynomial left out: 2^n (e^r - 1) + (2^n - 1), whose parts cancel to half at most.
+template <typename A>
+SG_INLINE vec<A> expm1_below_zero(vec<A> x) {
+  using F = float_format<A>;
+  x = x < F::lowest ? splat(A(F::lowest)) : x;
+  const vec<A> shifted = x * A(1.4426950408889634) + F::round;
+  const vec<A> n = shifted - F::round;
+  const vec<A> r = (x - n * F::ln2_high) - n * F::ln2_low;
+  vec<A> p = splat(A(inverse_factorial[F::terms]));
+  for (int k = F::terms - 1; k >= 1; --k) p = p * r + A(inverse_factorial[k]);
+  const vec<A> power = reinterpret_cast<vec<A>>((reinterpret_cast<uvec<A>>(shifted) + F::bias) << F::bits);
+  return power * (p * r) + (power - A(1));
 }
 
 // A guess g from the bits, within 0.05; then log x = g + log z with z = x e^-g near 1, by the series of atanh.

@@ -7,6 +7,7 @@
 #include "../common/tensor.h"
 #include "dispatch.h"
 #include "output.h"
+#include "sparse_linear_entry.h"
 #include "sparse_linear_pack.h"
 #include "sparse_linear_plan.h"
 
@@ -30,16 +31,6 @@ void check(const Tensor& x, const Tensor& values, const Tensor& crow, const Tens
   check_same_dtype(name, "values", values, x);
   STD_TORCH_CHECK(values.dim() == 1 && values.numel() == col.numel(),
                   "sparse_linear: values must have one element per entry of col");
-}
-
-// ReLU and dropout, as kernels take them.
-template <typename A>
-SparseLinearEpilogue<A> make_epilogue(bool relu, double dropout, const std::optional<Tensor>& seed) {
-  STD_TORCH_CHECK(dropout >= 0 && dropout <= 1, "sparse_linear: dropout must be in [0, 1], got ", dropout);
-  if (dropout == 0) return {relu, 0, {}, A{1}};
-  STD_TORCH_CHECK(seed && seed->numel() == 1 && seed->scalar_type() == ScalarType::Long,
-                  "sparse_linear: dropout needs a seed of dtype int64 and shape [1]");
-  return {relu, random_threshold(dropout), random_key(*data<int64_t>(*seed)), A(random_scale(dropout))};
 }
 
 template <typename T, typename A>
@@ -71,7 +62,7 @@ void forward(const Tensor& x_in, const Tensor& values_in, const std::optional<Te
   dispatch(name, x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate<T>;
-    const auto epilogue = make_epilogue<A>(act == "relu", dropout, seed);
+    const auto epilogue = make_epilogue<A>(name, act == "relu", dropout, seed);
     if (samples <= few_samples || inputs == 0) {
       const SparseLinearDirectArgs<T, A> args{data<int32_t>(crow),
                                               data<int32_t>(col),
@@ -197,7 +188,7 @@ std::tuple<Tensor, Tensor, Tensor> sparse_linear_backward(const Tensor& dy_in, c
   dispatch(name, x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate<T>;
-    const SparseLinearMask<T, A> mask{data<T>(y), make_epilogue<A>(y.has_value(), dropout, seed)};
+    const SparseLinearMask<T, A> mask{data<T>(y), make_epilogue<A>(name, y.has_value(), dropout, seed)};
     const bool with_dvalues = need_dvalues || need_dbias;
     const auto plan = with_dvalues ? choose_backward(samples, inputs, outputs, nnz, sizeof(A), sizeof(T))
                                    : choose_forward(samples, inputs, outputs, nnz, sizeof(A), sizeof(T));

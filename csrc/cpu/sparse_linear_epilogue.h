@@ -1,5 +1,5 @@
 // What sparse_linear does to a tile on its way out, and to a gradient on its way in: ReLU and dropout, with no pass of
-// their own over memory. Kernel files only.
+// their own over memory; act_dropout is that pass, for what other products leave. Kernel files only.
 //
 //   out  y = kept * scale * relu(sum)       kept: 0 or 1 by the bits of (seed, sample, output), see common/random.h
 //   in   dy * scale where y is not <= 0     as torch's threshold_backward: a NaN lets the gradient through
@@ -31,7 +31,9 @@ struct Dropper {
 
   // Outputs [column, column + L) come next.
   SG_INLINE void at(int64_t column) {
-    for (int i = 0; i < L; ++i) head[i] = random_head(e.key, uint32_t(column + i));
+    words lane;
+    for (int i = 0; i < L; ++i) lane[i] = uint32_t(i);
+    head = random_head(e.key, lane + uint32_t(column));
   }
   // v of sample `row` where kept, scaled; 0 elsewhere.
   SG_INLINE vec<A> keep(vec<A> v, int64_t row) const {

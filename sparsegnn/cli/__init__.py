@@ -1,4 +1,4 @@
-"""The `sparsegnn` command: info, methods, train, bench.
+"""The `sparsegnn` command: info, methods, train, advise, bench.
 
 Exit codes: 0 fine, 1 a check failed (a diverged run, say) or a bug, 2 usage, bad input or a full disk, 128 + n after
 signal n (130: Ctrl-C). A reader of the output that leaves is no error. Results go to stdout, everything else to stderr,
@@ -127,6 +127,7 @@ def application():
     """The typer application; made when it is needed, so that importing this module costs nothing."""
     import typer
 
+    from sparsegnn.cli.advise import advise
     from sparsegnn.cli.bench import bench
     from sparsegnn.cli.info import info
     from sparsegnn.cli.methods import methods
@@ -141,6 +142,6 @@ def application():
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
-    for command in (info, methods, train, bench):
+    for command in (info, methods, train, advise, bench):
         app.command()(with_options(command))
     return app

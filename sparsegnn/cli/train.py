@@ -20,6 +20,11 @@ def train(
     hidden: int | None = None,
     layers: int = 2,
     heads: int = 8,
+    residual: bool = False,
+    layer_norm: bool = False,
+    maxk: int | None = None,
+    dtype: str = "float32",
+    hops: int | None = None,
     epochs: int = 200,
     lr: float | None = None,
     weight_decay: float = 5e-4,
@@ -43,7 +48,7 @@ def train(
     progress: bool | None = None,
     as_json: bool = False,
 ) -> None:
-    """Train a dense or sparse GCN or GAT and report accuracy, weights, FLOPs, seconds per step and peak memory."""
+    """Train a dense or sparse network and report accuracy, weights, FLOPs, seconds per step and peak memory."""
     options = dict(locals())
     for name in ("as_json", "seeds", "threads"):
         del options[name]

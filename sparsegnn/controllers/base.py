@@ -56,6 +56,7 @@ class Controller:
     moves_weights = True  # whether it ever does, and so must know the state of the optimizer
     keeps_size = True  # whether an update leaves every tensor its size, so that a recorded one can be replayed
     every_step = False  # whether before_step() or after_step() act, which no recorded step would call
+    changes_activations = False  # whether it replaces or keeps what comes behind layers: then it must not be fused
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, update_every: int = 100,
                  start_at: int = 0, stop_at: int | None = None, seed: int = 0):  # fmt: skip

@@ -12,17 +12,21 @@ from sparsegnn import _files, _native
 from sparsegnn.controllers import Controller, registry
 from sparsegnn.controllers.distributions import DISTRIBUTIONS
 from sparsegnn.controllers.settings import shown
-from sparsegnn.experiments.models import BACKENDS
+from sparsegnn.experiments.models import BACKENDS, MODELS, ROWWISE
 from sparsegnn.pattern import PATTERNS
 
 DENSE = "dense"  # the method that is none
 DEFAULT = "rigl"  # where a sparsity is asked for and no method
-MODELS = ("gcn", "gat")
+DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
 #: recipe of each model: what a published dense baseline uses on citation graphs
 RECIPES = {
     "gcn": {"hidden": 64, "lr": 0.01, "dropout": 0.5},
     "gat": {"hidden": 8, "lr": 0.005, "dropout": 0.6},
+    "sage": {"hidden": 64, "lr": 0.01, "dropout": 0.5},
+    "gin": {"hidden": 64, "lr": 0.01, "dropout": 0.5},
+    "sign": {"hidden": 64, "lr": 0.01, "dropout": 0.5},
+    "mlp": {"hidden": 64, "lr": 0.01, "dropout": 0.5},
 }
 #: settings that methods share, which have an option each
 COMMON = ("sparsity", "distribution", "update_every", "stop_at", "drop_fraction")
@@ -32,16 +36,21 @@ COMMON = ("sparsity", "distribution", "update_every", "stop_at", "drop_fraction"
 class TrainConfig:
     """A training run. None means the recipe of the model or method, or a value that follows from the others.
 
-    hidden          width of a hidden layer; for GAT the width per head. 64 (GCN), 8 (GAT)
+    hidden          width of a hidden layer; for GAT the width per head, 8; of the others 64
+    residual        add the input of a hidden layer to its output; needs three layers
+    layer_norm      LayerNorm between each hidden layer and its activation
+    maxk            features of a node that are kept in place of ReLU (MaxK-GNN); a GCN aggregates only these
+    dtype           float32, or bfloat16: features and activations, by autocast; weights stay float32
+    hops            powers of the adjacency that SIGN precomputes; 2
     method          dense, a method of `sparsegnn methods`, or a class of your own as module:Class
     sparsity        fraction of weights that do not exist (over all layers); that of the method, mostly 0.9
     distribution    how sparsity is spread over the layers: erk, er, uniform, or global where a method prunes; erk
-    pattern         where weights may be: unstructured, fan_in, 2:4, grouped:8, block:16x16; what the method asks for
+    pattern         unstructured, fan_in, 2:4, grouped:8, block:16x16, in layers that can hold it; that of the method
     update_every    steps between mask updates; that of the method, mostly epochs / 20, which makes about 14 updates
     stop_at         no mask update after this step; that of the method, mostly 3/4 of the epochs
     drop_fraction   share of the weights moved at the first update, falling to 0; that of the method, mostly 0.5
     set             the method's own settings, by name, over all of these
-    weight_decay    on the first layer for GCN, on all parameters for GAT
+    weight_decay    on the first layer; for GAT on all parameters
     input_dropout   dropout on the features; that of the hidden layers
     eval_every      epochs between looks at the validation set
     backend         sparsegnn, or pyg: PyTorch Geometric's own layers (dense only)
@@ -57,6 +66,11 @@ class TrainConfig:
     hidden: int | None = None
     layers: int = 2
     heads: int = 8
+    residual: bool = False
+    layer_norm: bool = False
+    maxk: int | None = None
+    dtype: str = "float32"
+    hops: int | None = None
     epochs: int = 200
     lr: float | None = None
     weight_decay: float = 5e-4
@@ -94,6 +108,7 @@ class TrainConfig:
         _check("weight_decay", self.weight_decay, float, 0.0, 1e31, "in [0, 1e31)")
         for name in ("dropout", "input_dropout"):
             _check(name, getattr(self, name), float, 0.0, 1.0, "in [0, 1)")
+        self._check_model()
         self._check_common()
         self._check_set(cls)
         if cls is None:
@@ -102,12 +117,38 @@ class TrainConfig:
             self._check_method(cls)
         if self.backend == "pyg" and cls is not None:
             raise ValueError(f"method must be 'dense' for backend 'pyg', whose layers are dense, got {self.method!r}")
-        if not isinstance(self.cuda_graph, bool):
-            raise TypeError(f"cuda_graph must be True or False, got {self.cuda_graph!r}")
+        for name in ("residual", "layer_norm", "cuda_graph"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if self.cuda_graph and self.backend != "sparsegnn":
             raise ValueError(f"cuda_graph must be used with backend 'sparsegnn', got {self.backend!r}")
         if self.cuda_graph and not self.device.startswith("cuda"):
             raise ValueError(f"cuda_graph must be used on a GPU, got device {self.device!r}: add --device cuda")
+
+    def _check_model(self) -> None:
+        """What the network is made of."""
+        _one_of("dtype", self.dtype, tuple(DTYPES))
+        if self.model == "sign":
+            self.hops = 2 if self.hops is None else self.hops
+            _check("hops", self.hops, int, 0, 33, "an integer in [0, 32]")
+        elif self.hops is not None:
+            raise ValueError(f"hops must be left out for model {self.model!r}, only sign has them, got {self.hops}")
+        if self.residual and self.layers < 3:
+            raise ValueError(f"residual must be used with at least 3 layers, got {self.layers}: in fewer no "
+                             "hidden layer has an input of its own width")  # fmt: skip
+        if self.layer_norm and self.layers < 2:
+            raise ValueError(f"layer_norm must be used with at least 2 layers, got {self.layers}")
+        if self.maxk is not None:
+            width = self.hidden * (self.heads if self.model == "gat" else 1)
+            _check("maxk", self.maxk, int, 1, width + 1, f"in [1, {width}], the width of a hidden layer")
+            if self.layers < 2:
+                raise ValueError(f"maxk must be used with at least 2 layers, got {self.layers}")
+        if self.backend == "pyg":
+            for name, off in (("maxk", None), ("dtype", "float32")):
+                if getattr(self, name) != off:
+                    raise ValueError(f"{name} must be left out for backend 'pyg', got {getattr(self, name)!r}")
+            if self.model in ROWWISE:
+                raise ValueError(f"model must be one of PyG's graph layers for backend 'pyg', got {self.model!r}")
 
     @property
     def controller(self) -> type[Controller] | None:
@@ -163,6 +204,12 @@ class TrainConfig:
 
     def _check_method(self, cls: type[Controller]) -> None:
         known = registry.settings(cls)
+        if self.model in ROWWISE and "edges" in cls.target:
+            raise ValueError(f"model must be one that aggregates in each step for method {self.method!r}, which "
+                             f"removes edges, got {self.model!r}")  # fmt: skip
+        if self.maxk is not None and any(word in cls.target for word in ("activations", "embeddings")):
+            raise ValueError(f"maxk must be left out for method {self.method!r}, which puts MaxK into the model "
+                             f"itself, got {self.maxk}")  # fmt: skip
         builds = ("sparsity", "distribution") if cls.start == "sparse" else ()  # of which the model is made
         for name in COMMON:
             if getattr(self, name) is not None and name not in (*known, *builds):

@@ -9,7 +9,7 @@ is what a kernel does at the end of a product (bias, ReLU, dropout).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -27,7 +27,17 @@ AGGREGATION = ("spmm", "gat", "sddmm", "maxk_spmm", "csr_")
 GATHERS = ("gather", "index_select", "index_add", "scatter", "segment_reduce", "embedding_dense_backward")
 _FUSED = ("spmm_linear", "spmm_linear_backward")
 _TAGS = {torch.Tag.pointwise, getattr(torch.Tag, "reduction", torch.Tag.pointwise)}
-_ELEMENTWISE = ("native_dropout", "_log_softmax", "_softmax", "nll_loss", "cumsum", "dot", "_foreach_", "_fused_")
+_ELEMENTWISE = (
+    "native_dropout",
+    "_log_softmax",
+    "_softmax",
+    "nll_loss",
+    "cumsum",
+    "dot",
+    "_foreach_",
+    "_fused_",
+    "act_dropout",
+)
 _MOVES = ("clone", "copy_", "_foreach_copy_", "_foreach_zero_")
 _COSTS_AT_UPDATES = ("sort", "topk", "kthvalue")
 _HOOKS = ("before_step", "update", "after_step", "skipped", "arm")  # where a controller acts
@@ -36,8 +46,9 @@ _HOOKS = ("before_step", "update", "after_step", "skipped", "arm")  # where a co
 class Meter(TorchDispatchMode):
     """Counts and times what runs within it, on a CPU by the clock around each operator, on a GPU by events."""
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, clock: Callable[[], float] = time.perf_counter):
         super().__init__()
+        self._clock = clock
         self.flops = dict.fromkeys(PARTS, 0)
         self.products = 0  # what torch.utils.flop_counter would say
         self.seconds = dict.fromkeys(PARTS, 0.0)
@@ -54,9 +65,10 @@ class Meter(TorchDispatchMode):
             if out is not NotImplemented:
                 return out
         if self._gpu is None:
-            start = time.perf_counter()
+            start = self._clock()
             out = func(*args, **kwargs)
-            self._spend(self._count(func, args, kwargs, out), time.perf_counter() - start)
+            took = self._clock() - start
+            self._spend(self._count(func, args, kwargs, out), took)
             return out
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -125,7 +137,7 @@ class Meter(TorchDispatchMode):
         if space == "sparsegnn":
             if name.startswith(AGGREGATION):
                 return "weights" if name == "spmm" and multiplies(args[1]) else "aggregation"
-            return "elementwise" if name.startswith("maxk") else "weights"
+            return "elementwise" if name.startswith(("maxk", "act_dropout")) else "weights"
         if is_product:
             return "weights"
         return "aggregation" if name.startswith(GATHERS) else "elementwise"

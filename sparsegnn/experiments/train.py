@@ -1,4 +1,4 @@
-"""One training run, measured: full-batch node classification with a dense or a sparse GCN or GAT.
+"""One training run, measured: full-batch node classification with a dense or a sparse network.
 
 Adam; the epoch with the best validation accuracy (ties: lower validation loss) is reported, and only epochs after
 the last mask update take part. Nothing is ever selected on the test set.
@@ -9,8 +9,9 @@ from __future__ import annotations
 import io
 import math
 import os
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +22,11 @@ from sparsegnn import _console, _files
 from sparsegnn import data as graphs
 from sparsegnn._version import __version__
 from sparsegnn.controllers import Controller, registry
-from sparsegnn.experiments.config import DENSE, TrainConfig, check_device, check_writable, is_plain
+from sparsegnn.experiments.config import DENSE, DTYPES, TrainConfig, check_device, check_writable, is_plain
 from sparsegnn.experiments.ledger import Ledger
 from sparsegnn.experiments.measure import PeakMemory, StepTimer
 from sparsegnn.experiments.meter import PARTS
-from sparsegnn.experiments.models import build, edge_count, features_of, prepare, weight_counts
+from sparsegnn.experiments.models import ROWWISE, build, edge_count, inputs_of, linears, prepare, rows, weight_counts
 
 
 class CheckFailed(RuntimeError):
@@ -55,6 +56,7 @@ class _Best:
     val_accuracy: float = -1.0
     val_loss: float = math.inf
     test_accuracy: float = float("nan")
+    curve: list[list] = field(default_factory=list)
     state: dict[str, Tensor] | None = None
 
 
@@ -66,16 +68,46 @@ class _Split:
         self.labels = data.y[self.nodes]
 
     def loss(self, logits: Tensor) -> Tensor:
-        return F.cross_entropy(logits[self.nodes], self.labels)
+        return F.cross_entropy(logits, self.labels)
 
     def accuracy(self, logits: Tensor) -> float:
-        return (logits[self.nodes].argmax(1) == self.labels).double().mean().item()
+        return (logits.argmax(1) == self.labels).double().mean().item()
+
+
+class Task:
+    """A model with all that it is called with: :meth:`logits` of the nodes of a split."""
+
+    def __init__(self, config: TrainConfig, data: graphs.GraphData, model: nn.Module, graph: object):
+        self.model, self.graph, self.device = model, graph, data.x.device.type
+        self.low = DTYPES[config.dtype]
+        self.train, self.val, self.test = (_Split(data, m) for m in (data.train_mask, data.val_mask, data.test_mask))
+        self.inputs = [x if self.low is None else x.to(self.low) for x in inputs_of(config, data, graph)]
+        self.rows: dict[_Split, Tensor | list[Tensor]] = {}
+        if config.model in ROWWISE:  # a step computes nothing of other nodes
+            splits = (self.train, self.val, self.test)
+            of = {split: [rows(x, split.nodes) for x in self.inputs] for split in splits}
+            self.rows = {split: parts if len(parts) > 1 else parts[0] for split, parts in of.items()}
+            self.inputs = []
+
+    def logits(self, *splits: _Split) -> list[Tensor]:
+        with torch.autocast(self.device, self.low, enabled=self.low is not None, cache_enabled=False):
+            if self.rows:
+                found = [self.model(self.rows[split]) for split in splits]
+            else:
+                every = self.model(self.inputs[0], self.graph)
+                found = [every[split.nodes] for split in splits]
+        return [logits.float() for logits in found]
+
+    def loss(self) -> Tensor:
+        (logits,) = self.logits(self.train)
+        return self.train.loss(logits)
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
-    """Adam's groups: weight decay on the first convolution for GCN, everywhere for GAT."""
-    first = list(model.convs[0].parameters())
-    rest = [p for conv in model.convs[1:] for p in conv.parameters()]
+    """Adam's groups: weight decay on the first layer, for GAT everywhere."""
+    first = list(model.first.parameters())
+    known = set(map(id, first))
+    rest = [p for p in model.parameters() if id(p) not in known]
     decay = config.weight_decay if config.model == "gat" else 0.0
     return [{"params": first, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": decay}]
 
@@ -111,9 +143,11 @@ def kernels(config: TrainConfig, model: nn.Module) -> dict[str, str]:
     """What multiplies and what aggregates in each layer: cpu/<instruction set>, cuda, reference, dense or pyg."""
     from sparsegnn.report import kernel
 
+    convs = {f"convs.{i}": conv for i, conv in enumerate(getattr(model, "convs", ()))}
     if config.backend == "pyg":
-        return {f"convs.{i}": "pyg" for i in range(len(model.convs))}
-    return {n: kernel(m) for i, c in enumerate(model.convs) for n, m in ((f"convs.{i}", c), (f"convs.{i}.lin", c.lin))}
+        return dict.fromkeys(convs, "pyg")
+    layers = convs | linears(model)
+    return {name: kernel(layers[name]) for name in sorted(layers)}
 
 
 def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
@@ -131,8 +165,11 @@ def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
     memory = PeakMemory(device)
     graph = prepare(config.backend, data)
     model = build(config, data).to(device)
+    start = time.perf_counter()
+    task = Task(config, data, model, graph)
+    preparation = time.perf_counter() - start
     gpu = device.type == "cuda"  # there the step count stays on the GPU, as a captured step needs it
-    optimizer = Adam(parameter_groups(model, config), lr=config.lr, fused=gpu or None, capturable=gpu)
+    optimizer = Adam(parameter_groups(model, config), lr=config.lr, fused=True, capturable=gpu)
     edges = edge_count(graph)  # some methods remove edges before the first step
     controller = make_controller(config, model, optimizer, graph)
     weights_at_start, dense = weight_counts(model)
@@ -140,7 +177,7 @@ def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
     # A recorded step shows no operators; PyG's gather and scatter are not counted.
     ledger = Ledger(model, optimizer, sample_every=0 if config.cuda_graph else 50, memory=memory)
     phases = _Phases(controller)
-    best = _fit(config, data, features_of(config.backend, data), graph, model, optimizer, phases, timer, ledger)
+    best = _fit(config, data.name, task, optimizer, phases, timer, ledger)
     account = ledger.report(show=False)
     counted = account["flops"] if config.backend == "sparsegnn" else dict.fromkeys(account["flops"])
     kept, _ = weight_counts(model)
@@ -155,6 +192,8 @@ def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
         "test_accuracy": best.test_accuracy,
         "val_accuracy": best.val_accuracy,
         "best_epoch": best.epoch,
+        # steps made, validation accuracy then, test accuracy of the epoch that is selected by then
+        "curve": best.curve,
         "sparsity": 1 - kept / dense,
         "weights": kept,
         "weights_dense": dense,
@@ -166,6 +205,7 @@ def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
         "seconds_backward": seconds["backward"],
         "seconds_optimizer": seconds["optimizer"],
         **{f"seconds_{part}": account["seconds_per_step"][part] for part in (*PARTS, "other")},
+        "seconds_preparation": preparation,  # of the inputs: SIGN's powers, once
         "seconds_training": account["seconds"]["total"],  # of all steps, without looks at the validation set
         "peak_memory_bytes": account["peak_memory_bytes"],
         "run_memory_bytes": account["run_memory_bytes"],  # above what the process held before the model was made
@@ -173,6 +213,7 @@ def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
         "phases": phases.history,
         "settings": {k: v if is_plain(v) else str(v) for k, v in used_settings(config).items()},
         "kernels": kernels(config, model),
+        "patterns": {n: m.structure for n, m in linears(model).items() if hasattr(m, "structure")},
         "nodes": data.num_nodes,
         "edges": data.num_edges,
         "edges_at_start": edges,  # of the graph that the layers get
@@ -209,32 +250,31 @@ class _Phases:
         return now
 
 
-def _fit(config, data, x, graph, model, optimizer, phases: _Phases, timer: StepTimer, ledger: Ledger) -> _Best:
+def _fit(config, name: str, task: Task, optimizer, phases: _Phases, timer: StepTimer, ledger: Ledger) -> _Best:
     """The training loop."""
     from tqdm import tqdm
 
-    train_split, val, test = (_Split(data, m) for m in (data.train_mask, data.val_mask, data.test_mask))
+    model = task.model
     best = _Best()
     stderr = _console.diagnostics()
     hidden = not (stderr.isatty() if config.progress is None else config.progress)
-    name = _console.clean(data.name)[:40]
     method = _console.clean(config.method)[:40]
-    title = f"{name} {config.model} {method if config.backend == 'sparsegnn' else config.backend}"
+    title = f"{_console.clean(name)[:40]} {config.model} {method if config.backend == 'sparsegnn' else config.backend}"
     make_step = _captured_step if config.cuda_graph else _plain_step
-    step = make_step(lambda: train_split.loss(model(x, graph)), optimizer, timer)
+    step = make_step(task.loss, optimizer, timer)
     bar = tqdm(range(config.epochs), title, disable=hidden, delay=2, leave=False, file=stderr)
     for epoch in bar:
         model.train()
         now = phases.at(epoch)
         # A step of a kind that was not seen must be none that is replayed.
-        with ledger.step(None if config.cuda_graph else (now, edge_count(graph))) as sampled:
+        with ledger.step(None if config.cuda_graph else (now, edge_count(task.graph))) as sampled:
             loss = step()
         timer.end_step(keep=not sampled)
         if not math.isfinite(loss.item()):
             raise CheckFailed(f"training diverged: loss {loss.item()} in epoch {epoch} (lr {config.lr})")
         last = epoch + 1 == config.epochs
         if epoch + 1 >= phases.settled_at and (last or (epoch + 1) % config.eval_every == 0):
-            _evaluate(epoch, model, x, graph, val, test, best, config.save is not None)
+            _evaluate(epoch, task, best, config.save is not None)
             bar.set_postfix(val=f"{best.val_accuracy:.3f}", refresh=False)
     return best
 
@@ -274,15 +314,16 @@ def _captured_step(loss_of: Callable[[], Tensor], optimizer: torch.optim.Optimiz
 
 
 @torch.no_grad()
-def _evaluate(epoch, model, x, graph, val: _Split, test: _Split, best: _Best, keep_state: bool) -> None:
+def _evaluate(epoch: int, task: Task, best: _Best, keep_state: bool) -> None:
     """Take this epoch as the best so far if its validation accuracy says so."""
-    model.eval()
-    logits = model(x, graph)
-    accuracy, loss = val.accuracy(logits), val.loss(logits).item()
+    task.model.eval()
+    val, test = task.logits(task.val, task.test)
+    accuracy, loss = task.val.accuracy(val), task.val.loss(val).item()
     if not math.isfinite(loss):
         raise CheckFailed(f"training diverged: validation loss {loss} in epoch {epoch}")
     if (accuracy, -loss) > (best.val_accuracy, -best.val_loss):
         best.epoch, best.val_accuracy, best.val_loss = epoch, accuracy, loss
-        best.test_accuracy = test.accuracy(logits)
+        best.test_accuracy = task.test.accuracy(test)
         if keep_state:
-            best.state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+            best.state = {k: v.detach().cpu().clone() for k, v in task.model.state_dict().items()}
+    best.curve.append([epoch + 1, accuracy, best.test_accuracy])

@@ -1,48 +1,104 @@
-"""A x for a graph layer: the GCN norm or none, as scales or edge weights; A x W^T as one op; A x kept for later."""
+"""A x for a graph layer: the GCN norm or none, as scales or edge weights; A x W^T, as one op or the shorter way."""
 
 from __future__ import annotations
 
-import weakref
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sparsegnn.graph import CSRGraph, extend
-from sparsegnn.graph_formats import outside_modes
 from sparsegnn.nn.inner import is_plain
 from sparsegnn.nn.linear import SparseLinear
 from sparsegnn.nn.loops import pad_rows
 from sparsegnn.nn.maxk import CompressedRows, dense
-from sparsegnn.ops._autograd import transformed
+from sparsegnn.nn.products import fresh, plus, product, refuse_sparse
 from sparsegnn.ops._fused import fused
 from sparsegnn.ops.spmm import apply as spmm
+from sparsegnn.ops.spmm_gcn import aggregate_first
 from sparsegnn.ops.spmm_linear import apply as spmm_linear
 
 REDUCTIONS = {"add": "sum", "sum": "sum", "mean": "mean", "max": "max", "min": "min"}
 
 
-def aggregate(graph: CSRGraph, x: Tensor | CompressedRows, aggr: str = "add", normalize: bool = True,
-              improved: bool = False, add_self_loops: bool = True) -> Tensor:  # fmt: skip
-    """A x, reduced over the edges of every row; A has the symmetric GCN norm when ``normalize``."""
-    scale = diag = None
-    reduce, val, rows = REDUCTIONS[aggr], graph.val, graph.num_rows
-    if isinstance(x, CompressedRows) and reduce in ("max", "min"):
-        x = x.to_dense()
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    if normalize and reduce == "sum" and (val is None or not val.requires_grad):
+class Matrix(NamedTuple):
+    """A, as the kernels take it: row_scale (val of the edges of graph + diag) col_scale."""
+
+    graph: CSRGraph
+    val: Tensor | None
+    row_scale: Tensor | None
+    col_scale: Tensor | None
+    diag: Tensor | None
+    rows: int  # of the result: the graph of a compiled region may be padded
+
+    def times(self, factor: float, dtype: torch.dtype) -> Matrix:
+        """Of sums and means, for features of ``dtype``, that are multiplied by ``factor``."""
+        if self.row_scale is not None:
+            return self._replace(row_scale=self.row_scale * factor)
+        dtype, crow = torch.promote_types(dtype, torch.float32), self.graph.crow
+        return self._replace(row_scale=crow.new_full((self.graph.num_rows,), factor, dtype=dtype))
+
+
+def matrix(graph: CSRGraph, dtype: torch.dtype, aggr: str = "add", normalize: bool = True, improved: bool = False,
+           add_self_loops: bool = True, explicit: bool = False) -> Matrix:  # fmt: skip
+    """A for features of ``dtype``, with the symmetric GCN norm when ``normalize``.
+
+    ``explicit``: all of it in ``val``, the self-loops too.
+    """
+    rows, dtype = graph.num_rows, torch.promote_types(dtype, torch.float32)
+    if normalize and not explicit and REDUCTIONS[aggr] == "sum" and (graph.val is None or not graph.val.requires_grad):
         graph, scale, diag = graph.normed(improved, add_self_loops, dtype)
-        val = graph.val
-    elif normalize:
-        graph, val = normalized(graph, improved, add_self_loops, dtype)
-        x = x if graph.num_cols == x.size(0) else pad_rows(dense(x), graph.num_cols)
+        return Matrix(graph, graph.val, scale, scale, diag, rows)
+    if normalize:
+        return Matrix(*normalized(graph, improved, add_self_loops, dtype), None, None, None, rows)
+    val = torch.ones(graph.num_edges, dtype=dtype, device=graph.device) if explicit and graph.val is None else graph.val
+    return Matrix(graph, val, None, None, None, rows)
+
+
+def multiply(a: Matrix, x: Tensor | CompressedRows, aggr: str = "add") -> Tensor:
+    """A x, reduced over the edges of every row."""
+    graph, val, row_scale, col_scale, diag, rows = a
+    reduce = REDUCTIONS[aggr]
+    if isinstance(x, CompressedRows) and (reduce in ("max", "min") or graph.num_cols != x.size(0)):
+        x = x.to_dense()
+    x = x if graph.num_cols == x.size(0) else pad_rows(x, graph.num_cols)
     transpose = graph.transpose() if needs_grad(x) else (None, None, None)
     val = None if val is None else val.to(x.dtype)
     if isinstance(x, CompressedRows):
-        matrix = graph.crow, graph.col, val, scale, scale, diag
-        return torch.ops.sparsegnn.maxk_spmm(x.values, x.index, x.width, *matrix, *transpose, reduce, x.group)
+        args = graph.crow, graph.col, val, row_scale, col_scale, diag
+        return torch.ops.sparsegnn.maxk_spmm(x.values, x.index, x.width, *args, *transpose, reduce, x.group)
     need_arg = needs_grad(x) or (val is not None and needs_grad(val))
-    y = spmm(x, graph.crow, graph.col, val, scale, scale, diag, *transpose, reduce, need_arg)[0]
+    y = spmm(x, graph.crow, graph.col, val, row_scale, col_scale, diag, *transpose, reduce, need_arg)[0]
     return y if graph.num_rows == rows else y[:rows]
+
+
+def propagate(a: Matrix, x: Tensor | CompressedRows, aggr: str, hops: int) -> Tensor | CompressedRows:
+    """A^hops x."""
+    for _ in range(hops):
+        x = multiply(a, x, aggr)
+    return x
+
+
+def commutes(aggr: str) -> bool:
+    """Whether A (x W) = (A x) W."""
+    return aggr not in ("max", "min")
+
+
+def narrower(x: Tensor | CompressedRows, outputs: int) -> bool:
+    """Whether A x is no wider than A (x W) for ``outputs`` columns of W^T: of compressed rows by what they keep."""
+    return x.values.size(1) <= outputs if isinstance(x, CompressedRows) else aggregate_first(x, outputs)
+
+
+def transform_hops(layer: str, a: Matrix, x: Tensor | CompressedRows, linear: torch.nn.Module, outputs: int,
+                   aggr: str, hops: int = 1) -> Tensor:  # fmt: skip
+    """``linear(A^hops x)``, at the narrower of the two widths where that is the same; nobody else's."""
+    first = narrower(x, outputs) or not commutes(aggr)
+    if hops and not first and (y := product(linear, dense(x))) is not None:
+        y = propagate(a, y, aggr, hops)
+        return y if linear.bias is None else plus(y, linear.bias)
+    if hops:
+        refuse_sparse(layer, x)
+    return fresh(linear, dense(propagate(a, x, aggr, hops)))
 
 
 def aggregate_transform(graph: CSRGraph, x: Tensor | CompressedRows, linear: torch.nn.Module, bias: Tensor | None,
@@ -84,67 +140,3 @@ def normalized(graph: CSRGraph, improved: bool, add_self_loops: bool, dtype: tor
 
 def needs_grad(x: Tensor | CompressedRows) -> bool:
     return x.requires_grad and torch.is_grad_enabled()
-
-
-class Given:
-    """The CSRGraph that a cached graph was made from, and its version then; a copy of it knows neither."""
-
-    def __init__(self, graph: object):
-        self.graph = graph if isinstance(graph, CSRGraph) else None
-        self.version = None if self.graph is None else self.graph.version
-
-    def fits(self, given: object) -> bool:
-        """Whether what was made then may be used in a call with ``given``."""
-        if self.version is None:
-            return True
-        return not isinstance(given, CSRGraph) if self.graph is None else self.graph.version == self.version
-
-    def __reduce__(self):
-        return _copied, (self.version is not None,)
-
-
-def _copied(version: bool) -> Given:
-    made = Given(None)
-    made.version = -1 if version else None
-    return made
-
-
-class KeptAggregate:
-    """A x of a constant input, from the second time on that the same tensor comes.
-
-    The same: the same object, unchanged since (its version counter and address tell; writes through ``.data`` or numpy
-    do not). Freed with the tensor. Not saved, and copies begin empty.
-    """
-
-    def __init__(self):
-        self.clear()
-
-    def clear(self) -> None:
-        self._x = self._state = self._ax = self._made = None
-
-    def __call__(self, x: Tensor, graph: CSRGraph, make) -> Tensor | None:
-        """``make()`` or what it returned before; None where ``x`` is new or is no constant."""
-        val = graph.val
-        if type(x) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_compiling() or transformed():
-            return None
-        if needs_grad(x) or x.is_inference() or x.layout != torch.strided:
-            return None
-        if val is not None and val.requires_grad:
-            return None
-        device = x.device.type
-        low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        state = (x._version, x.data_ptr(), id(graph), graph.version, low)
-        if self._x is None or self._x() is not x or self._state != state:
-            self._x, self._state, self._ax = weakref.ref(x, self._forget), state, None
-            return None
-        if self._ax is None or self._ax._version != self._made:  # a hook may have written to it
-            self._ax = outside_modes(make)()
-            self._made = self._ax._version
-        return self._ax
-
-    def _forget(self, gone) -> None:
-        if gone is self._x:
-            self.clear()
-
-    def __reduce__(self):
-        return KeptAggregate, ()

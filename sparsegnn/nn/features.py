@@ -77,17 +77,17 @@ def dense_features(layer: str, x: Tensor, weight_t: Tensor) -> Tensor:
     return product(weight_t, csr.crow, csr.col, val)
 
 
-def sparse_features(layer, x: Tensor) -> Tensor:
-    """The call of a :class:`SparseLinear` on sparse ``x`` [N, K]; not differentiable in ``x``."""
+def sparse_features(layer, x: Tensor, bias: Tensor | None) -> Tensor:
+    """The product of a :class:`SparseLinear` and sparse ``x`` [N, K], plus ``bias``; not differentiable in ``x``."""
     csr, val = checked("SparseLinear", x, layer.in_features, layer.values.dtype)
     if policy.features_kernel(layer.values, (layer.out_features, layer.in_features), layer.structure) == "sparse":
         weight = layer._buffers["ccol"], layer._buffers["row"], layer._buffers["perm"]
         sizes = (*layer.block, layer.out_features, _products(csr, weight[0], layer.block))
         transpose = (csr.ccol, csr.row, csr.transposed(val)) if val.is_cuda else (None, None, None)
-        y = features_linear(layer.values, layer.bias, csr.crow, csr.col, val, *transpose, *weight, *sizes)
+        y = features_linear(layer.values, bias, csr.crow, csr.col, val, *transpose, *weight, *sizes)
     else:
         y = dense_features("SparseLinear", x, layer.dense_weight().t())
-        y = y if layer.bias is None else y.add_(layer.bias.to(y.dtype))
+        y = y if bias is None else y.add_(bias.to(y.dtype))
     if layer.probe is None or not layer.values.requires_grad or not torch.is_grad_enabled():
         return y
     return _Probed.apply(y, layer.probe, csr, val.to(y.dtype))

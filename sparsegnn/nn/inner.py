@@ -6,11 +6,12 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as hooks
 
 from sparsegnn.nn.features import dense_features, is_sparse
 from sparsegnn.nn.linear import SparseLinear
 from sparsegnn.nn.maxk import CompressedRows
+from sparsegnn.nn.watched import is_unwatched
+from sparsegnn.ops.act_dropout import apply as act_dropout
 from sparsegnn.ops.sparse_linear import apply as sparse_linear
 
 
@@ -44,12 +45,23 @@ class LazyLinear(nn.LazyLinear):
 
     cls_to_become = Linear
     forward = Linear.forward
+    glorot = True
 
     def reset_parameters(self) -> None:
         if not self.has_uninitialized_params() and self.in_features != 0:
-            if self.bias is not None:
+            if self.bias is not None or not self.glorot:
                 super().reset_parameters()
-            glorot_(self)
+            if self.glorot:
+                glorot_(self)
+
+
+def reset_(linear: nn.Module) -> None:
+    """New weights as ``nn.Linear``'s, where a layer does not begin with Glorot's; also at a later first input."""
+    if type(linear) is Linear:
+        nn.Linear.reset_parameters(linear)
+    else:
+        linear.glorot = False
+        linear.reset_parameters()
 
 
 #: forwards that are the product by the weight and nothing else; that of PyG's Linear joins where it is used
@@ -95,32 +107,32 @@ def is_plain(linear: nn.Module) -> bool:
 
     Hooks, a ``forward`` of its own (accelerate, adapters) or another class may do more, and keep what they see.
     """
-    own = linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks or linear._backward_pre_hooks
-    if own or "forward" in linear.__dict__ or type(linear).forward not in FORWARDS:
-        return False
-    ahead = hooks._global_forward_hooks or hooks._global_forward_pre_hooks
-    return not (ahead or hooks._global_backward_hooks or hooks._global_backward_pre_hooks)
+    return type(linear).forward in FORWARDS and is_unwatched(linear)
 
 
 def transform(linear: nn.Module, x: Tensor, bias: Tensor | None, act: str | None, dropout: float,
               seed: Tensor | None) -> Tensor:  # fmt: skip
     """``dropout(act(linear(x) + bias))``, without a pass over the result where the kernel of ``linear`` can."""
     if not is_plain(linear):  # its output may be kept, or be x
-        return finish(linear(x).clone(), bias, act, dropout, seed)
+        return finish(linear(x), bias, act, dropout, seed, ours=False)
     if type(linear) in (Linear, nn.Linear) and linear.bias is None:
-        return finish(nn.functional.linear(x, linear.weight, bias), None, act, dropout, seed)
+        if act is None and seed is None:
+            return nn.functional.linear(x, linear.weight, bias)
+        return finish(nn.functional.linear(x, linear.weight), bias, act, dropout, seed)
     if not isinstance(linear, SparseLinear) or not linear.fusible:
         return finish(linear(x), bias, act, dropout, seed)
     pattern = (linear.crow, linear.col, linear.ccol, linear.row, linear.perm)
     return sparse_linear(x, linear.values, bias, *pattern, act or "none", float(dropout), seed)
 
 
-def finish(y: Tensor, bias: Tensor | None, act: str | None, dropout: float, seed: Tensor | None) -> Tensor:
-    """``dropout(act(y + bias))``; overwrites ``y``, which must be nobody else's."""
-    if bias is not None:
-        y = y.add_(bias.to(y.dtype))  # in the dtype of autocast
-    y = y.relu_() if act == "relu" else y
-    return y if seed is None else nn.functional.dropout(y, dropout)
+def finish(y: Tensor, bias: Tensor | None, act: str | None, dropout: float, seed: Tensor | None,
+           ours: bool = True) -> Tensor:  # fmt: skip
+    """``dropout(act(y + bias))``, in one pass over ``y``; may overwrite it where it is ``ours`` and nobody else's."""
+    bias = None if bias is None else bias.to(y.dtype)  # in the dtype of autocast
+    if act is not None or seed is not None:
+        return act_dropout(y, bias, act or "none", float(dropout), seed)
+    y = y if ours else y.clone()
+    return y if bias is None else y.add_(bias)
 
 
 def check_features(layer: str, x, channels: int, *, compressed: bool = False) -> None:

@@ -91,15 +91,19 @@ class SparseLinear(SparseWeight):
 
     @property
     def fusible(self) -> bool:
-        """Whether a call is one call of ``sparse_linear``, whose epilogue a layer around this one may use."""
+        """Whether a layer around this one may use the epilogue of ``sparse_linear``, which is all of a call."""
+        return self.bias is None and self.bare
+
+    @property
+    def bare(self) -> bool:
+        """Whether a call is one call of ``sparse_linear``."""
         self._settle()
-        plain = self.block == (1, 1) and self.bias is None and self.probe is None
-        return plain and self.kernel == "sparse"
+        return self.block == (1, 1) and self.probe is None and self.kernel == "sparse"
 
     def forward(self, x: Tensor) -> Tensor:
         self._settle()
         if is_sparse(x):
-            return sparse_features(self, x)
+            return sparse_features(self, x, self.bias)
         rows, kernel, probe = _as_rows(x, self.in_features), self.kernel, self.probe
         probe = probe if probe is None or self.values.requires_grad else None  # frozen for this call
         if kernel != "2:4" and self.structure == "2:4" and rows.is_cuda:

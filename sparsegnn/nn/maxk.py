@@ -18,9 +18,9 @@ from sparsegnn.ops.maxk import check_k, maxk
 class CompressedRows:
     """Rows ``[N, width]`` of which only ``values`` [N, k] at the columns ``index`` [N, k] are not zero.
 
-    What ``MaxK(compressed=True)`` hands to :class:`GCNConv` and :class:`SAGEConv`, which then aggregate k features per
-    edge instead of all. Columns are distinct and ascending within rows, which is checked unless ``trusted``, for which
-    the host waits for a GPU; do not write to ``index`` later.
+    What ``MaxK(compressed=True)`` hands to a layer that sums over neighbours, as :class:`GCNConv`, which aggregates
+    k features per edge then instead of all. Columns are distinct and ascending within rows, which is checked unless
+    ``trusted``, for which the host waits for a GPU; do not write to ``index`` later.
     """
 
     values: Tensor

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sparsegnn.graph import CSRGraph
-from sparsegnn.nn.aggregate import REDUCTIONS, aggregate
-from sparsegnn.nn.gcn import commutes
-from sparsegnn.nn.inner import Linear, check_features, inner_linear, is_plain
-from sparsegnn.nn.maxk import CompressedRows, dense
-from sparsegnn.ops.spmm_gcn import aggregate_first
+from sparsegnn.nn.aggregate import matrix, transform_hops
+from sparsegnn.nn.inner import inner_linear, reset_
+from sparsegnn.nn.inputs import check_aggregation, graph_of, pair_of, widths_of
+from sparsegnn.nn.maxk import dense
+from sparsegnn.nn.products import add_product
 
 
 class SAGEConv(nn.Module):
@@ -33,11 +32,10 @@ class SAGEConv(nn.Module):
                  normalize: bool = False, root_weight: bool = True, project: bool = False, bias: bool = True, *,
                  sparsity: float = 0.0, pattern: str = "unstructured"):  # fmt: skip
         super().__init__()
-        if aggr not in REDUCTIONS:
-            raise ValueError(f"SAGEConv: aggr must be one of {', '.join(REDUCTIONS)}, got {aggr!r}")
+        check_aggregation("SAGEConv", aggr)
         self.in_channels, self.out_channels, self.aggr = in_channels, out_channels, aggr
         self.normalize, self.root_weight, self.project = normalize, root_weight, project
-        self.sources, self.targets = (in_channels, in_channels) if isinstance(in_channels, int) else in_channels
+        self.sources, self.targets = widths_of("SAGEConv", in_channels)
         if project and self.sources == -1:
             raise ValueError("SAGEConv: in_channels must be given with project, got -1")
         if project:
@@ -50,8 +48,7 @@ class SAGEConv(nn.Module):
     def reset_parameters(self) -> None:
         """New weights, as ``nn.Linear``'s; at the same places when sparse."""
         for linear in self.children():
-            reset = nn.Linear.reset_parameters if type(linear) is Linear else type(linear).reset_parameters
-            reset(linear)
+            reset_(linear)
 
     def forward(self, x, edge_index: object, size: tuple[int, int] | None = None) -> Tensor:
         """Features of the nodes after one step of message passing.
@@ -65,39 +62,16 @@ class SAGEConv(nn.Module):
         Returns:
             ``[M, out_channels]``.
         """
-        source, target = x if isinstance(x, (tuple, list)) else (x, x)
-        check_features("SAGEConv", source, self.sources, compressed=True)
-        if target is not None:
-            check_features("SAGEConv", target, self.targets, compressed=True)
-        graph = self._graph(source, target, edge_index, size)
+        source, target = pair_of("SAGEConv", x, self.sources, self.targets)
+        graph = graph_of("SAGEConv", source, target, edge_index, None, size)
+        graph = graph if graph.val is None else graph.weighted(None)
         if self.project:
             source = self.lin(dense(source)).relu()
-        y = self._neighbours(graph, source)
+        a = matrix(graph, source.dtype, self.aggr, normalize=False)
+        y = transform_hops("SAGEConv", a, source, self.lin_l, self.out_channels, self.aggr)
         if self.root_weight and target is not None:
-            y = y + self.lin_r(dense(target))
+            y = add_product(y, self.lin_r, dense(target))
         return nn.functional.normalize(y, p=2.0, dim=-1) if self.normalize else y
-
-    def _graph(self, source, target, edge_index: object, size: tuple[int, int] | None) -> CSRGraph:
-        rows = size[1] if target is None and size is not None else None if target is None else target.size(0)
-        if rows is None and not isinstance(edge_index, CSRGraph):
-            raise ValueError("SAGEConv: size must be given where x has no targets, got None")
-        shape = None if rows is None else (rows, source.size(0))
-        graph = edge_index if isinstance(edge_index, CSRGraph) else CSRGraph.from_any(edge_index, shape)
-        if graph.num_cols != source.size(0) or (rows is not None and graph.num_rows != rows):
-            raise ValueError(f"SAGEConv: x must have one row per node of the graph {graph.shape}, "
-                             f"got {[source.size(0), rows]}")  # fmt: skip
-        return graph if graph.val is None else graph.weighted(None)
-
-    def _neighbours(self, graph: CSRGraph, x) -> Tensor:
-        """``lin_l`` of the aggregate; at the narrower of the two widths where that is the same."""
-        linear = self.lin_l
-        plain = type(linear) is Linear and is_plain(linear)
-        if not plain or isinstance(x, CompressedRows) or not commutes(self.aggr):
-            return linear(aggregate(graph, x, self.aggr, normalize=False))
-        if aggregate_first(x, self.out_channels):
-            return linear(aggregate(graph, x, self.aggr, normalize=False))
-        y = aggregate(graph, nn.functional.linear(x, linear.weight), self.aggr, normalize=False)
-        return y if linear.bias is None else y + linear.bias.to(y.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, aggr={self.aggr!r}"

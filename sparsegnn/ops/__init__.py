@@ -1,6 +1,7 @@
 """Differentiable sparse ops. The raw ops, on plain tensors, are ``torch.ops.sparsegnn.*``."""
 
 from sparsegnn.ops import (  # noqa: F401  (they register their ops)
+    act_dropout_backward,
     csr,
     features_linear_backward,
     gat_backward,
@@ -15,6 +16,7 @@ from sparsegnn.ops import (  # noqa: F401  (they register their ops)
     spmm_linear_backward,
     spmm_out,  # noqa: F401  (they register their ops)
 )
+from sparsegnn.ops.act_dropout import act_dropout as act_dropout
 from sparsegnn.ops.block_linear import block_linear as block_linear
 from sparsegnn.ops.dense_weight import dense_weight as dense_weight
 from sparsegnn.ops.features_linear import features_linear as features_linear

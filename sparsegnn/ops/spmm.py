@@ -49,8 +49,9 @@ op = define(
 
 
 def setup_context(ctx, inputs, output):
-    *tensors, ctx.reduce, _ = inputs
-    ctx.save_for_backward(*tensors, output[1])
+    (x, *tensors, ctx.reduce, _), ctx.dtype = inputs, inputs[0].dtype
+    x = x if ctx.reduce in ("max", "min") or ctx.needs_input_grad[3] else None  # of several hops all would stay
+    ctx.save_for_backward(x, *tensors, output[1])
     ctx.mark_non_differentiable(output[1])
 
 
@@ -65,15 +66,14 @@ def backward(ctx, dy, _):
         dx, dval = run(dy, x, arg, val, crow, col, ccol, row, perm, need_dx, need_dval)
         return (dx if need_dx else None, None, None, dval if need_dval else None, *[None] * 8)
     if ctx.reduce == "mean":
-        inverse = 1 / crow.diff().clamp(min=1).to(torch.promote_types(x.dtype, torch.float32))
+        inverse = 1 / crow.diff().clamp(min=1).to(torch.promote_types(ctx.dtype, torch.float32))
         row_scale = inverse if row_scale is None else row_scale * inverse
     if need_dx:
         val_t = None if val is None else val.index_select(0, perm)
         back = inverted(perm) if recorded() else None
         dx = op(dy, ccol, row, val_t, col_scale, row_scale, diag, crow, col, back, "sum")[0]
     if need_dval:
-        a = dy if row_scale is None else dy * row_scale[:, None].to(dy.dtype)
-        b = x if col_scale is None else x * col_scale[:, None].to(x.dtype)
+        a, b = (t if s is None else t * s[:, None].to(t.dtype) for t, s in ((dy, row_scale), (x, col_scale)))
         dval = torch.ops.sparsegnn.sddmm(a, b, crow, col, ccol, row, perm)
     return (dx, None, None, dval, *[None] * 8)
 

@@ -5,7 +5,6 @@ from torch import Tensor
 
 from sparsegnn.ops._fused import fused
 from sparsegnn.ops._library import check, check_epilogue, check_like, check_pattern_device
-from sparsegnn.ops._random import dropout_like
 
 
 def gcn(graph, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, pattern: tuple[Tensor, ...] | None = None,
@@ -74,8 +73,8 @@ def aggregate_first(x: Tensor, outputs: int) -> bool:
 
 
 def _finish(y, bias, act, dropout, seed):
-    """The epilogue in plain PyTorch; overwrites ``y``, which is nobody else's."""
-    if bias is not None:
-        y = y.add_(bias.to(y.dtype))  # in the dtype of autocast
-    y = y.relu_() if act == "relu" else y
-    return y if dropout == 0 else y * dropout_like(seed, y, dropout)
+    """The epilogue, in one pass over ``y``, which is nobody else's."""
+    bias = None if bias is None else bias.to(y.dtype)  # in the dtype of autocast
+    if act == "none" and dropout == 0:
+        return y if bias is None else y.add_(bias)
+    return torch.ops.sparsegnn.act_dropout(y, bias, act, dropout, seed)

@@ -10,13 +10,25 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sparsegnn.nn import GATConv, GATv2Conv, GCNConv, SAGEConv
+from sparsegnn.nn import (
+    APPNP,
+    GATConv,
+    GATv2Conv,
+    GCN2Conv,
+    GCNConv,
+    GINConv,
+    GraphConv,
+    SAGEConv,
+    SGConv,
+    TAGConv,
+)
 from sparsegnn.width import rules
 from sparsegnn.width.channels import Channels
 from sparsegnn.width.layers import kind_of
 from sparsegnn.width.trace import as_it_was, trace
 
 RELUS = (F.relu, torch.relu)
+TAKE_COMPRESSED = (GCNConv, SAGEConv, GINConv, SGConv, APPNP, GraphConv, TAGConv, GCN2Conv)
 
 
 class Marked(nn.Module):
@@ -86,7 +98,7 @@ class Activations:
         module = self._modules.get(node)
         if module is not None and (kind := kind_of(module)) is not None:
             return kind("", module, Channels()).out.numel()
-        same = isinstance(module, (nn.Dropout, nn.LayerNorm, Marked, *rules.ACTIVATIONS))
+        same = isinstance(module, (nn.Dropout, nn.LayerNorm, APPNP, Marked, *rules.ACTIVATIONS))
         name = rules.function_name(node) if module is None and node.op.startswith("call_") else ""
         if not same and name not in (*rules.ELEMENTWISE, *rules.ARITHMETIC, "dropout"):
             return None
@@ -97,7 +109,7 @@ class Activations:
 
         def takes(user: torch.fx.Node, source: torch.fx.Node) -> bool:
             module = self._modules.get(user)
-            if type(module) in (GCNConv, SAGEConv):
+            if type(module) in TAKE_COMPRESSED:
                 return [n for n in user.all_input_nodes if n is source] == [source] and source in (
                     *user.args[:1], user.kwargs.get("x"))  # fmt: skip
             dropped = type(module) is nn.Dropout or (module is None and rules.function_name(user) == "dropout")
@@ -107,7 +119,7 @@ class Activations:
 
 
 def is_graph_layer(module: nn.Module | None) -> bool:
-    if isinstance(module, (GCNConv, SAGEConv, GATConv, GATv2Conv)):
+    if isinstance(module, (*TAKE_COMPRESSED, GATConv, GATv2Conv)):
         return True
     pyg = sys.modules.get("torch_geometric.nn")
     return pyg is not None and isinstance(module, pyg.MessagePassing)

@@ -7,6 +7,7 @@ import inspect
 import torch
 from torch import Tensor, nn
 
+from sparsegnn.nn import APPNP
 from sparsegnn.width import rules
 from sparsegnn.width.channels import Channels, Value, zero_or_unknown
 from sparsegnn.width.layers import Layer, kind_of
@@ -120,6 +121,9 @@ class Flow:
             return self._call_layer(node, module, known)
         if module._forward_hooks or module._forward_pre_hooks:
             return NotImplemented
+        if type(module) is APPNP:  # its rows are sums of rows
+            x = self._values.get(inspect.signature(module.forward).bind(*node.args, **node.kwargs).arguments["x"])
+            return x.with_constant(zero_or_unknown(x.constant)) if isinstance(x, Value) else None
         arguments = [self._values.get(a) if isinstance(a, torch.fx.Node) else a for a in node.args]
         arguments += node.kwargs.values()
         if len(arguments) != 1 or not isinstance(arguments[0], Value):

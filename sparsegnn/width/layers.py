@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparsegnn.nn import GATConv, GATv2Conv, GCNConv, SAGEConv, SparseLinear
+from sparsegnn.nn import GATConv, GATv2Conv, GCNConv, GraphConv, SAGEConv, SGConv, SparseLinear, TAGConv
 from sparsegnn.nn.aggregate import REDUCTIONS
 from sparsegnn.nn.inner import Linear as InnerLinear
 from sparsegnn.width.channels import Channels, unknown, zero_or_unknown
@@ -134,6 +134,61 @@ class GCNLayer(Layer):
             y = y.relu()
         dropped = training and isinstance(self.module, GCNConv) and self.module.dropout > 0
         return zero_or_unknown(y) if dropped else y
+
+
+class SGLayer(GCNLayer):
+    """A^K x W^T + b, with the bias in the product."""
+
+    def constants(self, arrived, training):
+        self.arrive(arrived)
+        return self.product.constants(zero_or_unknown(arrived[0])) + bias_of(self.module.lin, self.out.numel())
+
+
+class TAGLayer(Layer):
+    """x W_0^T + A x W_1^T + ... + b."""
+
+    def build(self):
+        conv = self.module
+        self.ports, self.out = [self.input(conv.lins[0])], self.channels.new(conv.out_channels)
+        for linear in conv.lins:
+            self.linear(linear, self.out, self.ports[0])
+        self.vector(conv, "bias", self.out)
+        self.sizes += [(conv, "in_channels", self.ports[0]), (conv, "out_channels", self.out)]
+
+    def arrive(self, arrived):
+        for product in self.products:
+            product.arrivals.append(arrived[0])
+
+    def constants(self, arrived, training):
+        self.arrive(arrived)
+        first, *others = self.products
+        mixed = zero_or_unknown(arrived[0])
+        y = sum((product.constants(mixed) for product in others), first.constants(arrived[0]))
+        return y + bias_of(self.module, self.out.numel())
+
+
+class GraphLayer(Layer):
+    """(A x) W_1^T + x W_2^T + b."""
+
+    def build(self):
+        conv, new = self.module, self.channels.new
+        pair = isinstance(conv.in_channels, (tuple, list))
+        widths = tuple(conv.in_channels) if pair else (conv.in_channels,)
+        self.ports, self.out = [new(width) for width in widths], new(conv.out_channels)
+        self.left = self.linear(conv.lin_rel, self.out, self.ports[0])
+        self.right = self.linear(conv.lin_root, self.out, self.ports[-1])
+        self.sizes += [(conv, "in_channels", tuple(self.ports) if pair else self.ports[0]),
+                       (conv, "out_channels", self.out),
+                       (conv, "sources", self.ports[0]), (conv, "targets", self.ports[-1])]  # fmt: skip
+
+    def arrive(self, arrived):
+        self.left.arrivals.append(arrived[0])
+        self.right.arrivals.append(arrived[-1])
+
+    def constants(self, arrived, training):
+        self.arrive(arrived)
+        y = self.left.constants(zero_or_unknown(arrived[0])) + bias_of(self.module.lin_rel, self.out.numel())
+        return y + self.right.constants(arrived[-1])
 
 
 class SAGELayer(Layer):
@@ -311,6 +366,9 @@ KINDS: dict[type[nn.Module], type[Layer]] = {
     SparseLinear: LinearLayer,
     GCNConv: GCNLayer,
     SAGEConv: SAGELayer,
+    SGConv: SGLayer,
+    TAGConv: TAGLayer,
+    GraphConv: GraphLayer,
     GATConv: GATLayer,
     GATv2Conv: GATv2Layer,
     nn.BatchNorm1d: BatchNormLayer,
@@ -327,7 +385,8 @@ def kind_of(module: nn.Module) -> type[Layer] | None:
         kind = known if known is not None and str(module.aggr) in REDUCTIONS else None
     if kind is None or any(m._forward_hooks or m._forward_pre_hooks for m in module.modules()):
         return None
-    if any(kind_of(m) is not LinearLayer and not _pyg_linear(m) for m in module.children()):
+    children = [m for child in module.children() for m in (child if isinstance(child, nn.ModuleList) else [child])]
+    if any(kind_of(m) is not LinearLayer and not _pyg_linear(m) for m in children):
         return None
     if kind is EmbeddingLayer and module.max_norm is not None:
         return None

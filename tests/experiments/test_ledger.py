@@ -15,6 +15,7 @@ from sparsegnn import CSRGraph, sparsify
 from sparsegnn.controllers import SET, GradualMagnitude, RigL, StaticSparse
 from sparsegnn.controllers.cost import step_cost, train_and_prune_ratio
 from sparsegnn.nn import GATConv, GCNConv, MaxK, SparseLinear
+from sparsegnn.nn.functional import activation_dropout
 
 N = 30
 GRAPH = CSRGraph.from_edge_index(torch.randint(N, (2, 100), generator=torch.Generator().manual_seed(0)), N)
@@ -115,6 +116,16 @@ def test_a_dense_step_by_hand():
     assert {k: found["flops"][k] for k in step} == {k: 5 * n for k, n in step.items()}
     assert found["flops_per_step"]["weights"] == step["weights"]
     assert found["flops"]["total"] == 5 * sum(step.values())
+
+
+def test_fused_activation_and_dropout_are_elementwise():
+    x = torch.randn(N, 8, requires_grad=True)
+    ledger = sparsegnn.ledger(nn.Identity())
+    with ledger.step():
+        activation_dropout(x, None, F.relu, 0.5).sum().backward()
+    found = ledger.report(show=False)
+    assert found["flops"]["weights"] == 0 == found["seconds"]["weights"] < found["seconds"]["elementwise"]
+    assert found["flops"]["elementwise"] == 2 * N * 8 + 1
 
 
 @pytest.mark.parametrize("foreach", [{"foreach": False}, {"foreach": True}, {"fused": True}])

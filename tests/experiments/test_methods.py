@@ -12,7 +12,7 @@ from sparsegnn import data as graphs
 from sparsegnn.cli import settings
 from sparsegnn.controllers import METHODS, Controller, registry
 from sparsegnn.experiments.config import TrainConfig
-from sparsegnn.experiments.models import build, layer_sparsities, prepare, weight_counts
+from sparsegnn.experiments.models import build, prepare, sparsities, weight_counts, weight_shapes
 from sparsegnn.experiments.train import CheckFailed, make_controller, parameter_groups, train
 from sparsegnn.nn import SparseLinear
 
@@ -188,8 +188,8 @@ def test_distributions(small, distribution):
     model = build(config("set", distribution=distribution), small)
     if isinstance(distribution, dict):
         assert [round(conv.lin.sparsity, 2) for conv in model.convs] == [0.5, 0.75]
-    shapes = [{"in_channels": small.num_features, "out_channels": 16}, {"in_channels": 16, "out_channels": 4}]
-    assert layer_sparsities(shapes, 0.9, distribution) == [conv.lin.sparsity for conv in model.convs]
+    shapes = weight_shapes(config("set"), small.num_features, 4)
+    assert list(sparsities(shapes, 0.9, distribution).values()) == [conv.lin.sparsity for conv in model.convs]
 
 
 BAD = [

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from nn.twins import assert_close, twins
+from nn.twins import assert_close, random_graph, run, twins
 from ops.harness import pairwise
 
 from sparsegnn import CSRGraph
@@ -16,25 +16,6 @@ from sparsegnn.ops import gcn
 from sparsegnn.ops.spmm_gcn import aggregate_first
 
 pyg = pytest.importorskip("torch_geometric.nn")
-
-
-def random_graph(n=40, e=160, seed=0):
-    """Duplicates, isolated nodes, self-loops; of these one per node, as PyG's gradient of others is not defined."""
-    g = torch.Generator().manual_seed(seed)
-    edge_index = torch.randint(n - 4, (2, e), generator=g)
-    edge_index = edge_index[:, edge_index[0] != edge_index[1]]
-    loops = torch.randperm(n, generator=g)[:7].expand(2, 7)
-    edge_index = torch.cat([edge_index, loops], 1)
-    edge_index = edge_index[:, torch.randperm(edge_index.size(1), generator=g)]
-    return edge_index, torch.rand(edge_index.size(1), generator=g, dtype=torch.float64) + 0.1
-
-
-def run(conv, x, edge_index, weight):
-    """The output, and the gradients of its product with a fixed random tensor."""
-    leaves = [t.detach().clone().requires_grad_() for t in (x, weight) if t is not None]
-    y = conv(leaves[0], edge_index, *leaves[1:])
-    flow = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y.dtype)
-    return [y.detach(), *torch.autograd.grad(y, [*leaves, *(p for _, p in sorted(conv.named_parameters()))], flow)]
 
 
 AXES = dict(

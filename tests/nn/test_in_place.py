@@ -10,7 +10,7 @@ from sparsegnn import CSRGraph
 from sparsegnn.nn import GATConv, GATv2Conv
 from sparsegnn.ops import gat, gatv2, maxk, spmm
 
-from .twins import assert_close, twins
+from .twins import Initial, assert_close, twins
 
 N = 15
 ACTIVATIONS = {
@@ -32,6 +32,17 @@ LAYERS = {
     "gcn without bias": ("GCNConv", dict(bias=False, aggr="max")),
     "sage": ("SAGEConv", dict(project=True)),
     "sage without bias": ("SAGEConv", dict(bias=False, root_weight=False, aggr="max")),
+    "gin": ("GINConv", {}, nn.Identity()),
+    "gin trained": ("GINConv", dict(train_eps=True), nn.Identity()),
+    "sgc": ("SGConv", dict(K=2)),
+    "sgc without bias": ("SGConv", dict(K=2, bias=False), 5, 9),
+    "tag": ("TAGConv", {}),
+    "tag without bias": ("TAGConv", dict(bias=False), 5, 9),
+    "graph conv": ("GraphConv", {}),
+    "graph conv without bias": ("GraphConv", dict(bias=False, aggr="max"), 5, 9),
+    "appnp": ("APPNP", {}, 3, 0.1),
+    "gcn2": ("GCN2Conv", {}, 5, 0.1),
+    "gcn2 of two weights": ("GCN2Conv", dict(shared_weights=False), 5, 0.1, 0.5, 2),
 }
 
 
@@ -49,8 +60,10 @@ def run(model, act, *args):
 @pytest.mark.parametrize("act", ACTIVATIONS)
 @pytest.mark.parametrize("name", LAYERS)
 def test_gradients_are_pygs(name, act):
-    layer, options = LAYERS[name]
-    ours, theirs = twins(layer, 5, 4, **options)
+    layer, options, *sizes = LAYERS[name]
+    ours, theirs = twins(layer, *(sizes or (5, 4)), **options)
+    if layer == "GCN2Conv":
+        ours, theirs = Initial(ours), Initial(theirs)
     attr = [torch.randn(60, 3, dtype=torch.float64)] if "edge_dim" in options else []
     args = (torch.randn(N, 5, dtype=torch.float64), edges(), *attr)
     assert_close(run(ours, ACTIVATIONS[act], *args), run(theirs, lambda y: ACTIVATIONS[act](y + 0), *args))

@@ -9,7 +9,17 @@ from torch import nn
 from torch.nn.modules import module as hooks
 
 from sparsegnn import densify
-from sparsegnn.nn import GATConv, GATv2Conv, GCNConv, MaxK, SAGEConv, SparseLinear
+from sparsegnn.nn import (
+    GATConv,
+    GATv2Conv,
+    GCNConv,
+    GraphConv,
+    MaxK,
+    SAGEConv,
+    SGConv,
+    SparseLinear,
+    TAGConv,
+)
 
 pyg = pytest.importorskip("torch_geometric.nn")
 EDGES = torch.randint(20, (2, 80), generator=torch.Generator().manual_seed(0))
@@ -22,6 +32,14 @@ LAYERS = {
     "SAGE, product first": (SAGEConv, (8, 4), "lin_l", {}),
     "SAGE, aggregation first": (SAGEConv, (8, 12), "lin_l", {}),
     "SAGE, targets": (SAGEConv, (8, 12), "lin_r", {}),
+    "SGC, product first": (SGConv, (8, 4), "lin", {}),
+    "SGC, aggregation first": (SGConv, (8, 12), "lin", dict(K=2)),
+    "SGC, aggregate kept": (SGConv, (8, 12), "lin", dict(K=2, cached=True)),
+    "TAG, product first": (TAGConv, (8, 4), "lins.0", dict(K=2)),
+    "TAG, aggregation first": (TAGConv, (8, 12), "lins.0", dict(K=2)),
+    "Graph, product first": (GraphConv, (8, 4), "lin_rel", {}),
+    "Graph, aggregation first": (GraphConv, (8, 12), "lin_rel", {}),
+    "Graph, targets": (GraphConv, (8, 12), "lin_root", {}),
     "GAT": (GATConv, (8, 4), "lin", {}),
     "GAT, edges": (GATConv, (8, 4), "lin_edge", dict(edge_dim=3)),
     "GATv2": (GATv2Conv, (8, 4), "lin_l", {}),
@@ -51,14 +69,14 @@ class Around(nn.Module):
 
 
 def patched(conv, name):
-    inner = getattr(conv, name)
+    inner = conv.get_submodule(name)
     forward = inner.forward
     inner.forward = lambda x: forward(x) * 2
 
 
 def offloaded(conv, name):
     """As accelerate does: the weight is on the meta device between two calls."""
-    inner = getattr(conv, name)
+    inner = conv.get_submodule(name)
     own, forward = dict(inner._parameters), inner.forward
 
     def loaded(x):
@@ -71,7 +89,7 @@ def offloaded(conv, name):
 
 
 def subclassed(conv, name):
-    inner = getattr(conv, name)
+    inner = conv.get_submodule(name)
 
     class Doubled(type(inner)):
         def forward(self, x):
@@ -84,17 +102,17 @@ def everywhere(register, act):
     """A hook of all modules, which acts on one."""
 
     def put(conv, name):
-        inner = getattr(conv, name)
+        inner = conv.get_submodule(name)
         return register(lambda module, *args: act(module, *args) if module is inner else None)
 
     return put
 
 
 WAYS = {
-    "forward hook": lambda conv, name: getattr(conv, name).register_forward_hook(double),
-    "pre-hook": lambda conv, name: getattr(conv, name).register_forward_pre_hook(lambda m, x: (x[0] * 2,)),
-    "backward hook": lambda conv, name: getattr(conv, name).register_full_backward_hook(double_gradients),
-    "backward pre-hook": lambda conv, name: getattr(conv, name).register_full_backward_pre_hook(double_gradients),
+    "forward hook": lambda conv, name: conv.get_submodule(name).register_forward_hook(double),
+    "pre-hook": lambda conv, name: conv.get_submodule(name).register_forward_pre_hook(lambda m, x: (x[0] * 2,)),
+    "backward hook": lambda conv, name: conv.get_submodule(name).register_full_backward_hook(double_gradients),
+    "backward pre-hook": lambda conv, name: conv.get_submodule(name).register_full_backward_pre_hook(double_gradients),
     "hook of all": everywhere(hooks.register_module_forward_hook, double),
     "pre-hook of all": everywhere(hooks.register_module_forward_pre_hook, lambda m, x: (x[0] * 2,)),
     "backward hook of all": everywhere(hooks.register_module_full_backward_hook, double_gradients),
@@ -102,7 +120,7 @@ WAYS = {
     "forward": patched,
     "offloaded": offloaded,
     "subclass": subclassed,
-    "around": lambda conv, name: setattr(conv, name, Around(getattr(conv, name))),
+    "around": lambda conv, name: conv.set_submodule(name, Around(conv.get_submodule(name))),
 }
 
 
@@ -132,7 +150,7 @@ def test_acts_as_in_pyg(layer, sparsity, way):
     theirs.load_state_dict(densify(copy.deepcopy(ours)).state_dict())
     assert_close(run(ours, way, name, options), run(theirs, way, name, options))
     if way == "around":
-        inner = getattr(ours, name)
+        inner = ours.get_submodule(name)
         assert all(torch.equal(y, c) for y, c in zip(inner.kept, inner.copies, strict=True))
 
 

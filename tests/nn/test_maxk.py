@@ -126,7 +126,7 @@ class Calls(TorchDispatchMode):
 @pytest.mark.parametrize("layer, root", [(GCNConv, {}), (SAGEConv, dict(root_weight=False)), (SAGEConv, {})])
 def test_a_training_step_runs_on_the_kernels(graph, layer, root, group):
     """Aggregation reads compressed rows both ways: no dense features forward, no spmm of dense rows at all."""
-    x, conv = features(32).float().requires_grad_(), layer(32, 4, **root)
+    x, conv = features(32).float().requires_grad_(), layer(32, 8, **root)  # no narrower than what MaxK keeps
     graph.transpose(), graph.gcn_norm()
     with Calls() as forward:
         y = conv(MaxK(8, group, compressed=True)(x), graph)
@@ -136,6 +136,21 @@ def test_a_training_step_runs_on_the_kernels(graph, layer, root, group):
     assert [n for n in forward.names if "maxk" in n or n == "spmm"] == wanted
     assert [n for n in backward.names if n == "maxk_spmm_backward"] and "spmm" not in backward.names
     assert x.grad is not None and (x.grad != 0).any()
+
+
+@pytest.mark.parametrize("layer", [GCNConv, SAGEConv])
+def test_a_narrower_layer_multiplies_first(graph, layer):
+    """A (x W) of 4 columns is less than A x of 8, with the same result and gradients."""
+    x, conv = features(32), layer(32, 4).double()
+    results = []
+    for act in (MaxK(8, compressed=True), MaxK(8)):
+        leaf = x.clone().requires_grad_()
+        with Calls() as forward:
+            y = conv(act(leaf), graph)
+        results.append((y.detach(), torch.autograd.grad(y.square().sum(), leaf)[0]))
+    assert "maxk_spmm" not in forward.names
+    for ours, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(ours, wanted)
 
 
 def test_compiles(graph):

@@ -11,7 +11,7 @@ from torch import nn
 from sparsegnn import densify, sparsify
 from sparsegnn import pattern as patterns
 from sparsegnn.controllers import SET, GradualMagnitude, RigL
-from sparsegnn.nn import GATConv, GATv2Conv, GCNConv, SAGEConv, SparseLinear
+from sparsegnn.nn import GATConv, GATv2Conv, GCNConv, GraphConv, SAGEConv, SGConv, SparseLinear, TAGConv
 
 
 def fours(crow, col, cols):
@@ -152,7 +152,7 @@ def test_sparsify_and_graph_layers():
     named = sparsify(model, distribution={"0": 0.5}, pattern="2:4", inplace=False)
     assert named[0].structure == "2:4" and type(named[2]) is nn.Linear
     edges, x = torch.randint(9, (2, 30)), torch.randn(9, 48)
-    for make_conv in (GCNConv, SAGEConv, GATConv, GATv2Conv):
+    for make_conv in (GCNConv, SAGEConv, SGConv, TAGConv, GraphConv, GATConv, GATv2Conv):
         conv = make_conv(48, 32, sparsity=0.5, pattern="2:4")
         sparse = [m for m in conv.modules() if isinstance(m, SparseLinear)]
         assert sparse and all(m.structure == "2:4" for m in sparse)

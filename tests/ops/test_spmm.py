@@ -190,6 +190,18 @@ def test_bad_out(bad):
         ops.spmm(graph, x, out=out)
 
 
+def test_features_are_kept_for_the_gradient_of_weights_alone():
+    """Of several hops, the features of all would stay until the backward pass."""
+    graph, x = sparsegnn.CSRGraph.from_edge_index(torch.randint(9, (2, 30)), 9), torch.randn(9, 4, requires_grad=True)
+    weight = torch.rand(30)
+    for reduce, w, kept in (
+        ("sum", None, False), ("mean", weight, False), ("sum", weight.clone().requires_grad_(), True),
+        ("max", None, True),
+    ):  # fmt: skip
+        y = ops.spmm(graph, x, reduce, w)
+        assert (y.grad_fn.saved_tensors[0] is not None) == kept
+
+
 def test_extrema_without_arg():
     graph, x = graph_and_x(33)
     y, arg = torch.ops.sparsegnn.spmm(x, graph.crow, graph.col, *[None] * 7, "max", False)

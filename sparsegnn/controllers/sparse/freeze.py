@@ -36,6 +36,7 @@ class Freeze(MEST):
 
     paper = "Yuan et al., NeurIPS 2022"
     keeps_size = False
+    changes_activations = True
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, update_every: int = 100,
                  start_at: int = 0, stop_at: int | None = None, drop_fraction: float | Callable[[int], float] = 0.5,

@@ -18,7 +18,11 @@ from sparsegnn.controllers.structure.gates import Gates, loss_scale
 from sparsegnn.graph import CSRGraph
 from sparsegnn.nn.attention import AttentionConv
 from sparsegnn.nn.copies import checksum
+from sparsegnn.nn.gin import GINConv
 from sparsegnn.nn.sage import SAGEConv
+
+#: layers that see only which edges there are
+BLIND = (AttentionConv, SAGEConv, GINConv)
 
 
 class EdgeMethod(Controller):
@@ -78,7 +82,7 @@ class EdgeGates(EdgeMethod):
     step, and the optimizer knows nothing of gates: no weight decay, no clipping. With ``torch.distributed`` initialised
     their gradients are averaged over the ranks, which must have the same graph.
 
-    Layers that do not use edge values (GAT, SAGE) are refused.
+    Layers that do not use edge values (GAT, SAGE, GIN) are refused.
     """
 
     every_step = True
@@ -86,7 +90,7 @@ class EdgeGates(EdgeMethod):
 
     def begin(self) -> None:
         self._open, self._pending, self._warned, self._watch = True, None, False, None
-        if blind := [n for n, m in self.model.named_modules() if isinstance(m, (AttentionConv, SAGEConv))]:
+        if blind := [n for n, m in self.model.named_modules() if isinstance(m, BLIND)]:
             raise ValueError(f"{self._name}: model must have layers that use the values of edges (GCNConv), got "
                              f"{blind}, which see only which edges there are: use FastGAT")  # fmt: skip
         check_number(self._name, "edge_lr", self.edge_lr, 0, 1e30)

@@ -39,7 +39,7 @@ class MaxKGNN(Controller):
 
     Replaced are ``nn.ReLU`` modules, ``act="relu"`` of :class:`~sparsegnn.nn.GCNConv`, and attributes of modules that
     hold ``F.relu`` or ``torch.relu`` (``model.activation``), where torch.fx finds them between two graph layers; a ReLU
-    that ``forward`` calls as a function stays, with a warning. Where GCNConv or SAGEConv of this package, or dropout
+    that ``forward`` calls as a function stays, with a warning. Where sums over neighbours of this package, or dropout
     and then those, are all that read the result, it is handed to them compressed, and the aggregation reads ``k``
     features per edge. ``detach()`` puts the ReLUs back, ``finalize()`` leaves MaxK in the model. Parameters and their
     names stay as they are.
@@ -56,6 +56,7 @@ class MaxKGNN(Controller):
     start = "plain"
     paper = "Peng et al., ASPLOS 2024"
     moves_weights = False
+    changes_activations = True
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, k: int = 32, group: int | None = None,
                  seed: int = 0):  # fmt: skip

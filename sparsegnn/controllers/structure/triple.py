@@ -44,6 +44,7 @@ class Triple(EdgeMethod, Ramp):
     patterns = Ramp.patterns
     start = "dense"
     moves_weights = True
+    changes_activations = True
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, graph: CSRGraph | None = None,
                  sparsity: float = 0.9, edge_sparsity: float = 0.5, k: int | None = None,

@@ -10,7 +10,7 @@ from sparsegnn.controllers import CGP, GEBT
 from sparsegnn.controllers.registry import register
 from sparsegnn.controllers.structure import EdgeGates
 from sparsegnn.controllers.structure.edges import pairs
-from sparsegnn.nn import GATConv, SAGEConv
+from sparsegnn.nn import GATConv, GINConv, SAGEConv
 
 
 class Plain(EdgeGates):
@@ -255,6 +255,7 @@ def taken():
     (lambda: graph(e=0), GCN, ValueError, "graph must have an edge that is no self-loop"),
     (graph, ignoring(GATConv(3, 3)), ValueError, r"use the values of edges \(GCNConv\), got \['other'\]"),
     (graph, ignoring(SAGEConv(3, 3)), ValueError, r"got \['other'\], which see only which edges there are: use FastG"),
+    (graph, ignoring(GINConv(torch.nn.Linear(3, 3))), ValueError, r"got \['other'\], which see only which edges there"),
 ])  # fmt: skip
 def test_refused(of, model, error, words):
     model = model()

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from sparsegnn import CSRGraph
 from sparsegnn.controllers import MaxKGNN
-from sparsegnn.nn import GATConv, GCNConv, MaxK, SAGEConv
+from sparsegnn.nn import APPNP, GATConv, GCNConv, GINConv, GraphConv, MaxK, SAGEConv, SGConv, TAGConv
 
 N = 20
 
@@ -55,6 +55,15 @@ CASES = {
                   lambda m, x, g, top: m.b(top(m.a(x, g)), g)),
     "torch_relu": (lambda: Net(attribute, a=SAGEConv(5, 8), b=SAGEConv(8, 3), activation=torch.relu), True,
                    lambda m, x, g, top: m.b(top(m.a(x, g)), g)),
+    "sgc": (lambda: Net(attribute, a=SGConv(5, 8), b=SGConv(8, 3, K=2), activation=F.relu), True,
+            lambda m, x, g, top: m.b(top(m.a(x, g)), g)),
+    "graph_conv": (lambda: Net(attribute, a=GraphConv(5, 8), b=TAGConv(8, 3), activation=F.relu), True,
+                   lambda m, x, g, top: m.b(top(m.a(x, g)), g)),
+    "gin": (lambda: Net(attribute, a=GINConv(nn.Linear(5, 8)), b=GINConv(nn.Linear(8, 3), train_eps=True),
+                        activation=F.relu), True,
+            lambda m, x, g, top: m.b(top(m.a(x, g)), g)),
+    "appnp": (lambda: Net(attribute, a=GCNConv(5, 8), b=APPNP(2, 0.1), activation=F.relu), True,
+              lambda m, x, g, top: m.b(top(m.a(x, g)), g)),
     "module": (lambda: Net(module, a=GCNConv(5, 8), b=SAGEConv(8, 3), relu=nn.ReLU(inplace=True),
                            drop=nn.Dropout(0.5), norm=nn.LayerNorm(8)), True,
                lambda m, x, g, top: m.b(top(m.norm(m.a(x, g))), g)),

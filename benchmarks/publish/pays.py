@@ -1,0 +1,142 @@
+"""The page and the figure of the map: where a sparse net beats every dense width, by time or memory, and where not."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from harness import FOLDER
+from training.pays import CLOSE, FASTER, SMALLER, Run, Verdict, judge
+
+FIGURE = "pays"
+DENSE, SPARSE = "#0000a7", "#c1272d"
+
+
+def envelope(found: list[Run]) -> list[tuple[float, float]]:
+    """The best accuracy that one of these runs has after so many seconds: steps up, at (seconds, accuracy)."""
+    points = sorted((steps * run.seconds, reached) for run in found for steps, reached in run.curve)
+    best, steps = -1.0, []
+    for seconds, reached in points:
+        if reached > best:
+            best = reached
+            steps.append((seconds, reached))
+    return steps
+
+
+def named(run: Run | None, cost: str) -> str:
+    return "none" if run is None else f"{run.label}: {cost}"
+
+
+def gain(value: float) -> str:
+    return "-" if value == 0 else f"{value:.2f}x"
+
+
+def table(verdicts: dict[str, Verdict]) -> str:
+    head = ["net", "best dense", "dense, soonest", "sparse, soonest", "faster", "dense, least memory",
+            "sparse, least memory", "smaller", "pays"]  # fmt: skip
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for net, v in verdicts.items():
+        time = {d: named(r, f"{r.time_to(v.target):.1f} s" if r else "") for d, r in v.fastest.items()}
+        memory = {d: named(r, f"{r.memory / 2**20:.0f} MiB" if r else "") for d, r in v.smallest.items()}
+        cells = [net, f"{v.best.label}: {100 * v.best.accuracy:.2f} %", time[True], time[False], gain(v.ratio("time")),
+                 memory[True], memory[False], gain(v.ratio("memory")), "yes" if v.pays else "no"]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def every_run(nets: dict[str, list[Run]]) -> str:
+    """All cases, by net."""
+    parts = []
+    for net, found in nets.items():
+        v = judge(found)
+        rows = [f"### {net}", "", "| case | accuracy, % | step, ms | to the target, s | memory, MiB | FLOPs |",
+                "|---|---:|---:|---:|---:|---:|"]  # fmt: skip
+        for run in found:
+            step = "" if math.isnan(run.seconds) else f"{1e3 * run.seconds:.1f}"
+            reached = run.time_to(v.target) if v else math.inf
+            rows.append(f"| {run.label} | {100 * run.accuracy:.2f} | {step} | "
+                        f"{'never' if math.isinf(reached) else f'{reached:.1f}'} | {run.memory / 2**20:.0f} | "
+                        f"{run.flops:.3g} |")  # fmt: skip
+        parts.append("\n".join(rows))
+    return "\n\n".join(parts)
+
+
+def page(nets: dict[str, list[Run]]) -> str:
+    verdicts = {net: v for net, found in nets.items() if (v := judge(found)) is not None}
+    paying = [net for net, v in verdicts.items() if v.pays]
+    said = f"It pays for {len(paying)} of {len(verdicts)} nets: {'; '.join(paying)}."
+    if not paying:
+        said = f"It pays for none of {len(verdicts)} nets: a narrower dense net is as accurate, as soon and as small."
+    return f"""# When it pays
+
+<!-- made by benchmarks/training/pays.py publish from benchmarks/results/*/pays_*.jsonl; do not edit -->
+
+For the same accuracy, is a sparse net trained sooner, or in less memory, than **any** dense width? Dense nets of every
+width and sparse ones (RigL, with and without MaxK) are trained with the same steps and step size, several seeds each;
+the epoch is selected on the validation set, for sparse nets once the positions of their weights are final. The target
+is the test accuracy of the best dense net less {100 * CLOSE:g} points. Times are steps to the target times the measured
+seconds of a step, mask updates included; memory is the peak above what the process held before the model was made. To
+pay, a sparse net must get there {FASTER:g} times sooner, or in {SMALLER:g} times less memory.
+
+**{said}**
+
+{table(verdicts)}
+
+![Accuracy against time and memory](../benchmarks/figures/{FIGURE}.svg)
+
+{every_run(nets)}
+
+Run it: `python benchmarks/training/pays.py accuracy`, `... times` on a free machine, `... publish`.
+"""
+
+
+def draw(nets: dict[str, list[Run]], folder: Path) -> list[Path]:
+    """A row of two panels for each net: accuracy against seconds of training, and against memory."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"svg.hashsalt": "sparsegnn", "font.size": 8})
+    figure, axes = plt.subplots(len(nets), 2, figsize=(10.4, 2.6 * len(nets) + 0.6), squeeze=False)
+    for (by_time, by_memory), (net, found) in zip(axes, nets.items(), strict=True):
+        v = judge(found)
+        for dense, colour, marker, label in ((True, DENSE, "s", "dense, any width"), (False, SPARSE, "o", "sparse")):
+            mine = [run for run in found if run.dense == dense]
+            for run in mine:
+                seconds = [steps * run.seconds for steps, _ in run.curve]
+                by_time.plot(seconds, [100 * a for _, a in run.curve], color=colour, alpha=0.18, linewidth=0.8)
+                by_memory.plot(run.memory / 2**20, 100 * run.accuracy, marker, color=colour, markersize=4.5,
+                               markerfacecolor=colour if dense else "white")  # fmt: skip
+                by_memory.annotate(run.label.removeprefix("dense "), (run.memory / 2**20, 100 * run.accuracy), (4, -7),
+                                   fontsize=5.5, color=colour, textcoords="offset points")  # fmt: skip
+            best = envelope(mine)
+            if best:
+                style = "-" if dense else "--"
+                by_time.plot([s for s, _ in best], [100 * a for _, a in best], style, color=colour, marker=marker,
+                             markersize=3, linewidth=1.8, drawstyle="steps-post", label=label)  # fmt: skip
+        low = min((run.accuracy for run in found), default=0.0)
+        for axis in (by_time, by_memory):
+            axis.set_xscale("log")
+            axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+            axis.grid(True, alpha=0.25)
+            axis.set_title(net, fontsize=8)
+            axis.set_ylabel("test accuracy, %")
+            if v is not None:
+                axis.axhline(100 * v.target, color="black", linewidth=0.8, linestyle=":")
+                axis.set_ylim(100 * max(low, v.target - 0.06) - 0.3, 100 * max(r.accuracy for r in found) + 0.4)
+        by_time.set_xlabel("seconds of training")
+        by_memory.set_xlabel("peak memory of training, MiB")
+    axes[0, 0].legend(loc="lower right", frameon=False)
+    figure.tight_layout()
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{FIGURE}.{kind}" for kind in ("svg", "png")]
+    figure.savefig(paths[0], metadata={"Date": None})
+    figure.savefig(paths[1], dpi=110)
+    plt.close(figure)
+    return paths
+
+
+def write(nets: dict[str, list[Run]], path: Path) -> None:
+    path.write_text(page(nets))
+    draw(nets, FOLDER / "figures")

@@ -1,0 +1,248 @@
+"""When does a sparse net pay? Dense nets of every width against sparse ones, by accuracy, time and memory of training.
+
+    python benchmarks/training/pays.py accuracy [--data FOLDER] [--only WORD ...] [--seeds 3] [--threads 2]
+    python benchmarks/training/pays.py times    [the same; the machine must be free]
+    python benchmarks/training/pays.py publish
+
+``accuracy`` trains every case and writes learning curves, FLOPs and peak memory, which no other load changes;
+``times`` runs short trainings of the same cases, in turns, for the seconds of a step, mask updates included. Each
+writes a JSON line per case to ``results/<device>/pays_*.jsonl``, and runs nothing again that is there. ``publish``
+makes ``docs/when_it_pays.md`` and its figure of both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+if not __package__:  # run by its path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from harness import FOLDER, runner  # noqa: E402
+from training import runs  # noqa: E402
+
+PAGE = FOLDER.parent / "docs" / "when_it_pays.md"
+CLOSE = 0.003  # accuracy counts as that of the best dense net from here on
+ROUNDS = 3  # of times
+SHORT = 24  # steps of a training that is timed
+FASTER, SMALLER = 1.5, 2.0  # what must be gained to pay
+
+GCN = "--model gcn --weight-decay 0 --input-dropout 0"
+MLPS = "--weight-decay 0 --input-dropout 0 --layer-norm"
+LEVERS = {
+    "90 % grouped:8": "--method rigl --sparsity 0.9 --pattern grouped:8",
+    "95 % grouped:8": "--method rigl --sparsity 0.95 --pattern grouped:8",
+    "98 %": "--method rigl --sparsity 0.98",
+    "90 % grouped:8, MaxK": "--method rigl --sparsity 0.9 --pattern grouped:8 --maxk {k}",
+    "98 %, MaxK": "--method rigl --sparsity 0.98 --maxk {k}",
+    "dense weights, MaxK": "--maxk {k}",
+}
+
+
+@dataclass(frozen=True)
+class Net:
+    """A network on a graph: what all of its cases share."""
+
+    name: str
+    arguments: str
+    dense: tuple[int, ...]
+    sparse: tuple[int, ...]  # widths
+    levers: tuple[str, ...]
+    steps: int = 100
+
+    def cases(self) -> Iterator[tuple[str, str]]:
+        """Of each case the name and the command's arguments."""
+        common = f"{self.arguments} --epochs {self.steps} --eval-every 2"
+        for width in self.dense:
+            yield f"{self.name} | dense {width}", f"{common} --hidden {width}"
+        for width in self.sparse:
+            for lever in self.levers:
+                words = LEVERS[lever].format(k=max(8, width // 8))
+                updates = f" --update-every 5 --stop-at {self.steps // 2}" if "--method" in words else ""
+                yield f"{self.name} | {lever} {width}", f"{common} --hidden {width} {words}{updates}"
+
+
+WIDTHS = (16, 32, 64, 128, 256, 512)
+WEIGHTS = ("90 % grouped:8", "95 % grouped:8", "98 %")
+BOTH = ("90 % grouped:8", "98 %", "90 % grouped:8, MaxK", "dense weights, MaxK")
+NETS = (
+    Net("GCN, 2 layers, facebook_pages", f"{GCN} --data facebook_pages", WIDTHS, (256, 512), BOTH, 120),
+    Net("GCN, 3 layers, facebook_pages", f"{GCN} --data facebook_pages --layers 3", WIDTHS, (256,), BOTH, 120),
+    Net("GCN, 2 layers, coauthor_cs", f"{GCN} --data coauthor_cs", WIDTHS, (256, 512), BOTH, 80),
+    Net("GCN, 3 layers, coauthor_cs", f"{GCN} --data coauthor_cs --layers 3", WIDTHS, (256, 512), BOTH, 80),
+    Net("GCN, 2 layers, cornell5", f"{GCN} --data cornell5", WIDTHS[:-1], (256,), BOTH, 80),
+    Net("SAGE, 2 layers, amazon_computers", f"--model sage {MLPS} --data amazon_computers", WIDTHS, (512,), BOTH, 80),
+    Net("GIN, 2 layers, amazon_computers", f"--model gin {MLPS} --data amazon_computers", WIDTHS, (512,), WEIGHTS, 80),
+    Net("SIGN, MLP of 3 layers, coauthor_physics", f"--model sign --hops 1 {MLPS} --layers 3 --data coauthor_physics",
+        (*WIDTHS, 1024), (512, 1024), WEIGHTS, 40),
+    Net("SIGN, MLP of 3 layers, cornell5", f"--model sign --hops 1 {MLPS} --layers 3 --data cornell5",
+        (*WIDTHS, 1024), (512, 1024), WEIGHTS, 60),
+    Net("GAT, 2 layers of 8 heads, coauthor_cs", "--model gat --input-dropout 0 --data coauthor_cs", (2, 4, 8, 16, 32),
+        (32,), WEIGHTS, 60),
+)  # fmt: skip
+
+
+# --- running ---------------------------------------------------------------------------------------------------------
+
+
+def accuracy_line(name: str, result: dict) -> dict:
+    each = result.get("runs", [result])
+    kept = ("command", *runner.environment(), "test_accuracy", "val_accuracy", "sparsity", "weights", "flops",
+            "run_memory_bytes", "kernels", "patterns", "config")  # fmt: skip
+    return {
+        "case": name,
+        **{key: result[key] for key in kept if key in result},
+        "test_accuracies": [r["test_accuracy"] for r in each],
+        "curves": [r["curve"] for r in each],
+    }
+
+
+def time_line(name: str, result: dict) -> dict:
+    """Of a short training: seconds of a step, the share of mask updates in it as in the whole training."""
+    kept = ("command", *runner.environment(), "seconds_preparation", "kernels")
+    steps = result["config"]["epochs"]
+    parts = {key: result[key] for key in result if key.startswith("seconds_")}
+    return {
+        "case": name,
+        **{key: result[key] for key in kept if key in result},
+        "seconds_per_step": result["seconds_training"] / steps,
+        "parts": parts,
+    }
+
+
+def short(arguments: str) -> str:
+    """The same training in few steps: half of them with mask updates, as in the whole."""
+    words = arguments.split()
+    for option, value in (("--epochs", SHORT), ("--stop-at", SHORT // 2), ("--eval-every", SHORT)):
+        if option in words:
+            words[words.index(option) + 1] = str(value)
+    return " ".join(words)
+
+
+# --- what came out ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """A case with its accuracy, memory and seconds of a step; a curve of (steps, mean test accuracy)."""
+
+    net: str
+    label: str
+    accuracy: float
+    curve: list[tuple[int, float]]
+    memory: float
+    flops: float
+    seconds: float  # a step; NaN where it was not timed
+
+    @property
+    def dense(self) -> bool:
+        return self.label.startswith("dense ") and not self.label.startswith("dense weights")
+
+    def time_to(self, target: float) -> float:
+        """Seconds of training until the selected epoch is as accurate on the test set; inf: never."""
+        return next((steps * self.seconds for steps, reached in self.curve if reached >= target), math.inf)
+
+
+def mean_curve(curves: list[list]) -> list[tuple[int, float]]:
+    """Over the seeds, from the step on at which all have selected an epoch."""
+    begin = max(curve[0][0] for curve in curves)
+    each = [{steps: test for steps, _, test in curve} for curve in curves]
+    return [
+        (s, statistics.fmean(c[s] for c in each)) for s in sorted(each[0]) if s >= begin and all(s in c for c in each)
+    ]
+
+
+def collect(accuracies: dict[str, dict], times: dict[str, dict]) -> dict[str, list[Run]]:
+    """Runs by the name of their net."""
+    found: dict[str, list[Run]] = {}
+    for name, row in accuracies.items():
+        net, label = name.split(" | ")
+        timed = [r["seconds_per_step"] for case, r in times.items() if case.startswith(f"{name} |")]
+        seconds = statistics.median(timed) if timed else math.nan
+        found.setdefault(net, []).append(
+            Run(
+                net,
+                label,
+                row["test_accuracy"],
+                mean_curve(row["curves"]),
+                row["run_memory_bytes"],
+                row["flops"],
+                seconds,
+            )
+        )
+    return found
+
+
+@dataclass
+class Verdict:
+    """Of one net: the best dense net, and the fastest and smallest of both kinds within CLOSE of it."""
+
+    best: Run
+    target: float
+    fastest: dict[bool, Run | None]  # by dense
+    smallest: dict[bool, Run | None]
+
+    def ratio(self, kind: str) -> float:
+        """How many times faster, or smaller, the best sparse net is; 0 where none is as accurate."""
+        pair = self.fastest if kind == "time" else self.smallest
+        if pair[False] is None or pair[True] is None:
+            return 0.0
+        cost = (lambda run: run.time_to(self.target)) if kind == "time" else (lambda run: run.memory)
+        return cost(pair[True]) / cost(pair[False])
+
+    @property
+    def pays(self) -> bool:
+        return self.ratio("time") >= FASTER or self.ratio("memory") >= SMALLER
+
+
+def judge(found: list[Run]) -> Verdict | None:
+    """None without a dense net."""
+    if not any(run.dense for run in found):
+        return None
+    best = max((run for run in found if run.dense), key=lambda run: run.accuracy)
+    target = best.accuracy - CLOSE
+    fastest, smallest = {}, {}
+    for dense in (True, False):
+        mine = [run for run in found if run.dense == dense]
+        timed = [run for run in mine if math.isfinite(run.time_to(target))]
+        fastest[dense] = min(timed, key=lambda run: run.time_to(target), default=None)
+        reached = [run for run in mine if run.accuracy >= target]
+        smallest[dense] = min(reached, key=lambda run: run.memory, default=None)
+    return Verdict(best, target, fastest, smallest)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("accuracy", "times", "publish"))
+    parser.add_argument("--data", help="folder of .npz graphs (default: SPARSEGNN_DATA)")
+    parser.add_argument("--only", nargs="+", default=[""], help="cases whose name has one of these words")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--again", action="store_true", help="run cases that are in the file already, too")
+    parser.add_argument("--out", type=Path, help="default: results/<device>")
+    options = parser.parse_args()
+    folder = options.out or FOLDER / "results" / runner.device_name()
+    files = {what: folder / f"pays_{what}.jsonl" for what in ("accuracy", "times")}
+    if options.what == "publish":
+        from publish import pays as page
+
+        page.write(collect(*(runs.read(path) for path in files.values())), PAGE)
+        return 0
+    wanted = [case for net in NETS for case in net.cases() if any(word in case[0] for word in options.only)]
+    extra, line = f" --seeds {options.seeds} --threads {options.threads}", accuracy_line
+    if options.what == "times":
+        wanted = [(f"{name} | {i}", short(arguments)) for i in range(ROUNDS) for name, arguments in wanted]
+        extra, line = f" --threads {options.threads}", time_line
+    commands = [(name, arguments + extra) for name, arguments in wanted]
+    failed = runs.measure(commands, files[options.what], runs.environment(options.data), options.again, line)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
