@@ -78,6 +78,8 @@ def calls() -> dict:
         "features_linear": (_features, dict(values=linear["values"], bias=linear["bias"], **features,
                                             **{n: linear[n] for n in ("ccol", "row", "perm")})),
         "gcn": (_gcn, dict(graph=graph, **linear)),
+        "act_dropout": (lambda **t: ops.act_dropout(act="relu", dropout=0.5, **t),
+                        dict(x=x, bias=torch.randn(8), seed=torch.tensor([1]))),
         "topology_": (_topology, dict(crow=crow, col=col, drop=drop, grow=grow)),
     }  # fmt: skip
 

@@ -78,7 +78,8 @@ def test_compile_on_a_graph_without_graph_breaks(net, derived, sparsity):
         graph = CSRGraph.from_edge_index(edge_index.unique(dim=1), n)  # with repeated self-loops it is compiled again
         if derived:
             run(model, x, graph)
-        assert_same(run(compiled, x, graph), run(model, x, graph))
+        same = 1e-6 if net is Others else 0.0  # whose sums of products are addmm_ where nothing is compiled
+        assert_same(run(compiled, x, graph), run(model, x, graph), same)
         first = first or counter.frame_count
     assert counter.frame_count == first
     assert torch._dynamo.explain(model)(x, graph).graph_break_count == 0
