@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from harness import FOLDER
-from training.pays import CLOSE, FASTER, SMALLER, Run, Verdict, judge
+from training.pays import CLOSE, FASTER, NETS, SMALLER, Run, Verdict, judge
 
 FIGURE = "pays"
 DENSE, SPARSE = "#0000a7", "#c1272d"
@@ -65,6 +65,7 @@ def page(nets: dict[str, list[Run]]) -> str:
     verdicts = {net: v for net, found in nets.items() if (v := judge(found)) is not None}
     paying = [net for net, v in verdicts.items() if v.pays]
     said = f"It pays for {len(paying)} of {len(verdicts)} nets: {'; '.join(paying)}."
+    missing = [net.name for net in NETS if net.name not in nets]
     if not paying:
         said = f"It pays for none of {len(verdicts)} nets: a narrower dense net is as accurate, as soon and as small."
     return f"""# When it pays
@@ -78,7 +79,7 @@ is the test accuracy of the best dense net less {100 * CLOSE:g} points. Times ar
 seconds of a step, mask updates included; memory is the peak above what the process held before the model was made. To
 pay, a sparse net must get there {FASTER:g} times sooner, or in {SMALLER:g} times less memory.
 
-**{said}**
+**{said}**{" Not measured yet: " + "; ".join(missing) + "." if missing else ""}
 
 {table(verdicts)}
 
@@ -100,7 +101,9 @@ def draw(nets: dict[str, list[Run]], folder: Path) -> list[Path]:
     plt.rcParams.update({"svg.hashsalt": "sparsegnn", "font.size": 8})
     figure, axes = plt.subplots(len(nets), 2, figsize=(10.4, 2.6 * len(nets) + 0.6), squeeze=False)
     for (by_time, by_memory), (net, found) in zip(axes, nets.items(), strict=True):
-        v = judge(found)
+        v, seen = judge(found), []
+        low = min((run.accuracy for run in found), default=0.0)
+        floor = 100 * max(low, v.target - 0.06) - 0.3 if v is not None else 0.0
         for dense, colour, marker, label in ((True, DENSE, "s", "dense, any width"), (False, SPARSE, "o", "sparse")):
             mine = [run for run in found if run.dense == dense]
             for run in mine:
@@ -113,18 +116,21 @@ def draw(nets: dict[str, list[Run]], folder: Path) -> list[Path]:
             best = envelope(mine)
             if best:
                 style = "-" if dense else "--"
-                by_time.plot([s for s, _ in best], [100 * a for _, a in best], style, color=colour, marker=marker,
-                             markersize=3, linewidth=1.8, drawstyle="steps-post", label=label)  # fmt: skip
-        low = min((run.accuracy for run in found), default=0.0)
+                by_time.plot([s for s, _ in best], [100 * a for _, a in best], style, color=colour, linewidth=1.8,
+                             drawstyle="steps-post", label=label)  # fmt: skip
+                seen += [s for s, a in best if 100 * a >= floor] or [best[-1][0]]
+        if seen:
+            by_time.set_xlim(min(seen) / 1.5, max(seen) * 1.5)
         for axis in (by_time, by_memory):
             axis.set_xscale("log")
-            axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+            for formatted in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+                formatted(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "125" else "")
             axis.grid(True, alpha=0.25)
             axis.set_title(net, fontsize=8)
             axis.set_ylabel("test accuracy, %")
             if v is not None:
                 axis.axhline(100 * v.target, color="black", linewidth=0.8, linestyle=":")
-                axis.set_ylim(100 * max(low, v.target - 0.06) - 0.3, 100 * max(r.accuracy for r in found) + 0.4)
+                axis.set_ylim(floor, 100 * max(r.accuracy for r in found) + 0.4)
         by_time.set_xlabel("seconds of training")
         by_memory.set_xlabel("peak memory of training, MiB")
     axes[0, 0].legend(loc="lower right", frameon=False)
