@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsegnn.graph import CSRGraph
-from sparsegnn.ops.spmm import apply as spmm
+from sparsegnn.nn import aggregate
 from sparsegnn.pyg.cache import graph_of, in_order, is_edge_list, is_sparse_matrix, is_wrapped, matrix_of
 from sparsegnn.pyg.norms import norm_of
 from sparsegnn.pyg.products import fused_of, product_of, pyg, reduction_of
@@ -42,19 +42,8 @@ class Matrix:
                 val = graph.val
             if root is not None:
                 diag = root.to(wide).expand(graph.num_rows).contiguous()
-            val = None if val is None else val.to(x.dtype)
-            row_scale = scale if factor == 1 else _scaled(graph, scale, factor, wide)
-            need_dx = x.requires_grad and torch.is_grad_enabled()
-            need_arg = need_dx or (val is not None and val.requires_grad and torch.is_grad_enabled())
-            transpose = graph.transpose() if need_dx else (None, None, None)
-            args = graph.crow, graph.col, val, row_scale, scale, diag, *transpose
-            return spmm(x.contiguous(), *args, reduce, need_arg)[0]
-
-
-def _scaled(graph: CSRGraph, scale: Tensor | None, factor: float, dtype: torch.dtype) -> Tensor:
-    if scale is None:
-        return torch.full((graph.num_rows,), factor, dtype=dtype, device=graph.device)
-    return scale * factor
+            a = aggregate.Matrix(graph, val, scale, scale, diag, graph.num_rows)
+            return aggregate.multiply(a if factor == 1 else a.times(factor, x.dtype), x.contiguous(), reduce)
 
 
 def _autocast(x: Tensor) -> bool:
