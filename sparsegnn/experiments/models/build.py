@@ -45,7 +45,6 @@ def build(config, data) -> nn.Module:
     """The model of a TrainConfig for a graph; random weights, drawn from torch's generator."""
     shapes = weight_shapes(config, data.num_features, data.num_classes)
     make = _Maker(config, shapes)
-    widths = [outputs for outputs, _ in shapes.values()]
     hidden = config.hidden * (config.heads if config.model == "gat" else 1)
     norms = [nn.LayerNorm(hidden) for _ in range(config.layers - 1)] if config.layer_norm else []
     between = {"norms": norms, "residual": config.residual}
@@ -54,7 +53,7 @@ def build(config, data) -> nn.Module:
         layers = [make.linear(name) for name in shapes if name.startswith("layers")]
         model = Perceptron(inputs, layers, config.dropout, config.input_dropout, **between, maxk=config.maxk)
     else:
-        convs, activation = _CONVS[config.model](make, config, widths[-1], data.num_features)
+        convs, activation = _CONVS[config.model](make)
         model = GNN(convs, activation, config.dropout, config.input_dropout, **between)
     if make.start == "dense":
         for name in shapes:
@@ -63,8 +62,9 @@ def build(config, data) -> nn.Module:
     return model
 
 
-def _gcn(make: _Maker, config, classes: int, features: int):
+def _gcn(make: _Maker):
     """With what follows a layer fused into it where nothing comes between."""
+    config = make.config
     conv, convs = _layers(config.backend).GCNConv, []
     extra: dict = {"cached": True} if config.backend == "pyg" else {}
     fused = make.fuses and config.maxk is None and not config.layer_norm and not config.residual
@@ -78,18 +78,19 @@ def _gcn(make: _Maker, config, classes: int, features: int):
     return convs, None if fused or config.maxk is not None else F.relu
 
 
-def _gat(make: _Maker, config, classes: int, features: int):
+def _gat(make: _Maker):
     """Hidden layers concatenate their heads, the last has one."""
+    config = make.config
     conv, convs = _layers(config.backend).GATConv, []
-    for i, (_, inputs) in enumerate(make.shapes.values()):
+    for i, (outputs, inputs) in enumerate(make.shapes.values()):
         last = i + 1 == config.layers
-        shape = (classes, 1, False) if last else (config.hidden, config.heads, True)
+        shape = (outputs, 1, False) if last else (config.hidden, config.heads, True)
         convs.append(conv(inputs, *shape, dropout=config.dropout, **make.where(f"convs.{i}.lin")))
     return convs, F.elu if config.maxk is None else MaxK(config.maxk)
 
 
-def _sage(make: _Maker, config, classes: int, features: int):
-    convs = []
+def _sage(make: _Maker):
+    config, convs = make.config, []
     for i in range(config.layers):
         outputs, inputs = make.shapes[f"convs.{i}.lin_l"]
         conv = _layers(config.backend).SAGEConv(inputs, outputs)
@@ -99,7 +100,8 @@ def _sage(make: _Maker, config, classes: int, features: int):
     return convs, F.relu if config.maxk is None else MaxK(config.maxk, compressed=True)
 
 
-def _gin(make: _Maker, config, classes: int, features: int):
+def _gin(make: _Maker):
+    config = make.config
     conv, convs = _layers(config.backend).GINConv, []
     for i in range(config.layers):
         first, second = make.linear(f"convs.{i}.nn.0"), make.linear(f"convs.{i}.nn.2")

@@ -7,6 +7,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from sparsegnn.nn.aggregate import matrix, multiply
 from sparsegnn.nn.functional import activation_dropout
 
 #: Features with fewer nonzeros than this fraction are passed as a sparse matrix (bench_sparse_features.py)
@@ -75,8 +76,6 @@ def rows(x: Tensor, at: Tensor) -> Tensor:
 @torch.no_grad()
 def powers(graph, x: Tensor, hops: int) -> list[Tensor]:
     """``[x, A x, ..., A^hops x]`` with the symmetric GCN norm, each as :func:`compressed` leaves it (SIGN)."""
-    from sparsegnn.nn.aggregate import matrix, multiply
-
     a = matrix(graph, torch.float32, explicit=True)
 
     def propagate(now: Tensor) -> Tensor:
@@ -87,12 +86,9 @@ def powers(graph, x: Tensor, hops: int) -> list[Tensor]:
                 now = now.to_dense()
         return multiply(a, now)
 
-    now = compressed(x)
-    found = [now]
+    found = [compressed(x)]
     for _ in range(hops):
-        now = propagate(now)
-        found.append(compressed(now))
-        now = found[-1]
+        found.append(compressed(propagate(found[-1])))
     return found
 
 
