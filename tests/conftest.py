@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,9 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:  # of a job in the background, or under nohup
+            signal.signal(number, handler)
     if config.getoption("--full"):
         os.environ["SPARSEGNN_TEST_FULL"] = "1"  # for ops/harness.py, in workers too
 

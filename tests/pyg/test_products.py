@@ -112,7 +112,11 @@ def test_convolutions_that_make_their_weights():
     x, attr, negative = features(N, 6), features(INDEX.size(1), 3), edges(seed=1)
     check(pyg.PDNConv(6, 4, 3, 5).double(), lambda m: m(x, INDEX, attr), x, attr)
     check(pyg.SignedConv(6, 4, first_aggr=True).double(), lambda m: m(x, INDEX, negative), x)
-    x = x.detach().float().requires_grad_()  # of float64 torch_sparse makes no products
+
+
+def test_pan():
+    pytest.importorskip("torch_sparse")
+    x = features(N, 6).detach().float().requires_grad_()  # of float64 torch_sparse makes no products
     check(pyg.PANConv(6, 4, 2), lambda m: m(x, single(INDEX))[0], x)
 
 
