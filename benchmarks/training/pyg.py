@@ -1,9 +1,11 @@
 """A training step of nets of PyG: as they are, with ``sparsegnn.accelerate``, and as ``sparsegnn.nn`` has them.
 
     python benchmarks/training/pyg.py [--nodes 170000] [--edges 2300000] [--threads 1] [--rounds 5] [--save]
+    python benchmarks/training/pyg.py --publish
 
 All three take a raw ``edge_index`` or, of ``sparsegnn.nn``, a CSRGraph; Adam, cross entropy. ``--save`` writes
-``results/<device>/pyg.jsonl``. The machine must be free: times are compared.
+``results/<device>/pyg.jsonl``, of which ``--publish`` makes the table in ``docs/from_pyg.md``. The machine must be
+free: times are compared.
 """
 
 from __future__ import annotations
@@ -27,6 +29,10 @@ from harness.graphs import lognormal  # noqa: E402
 import sparsegnn  # noqa: E402
 
 FEATURES, HIDDEN, CLASSES = 128, 256, 40
+PAGE, BEGIN, END = FOLDER.parent / "docs" / "from_pyg.md", "<!-- table:", "<!-- /table -->"
+HEAD = """| net | PyG | accelerated | sparsegnn.nn | times faster than PyG | time beside sparsegnn.nn |
+|---|---|---|---|---|---|"""
+BUDGET = 60  # seconds of a net; of what takes a fifth of it, PyG's own steps, three are enough
 
 
 class Net(nn.Module):
@@ -90,8 +96,33 @@ def measure(name: str, theirs: nn.Module, ours: nn.Module | None, args) -> dict:
         contenders["sparsegnn.nn"] = step(ours, graph, args.nodes)
     if args.pyg:
         contenders["PyG"] = step(theirs, edge_index, args.nodes)
-    samples = runner.interleave(contenders, args.rounds)
+    samples = runner.interleave(contenders, args.rounds, budget=BUDGET)
     return {"net": name, **{k: sorted(v)[len(v) // 2] for k, v in samples.items()}}
+
+
+def line(row: dict) -> str:
+    here, library, before = row["accelerated"], row.get("sparsegnn.nn"), row.get("PyG")
+    cells = [f"{1e3 * t:,.0f} ms" if t else "-" for t in (before, here, library)]
+    cells += [f"{before / here:.1f}" if before else "-", f"{here / library:.2f}" if library else "-"]
+    return f"| {row['net']} | {' | '.join(cells)} |"
+
+
+def publish() -> None:
+    """The tables of all machines, into the page."""
+    parts = []
+    for path in sorted((FOLDER / "results").glob("*/pyg.jsonl")):
+        rows = [json.loads(text) for text in path.read_text().splitlines()]
+        of = rows[0]
+        about = (
+            f"{of['nodes']:,} nodes, {of['edges']:,} edges, log-normal degrees, {FEATURES}-{HIDDEN}-{CLASSES} (GAT 8 "
+            f"heads of 8; APPNP 10 steps), fp32, {of['threads']} thread(s), torch {of['torch']}, "
+            f"`benchmarks/results/{of['device']}`:"
+        )
+        parts += [about, "\n".join([HEAD, *map(line, rows)])]
+    page = PAGE.read_text()
+    before, after = page[: page.index(BEGIN)], page[page.index(END) :]
+    note = f"{BEGIN} made by `python benchmarks/training/pyg.py --publish`; do not edit by hand -->"
+    PAGE.write_text(before + "\n\n".join([note, *parts, after]))
 
 
 def main() -> int:
@@ -103,28 +134,28 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", help="nets")
     parser.add_argument("--without-pyg", dest="pyg", action="store_false", help="leave out the slow ones")
     parser.add_argument("--save", action="store_true")
+    parser.add_argument("--publish", action="store_true")
     args = parser.parse_args()
+    if args.publish:
+        publish()
+        return 0
     torch.set_num_threads(args.threads)
     import torch_geometric.nn as pyg
 
     theirs, ours, rows = nets(pyg), nets(sparsegnn.nn), []
     print(f"{args.nodes:,} nodes, {args.edges:,} edges, {args.threads} thread(s), load {os.getloadavg()[0]:.1f}")
-    print("| net | PyG | accelerated | sparsegnn.nn | times faster than PyG | times sparsegnn.nn |")
-    print("|---|---|---|---|---|---|")
+    print(HEAD)
     for name in theirs:
         if args.only and name not in args.only:
             continue
         row = measure(name, theirs[name], ours.get(name), args)
         rows.append(row | {"nodes": args.nodes, "edges": args.edges, "threads": args.threads})
-        here, library, before = row["accelerated"], row.get("sparsegnn.nn"), row.get("PyG")
-        cells = [f"{1e3 * t:,.0f} ms" if t else "-" for t in (before, here, library)]
-        cells += [f"{before / here:.1f}" if before else "-", f"{here / library:.2f}" if library else "-"]
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
-    if args.save:
-        folder = FOLDER / "results" / runner.device_name()
-        folder.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(runner.environment() | row) for row in rows]
-        (folder / "pyg.jsonl").write_text("\n".join(lines) + "\n")
+        print(line(rows[-1]), flush=True)
+        if args.save:
+            folder = FOLDER / "results" / runner.device_name()
+            folder.mkdir(parents=True, exist_ok=True)
+            lines = [json.dumps(runner.environment() | row) for row in rows]
+            (folder / "pyg.jsonl").write_text("\n".join(lines) + "\n")
     return 0
 
 
