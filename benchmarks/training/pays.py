@@ -150,7 +150,7 @@ class Run:
 def mean_curve(curves: list[list]) -> list[tuple[int, float]]:
     """Over the seeds, from the step on at which all have selected an epoch."""
     begin = max(curve[0][0] for curve in curves)
-    each = [{steps: test for steps, _, test in curve} for curve in curves]
+    each = [{steps: test for steps, _, test, *_ in curve} for curve in curves]
     return [
         (s, statistics.fmean(c[s] for c in each)) for s in sorted(each[0]) if s >= begin and all(s in c for c in each)
     ]

@@ -84,6 +84,7 @@ class Ledger:
         self._flops, self.products = dict.fromkeys(PARTS, 0), 0
         self._pending: list[tuple[Kind, torch.cuda.Event, torch.cuda.Event]] = []
         self._parameters: list[nn.Parameter] = []
+        self._marks: list[tuple[int, dict[object, int]]] = []  # FLOPs of products, and steps of each kind
 
     def __enter__(self) -> Ledger:
         return self
@@ -112,6 +113,19 @@ class Ledger:
         self.products += kind.products
         for part, n in kind.flops.items():
             self._flops[part] += n
+
+    def mark(self) -> None:
+        """Remember this point between two steps, for :meth:`so_far`."""
+        self._marks.append((self.products, {key: kind.steps for key, kind in self.kinds.items() if kind.steps}))
+
+    def so_far(self) -> list[tuple[int, float]]:
+        """Of every :meth:`mark`, FLOPs of products and aggregation and seconds up to there, in the account of now.
+
+        A mark after the last step has the numbers of :meth:`report`: ``flops`` of ``products``, ``seconds`` in ``total``.
+        """
+        self._read_events()
+        seconds = {key: kind.seconds()["step"] for key, kind in self.kinds.items() if kind.steps}
+        return [(flops, sum(n * seconds[key] for key, n in steps.items())) for flops, steps in self._marks]
 
     def report(self, *, show: bool = True) -> dict:
         """The account so far.

@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
@@ -20,17 +20,10 @@ from torch.optim import Adam
 
 from sparsegnn import _console, _files
 from sparsegnn import data as graphs
-from sparsegnn._version import __version__
-from sparsegnn.controllers import Controller, registry
-from sparsegnn.experiments.config import DENSE, DTYPES, TrainConfig, check_device, check_writable, is_plain
-from sparsegnn.experiments.ledger import Ledger
+from sparsegnn.experiments.config import DTYPES, TrainConfig, check_device, check_writable, is_plain
+from sparsegnn.experiments.loop import Account, CheckFailed, Selection, make_controller, used_settings
 from sparsegnn.experiments.measure import PeakMemory, StepTimer
-from sparsegnn.experiments.meter import PARTS
-from sparsegnn.experiments.models import ROWWISE, build, edge_count, inputs_of, linears, prepare, rows, weight_counts
-
-
-class CheckFailed(RuntimeError):
-    """A run that went wrong although its input was fine: diverged, or the number of weights changed."""
+from sparsegnn.experiments.models import ROWWISE, build, edge_count, inputs_of, linears, prepare, rows
 
 
 class NotSaved(OSError):
@@ -46,18 +39,6 @@ def write_checkpoint(path: str | os.PathLike, content: dict) -> None:
     written = io.BytesIO()
     torch.save(content, written)
     _files.replace(path, written.getbuffer())
-
-
-@dataclass
-class _Best:
-    """The selected epoch."""
-
-    epoch: int = -1
-    val_accuracy: float = -1.0
-    val_loss: float = math.inf
-    test_accuracy: float = float("nan")
-    curve: list[list] = field(default_factory=list)
-    state: dict[str, Tensor] | None = None
 
 
 class _Split:
@@ -112,33 +93,6 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
     return [{"params": first, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": decay}]
 
 
-def make_controller(
-    config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer, graph: object = None
-) -> Controller | None:
-    """The method, attached to the optimizer; None for a dense run. ValueError where it does not fit into the run."""
-    cls = config.controller
-    if cls is None:
-        return None
-    options = {"steps": config.epochs, "common": config.common(), "own": config.set}
-    made = registry.make(cls, model, optimizer, graph=graph, **options)
-    if made.settled_at > config.epochs:
-        made.detach()
-        raise ValueError(
-            f"epochs must be at least {made.settled_at} for method {config.method!r}, whose sparsity is final only "
-            f"then, got {config.epochs}: train longer, or let it end sooner"
-        )
-    return made
-
-
-def used_settings(config: TrainConfig) -> dict:
-    """Every setting of the method, as the run has it."""
-    cls = config.controller
-    if cls is None:
-        return {}
-    defaults = {name: p.default for name, p in registry.settings(cls).items()}
-    return defaults | registry.chosen(cls, config.epochs, config.common(), config.set)
-
-
 def kernels(config: TrainConfig, model: nn.Module) -> dict[str, str]:
     """What multiplies and what aggregates in each layer: cpu/<instruction set>, cuda, reference, dense or pyg."""
     from sparsegnn.report import kernel
@@ -172,45 +126,20 @@ def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
     optimizer = Adam(parameter_groups(model, config), lr=config.lr, fused=True, capturable=gpu)
     edges = edge_count(graph)  # some methods remove edges before the first step
     controller = make_controller(config, model, optimizer, graph)
-    weights_at_start, dense = weight_counts(model)
-    timer = StepTimer(device)
-    # A recorded step shows no operators; PyG's gather and scatter are not counted.
-    ledger = Ledger(model, optimizer, sample_every=0 if config.cuda_graph else 50, memory=memory)
-    phases = _Phases(controller)
-    best = _fit(config, data.name, task, optimizer, phases, timer, ledger)
-    account = ledger.report(show=False)
-    counted = account["flops"] if config.backend == "sparsegnn" else dict.fromkeys(account["flops"])
-    kept, _ = weight_counts(model)
-    if (controller is None or controller.keeps_size) and kept != weights_at_start:
-        raise CheckFailed(f"{config.method}: the number of weights must not change, {weights_at_start} became {kept}")
-    if best.epoch < 0:
-        raise CheckFailed(f"{config.method}: sparsity must be final by the last epoch, got step {phases.settled_at} of "
-                          f"{config.epochs}")  # fmt: skip
-    seconds = timer.medians()
+    # PyG's gather and scatter are not counted.
+    account = Account(config, model, optimizer, controller, memory=memory, counted=config.backend == "sparsegnn",
+                      recorded=config.cuda_graph)  # fmt: skip
+    selection = Selection("accuracy", True, keep_state=config.save is not None)
+    _fit(config, data.name, task, optimizer, account, selection)
+    found = account.result(selection)
     result = {
+        "task": "nodes",
         "data": data.name,
-        "test_accuracy": best.test_accuracy,
-        "val_accuracy": best.val_accuracy,
-        "best_epoch": best.epoch,
-        # steps made, validation accuracy then, test accuracy of the epoch that is selected by then
-        "curve": best.curve,
-        "sparsity": 1 - kept / dense,
-        "weights": kept,
-        "weights_dense": dense,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "flops": counted["products"],
-        **{f"flops_{part}": counted[part] for part in PARTS},
-        "seconds_per_step": seconds["step"],
-        "seconds_forward": seconds["forward"],
-        "seconds_backward": seconds["backward"],
-        "seconds_optimizer": seconds["optimizer"],
-        **{f"seconds_{part}": account["seconds_per_step"][part] for part in (*PARTS, "other")},
+        "test_accuracy": found["test"],
+        "val_accuracy": found["val"],
+        "best_epoch": found["selected_step"] - 1,
+        **found,
         "seconds_preparation": preparation,  # of the inputs: SIGN's powers, once
-        "seconds_training": account["seconds"]["total"],  # of all steps, without looks at the validation set
-        "peak_memory_bytes": account["peak_memory_bytes"],
-        "run_memory_bytes": account["run_memory_bytes"],  # above what the process held before the model was made
-        "mask_updates": getattr(controller, "updates", 0),
-        "phases": phases.history,
         "settings": {k: v if is_plain(v) else str(v) for k, v in used_settings(config).items()},
         "kernels": kernels(config, model),
         "patterns": {n: m.structure for n, m in linears(model).items() if hasattr(m, "structure")},
@@ -219,64 +148,37 @@ def train(config: TrainConfig, data: graphs.GraphData | None = None) -> dict:
         "edges_at_start": edges,  # of the graph that the layers get
         "edges_at_end": edge_count(graph),
         "notes": list(data.notes),
-        "threads": torch.get_num_threads(),
-        "versions": {"sparsegnn": __version__, "torch": str(torch.__version__)},
         "config": {k: v for k, v in asdict(config).items() if k not in ("progress", "save")},
     }
     if config.save is not None:
         try:
-            write_checkpoint(config.save, {"model": best.state, "config": result["config"], "result": result})
+            write_checkpoint(config.save, {"model": selection.state, "config": result["config"], "result": result})
         except Exception as e:
             raise NotSaved(f"save: {e}", result) from e
     return result
 
 
-class _Phases:
-    """What a method's layers do from which step on, and when that ends."""
-
-    def __init__(self, controller: Controller | None):
-        self.controller = controller
-        self.history: list[list] = []  # [phase, first step]
-
-    @property
-    def settled_at(self) -> int:
-        return 0 if self.controller is None else self.controller.settled_at
-
-    def at(self, step: int) -> str:
-        """The phase of a step that is about to be made."""
-        now = DENSE if self.controller is None else self.controller.phase
-        if not self.history or self.history[-1][0] != now:
-            self.history.append([now, step])
-        return now
-
-
-def _fit(config, name: str, task: Task, optimizer, phases: _Phases, timer: StepTimer, ledger: Ledger) -> _Best:
+def _fit(config, name: str, task: Task, optimizer, account: Account, selection: Selection) -> None:
     """The training loop."""
     from tqdm import tqdm
 
-    model = task.model
-    best = _Best()
     stderr = _console.diagnostics()
     hidden = not (stderr.isatty() if config.progress is None else config.progress)
     method = _console.clean(config.method)[:40]
     title = f"{_console.clean(name)[:40]} {config.model} {method if config.backend == 'sparsegnn' else config.backend}"
     make_step = _captured_step if config.cuda_graph else _plain_step
-    step = make_step(task.loss, optimizer, timer)
+    step = make_step(task.loss, optimizer, account.timer)
     bar = tqdm(range(config.epochs), title, disable=hidden, delay=2, leave=False, file=stderr)
     for epoch in bar:
-        model.train()
-        now = phases.at(epoch)
-        # A step of a kind that was not seen must be none that is replayed.
-        with ledger.step(None if config.cuda_graph else (now, edge_count(task.graph))) as sampled:
+        task.model.train()
+        with account.step(edge_count(task.graph)):
             loss = step()
-        timer.end_step(keep=not sampled)
         if not math.isfinite(loss.item()):
             raise CheckFailed(f"training diverged: loss {loss.item()} in epoch {epoch} (lr {config.lr})")
         last = epoch + 1 == config.epochs
-        if epoch + 1 >= phases.settled_at and (last or (epoch + 1) % config.eval_every == 0):
-            _evaluate(epoch, task, best, config.save is not None)
-            bar.set_postfix(val=f"{best.val_accuracy:.3f}", refresh=False)
-    return best
+        if account.may_select and (last or (epoch + 1) % config.eval_every == 0):
+            _evaluate(task, selection, account)
+            bar.set_postfix(val=f"{selection.val:.3f}", refresh=False)
 
 
 def _plain_step(loss_of: Callable[[], Tensor], optimizer: torch.optim.Optimizer, timer: StepTimer):
@@ -314,16 +216,11 @@ def _captured_step(loss_of: Callable[[], Tensor], optimizer: torch.optim.Optimiz
 
 
 @torch.no_grad()
-def _evaluate(epoch: int, task: Task, best: _Best, keep_state: bool) -> None:
-    """Take this epoch as the best so far if its validation accuracy says so."""
+def _evaluate(task: Task, selection: Selection, account: Account) -> None:
+    """Offer the step that was just made: ties go to the lower validation loss."""
     task.model.eval()
     val, test = task.logits(task.val, task.test)
-    accuracy, loss = task.val.accuracy(val), task.val.loss(val).item()
-    if not math.isfinite(loss):
-        raise CheckFailed(f"training diverged: validation loss {loss} in epoch {epoch}")
-    if (accuracy, -loss) > (best.val_accuracy, -best.val_loss):
-        best.epoch, best.val_accuracy, best.val_loss = epoch, accuracy, loss
-        best.test_accuracy = task.test.accuracy(test)
-        if keep_state:
-            best.state = {k: v.detach().cpu().clone() for k, v in task.model.state_dict().items()}
-    best.curve.append([epoch + 1, accuracy, best.test_accuracy])
+    loss = task.val.loss(val).item()
+    tests = lambda: {selection.metric: task.test.accuracy(test)}  # noqa: E731
+    selection.offer(account.steps, task.val.accuracy(val), tests, task.model, tie=loss)
+    account.mark()

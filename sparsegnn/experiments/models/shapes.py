@@ -60,14 +60,14 @@ def linears(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def counts(lin: nn.Module) -> tuple[int, int]:
+    """Weights of a linear map that exist, and those that a dense one would have."""
+    if hasattr(lin, "values"):
+        return lin.values.numel(), lin.in_features * lin.out_features
+    return lin.weight.numel(), lin.weight.numel()
+
+
 def weight_counts(model: nn.Module) -> tuple[int, int]:
     """Weights that exist and weights that a dense model would have, over all linear maps."""
-    kept = dense = 0
-    for lin in linears(model).values():
-        if hasattr(lin, "values"):
-            kept += lin.values.numel()
-            dense += lin.in_features * lin.out_features
-        else:
-            kept += lin.weight.numel()
-            dense += lin.weight.numel()
-    return kept, dense
+    each = [counts(lin) for lin in linears(model).values()]
+    return sum(kept for kept, _ in each), sum(size for _, size in each)
