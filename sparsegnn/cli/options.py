@@ -6,6 +6,21 @@ import inspect
 from functools import partial
 
 
+#: of commands whose options mean something else than those of the others
+OWN = {
+    "study": {
+        "config": "a study's TOML file (docs/study_your_own.md)",
+        "out": "file of JSON lines, one a run; default study_NAME.jsonl here",
+        "data": "folder of .npz graphs; default SPARSEGNN_DATA or ./data",
+        "threads": "CPU threads of every run, in place of the file's",
+        "only": "runs whose case has this word; may be repeated",
+        "again": "make runs again that failed",
+        "dry_run": "check the file and its data, and list the runs",
+        "progress": "what runs, and the time left; default on a terminal",
+    },
+}
+
+
 def with_options(command):
     """The command with typer options: names from the arguments, help from TrainConfig's docstring."""
     import typer
@@ -37,11 +52,12 @@ def with_options(command):
         "check": "exit with 1 when a bar of the suite is missed",
         "only": "groups of the suite whose name contains this; nothing is written",
     }
+    docs |= OWN.get(command.__name__, {})
     signature = inspect.signature(command, eval_str=True)
     parameters = []
     for name, p in signature.parameters.items():
-        if name in ("op", "name"):
-            default = typer.Argument(p.default, help=docs[name])
+        if name in ("op", "name", "config"):
+            default = typer.Argument(... if p.default is p.empty else p.default, help=docs[name])
         elif name == "set":
             default = typer.Option(p.default, help=docs[name], metavar="NAME=VALUE")
         elif name == "as_json":

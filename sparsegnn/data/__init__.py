@@ -9,9 +9,11 @@ from pathlib import Path
 from sparsegnn.data.embedded import digits, skewed
 from sparsegnn.data.npz import FORMAT, load_npz
 from sparsegnn.data.pyg import SETS, load_pyg
+from sparsegnn.data.tables import load_tables
 from sparsegnn.data.types import MAX_DENSE_BYTES, GraphData, random_split
 
-__all__ = ["EMBEDDED", "FORMAT", "MAX_DENSE_BYTES", "GraphData", "digits", "load", "load_npz", "random_split", "skewed"]
+__all__ = ["EMBEDDED", "FORMAT", "MAX_DENSE_BYTES", "SETS", "GraphData", "digits", "load", "load_npz", "load_pyg", "load_tables",
+           "random_split", "skewed"]  # fmt: skip
 
 EMBEDDED: dict[str, Callable[..., GraphData]] = {"digits": digits, "skewed": skewed}
 

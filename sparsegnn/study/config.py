@@ -1,0 +1,258 @@
+"""A study's configuration file, checked before anything runs: every fault at once, each with its line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from sparsegnn.controllers import Controller, registry
+from sparsegnn.controllers.settings import shown
+from sparsegnn.study import faults, schema, tasks
+from sparsegnn.study.faults import Key, Toml
+
+TABLES = ("data", "methods", "common")
+FILES = {"npz": ("file",), "edges": ("edges", "features", "labels")}
+OF_METHODS = ("distribution", "pattern", "update_every", "stop_at", "drop_fraction", "set")
+WORDS = {"int_type": "must be a whole number", "float_type": "must be a number", "bool_type": "must be true or false",
+         "string_type": "must be text", "list_type": "must be a list", "dict_type": "must be a table",
+         "model_type": "must be a table", "string_too_short": "must not be empty", "too_short": "must not be empty",
+         "finite_number": "must be finite"}  # fmt: skip
+
+
+@dataclass
+class Set:
+    """A data set of a study, and what its runs share."""
+
+    key: Key
+    name: str
+    title: str
+    source: dict  # as `tasks.load` takes it
+    models: list[str]
+    widths: list[int | None]
+    seeds: list[int]
+    settings: dict
+    facts: tasks.Facts = tasks.Facts()
+
+    @property
+    def split_seed(self) -> int:
+        return self.settings.get("split_seed", 0)
+
+
+@dataclass
+class Method:
+    key: Key
+    title: str
+    name: str
+    sparsities: list[float | None]
+    settings: dict = field(default_factory=dict)
+
+
+@dataclass
+class Study:
+    name: str
+    task: tasks.Task
+    threads: int | None
+    sets: list[Set]
+    methods: list[Method]
+    baselines: schema.Baselines
+    toml: Toml
+
+
+def read(path: str | Path) -> Study:
+    """The study of a file; :class:`BadStudy` with every fault that its values and its data have.
+
+    Whether settings go together is for the plan to say (:func:`sparsegnn.study.plan.plan`), which adds its faults to
+    ``toml``.
+    """
+    toml = faults.read(path)
+    top = _model(toml, (), schema.Top, {k: v for k, v in toml.content.items() if k not in TABLES})
+    task = tasks.find(top.task) if top is not None else None
+    common = _common(toml, task)
+    sets = list(_sets(toml, task, common, top.seeds if top else [0]))
+    methods = list(_methods(toml, task, top.sparsity if top else None))
+    baselines = top.baselines if top is not None else schema.Baselines()
+    if baselines.oneshot and not any(m.name == "oneshot" for m in methods):
+        grid = (top.sparsity if top else None) or sorted({s for m in methods for s in m.sparsities if s is not None})
+        methods.append(Method(("baselines", "oneshot"), "oneshot", "oneshot", list(grid) or [0.9]))
+    known = [m.title for m in methods]
+    for i, name in enumerate(baselines.of or ()):
+        if name not in known:
+            toml.fault(("baselines", "of", i), f"must be a method of this study, {', '.join(known)}, got {name!r}")
+    if top is None or task is None:  # the plan needs both
+        toml.check()
+    return Study(top.name, task, top.threads, sets, methods, baselines, toml)
+
+
+# --- values ----------------------------------------------------------------------------------------------------------
+
+
+def _model(toml: Toml, key: Key, kind: type[schema.Table], value: Any) -> Any:
+    """The value as a model of that kind; None, and faults, where it is none."""
+    try:
+        return kind.model_validate(value)
+    except ValidationError as e:
+        for error in e.errors():
+            place = tuple(part for part in error["loc"] if not _of_pydantic(part))
+            toml.fault((*key, *place), _said(kind, error))
+    return None
+
+
+def _of_pydantic(part: str | int) -> bool:
+    return isinstance(part, str) and (part == "[key]" or "[" in part)
+
+
+def _said(kind: type[schema.Table], error: dict) -> str:
+    got, what = shown(error["input"]), error["type"]
+    if what == "value_error":  # in our words
+        return str(error["ctx"]["error"])
+    if what == "missing":
+        return "is missing"
+    if what == "extra_forbidden":
+        known = list(kind.model_fields)
+        if kind is schema.Top:
+            known += TABLES
+        return f"must be one of {', '.join(known)}{_meant(str(error['loc'][-1]), known)}"
+    if error["loc"][0] == "sparsity" and what in ("greater_than_equal", "less_than"):
+        return f"must be in [0, 1), got {got}"
+    words = WORDS.get(what) or error["msg"].replace("Input should be", "must be").replace("String should", "must")
+    return f"{words}, got {got}"
+
+
+def _meant(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    return f": did you mean {close[0]}?" if close else ""
+
+
+def _settings(toml: Toml, key: Key, task: tasks.Task | None, settings: dict) -> dict:
+    """Those that a run of the task has; a fault for each of the others."""
+    for name in settings:
+        if task is not None and name not in task.settings:
+            known, more = task.settings, ""
+            if key[:1] == ("methods",):
+                known, more = ["method", "sparsity", *known], "; a method's own are in set = { name = value }"
+            toml.fault((*key, name), f"must be a setting of a run{_meant(name, known) or ' (' + ', '.join(known) + ')'}"
+                                     f"{more}")  # fmt: skip
+    return {name: value for name, value in settings.items() if task is None or name in task.settings}
+
+
+def _common(toml: Toml, task: tasks.Task | None) -> dict:
+    value = toml.content.get("common", {})
+    if not isinstance(value, dict):
+        toml.fault(("common",), f"must be a table, got {shown(value)}")
+        return {}
+    return _settings(toml, ("common",), task, value)
+
+
+# --- methods ---------------------------------------------------------------------------------------------------------
+
+
+def takes_sparsity(cls: type[Controller]) -> bool:
+    """Whether a sparsity of the weights can be asked of a method."""
+    asked = "sparsity" in registry.settings(cls) or cls.start == "sparse"
+    return asked and "weights" in cls.target and cls.patterns != "2:4"
+
+
+def _methods(toml: Toml, task: tasks.Task | None, grid: list[float] | None) -> Iterator[Method]:
+    value = toml.content.get("methods", {})
+    if isinstance(value, list):  # of names
+        tables = {name if isinstance(name, str) else str(i): {} for i, name in enumerate(value)}
+        places = {name: ("methods", i) for i, name in enumerate(tables)}
+        for i, name in enumerate(value):
+            if not isinstance(name, str):
+                toml.fault(("methods", i), f"must be the name of a method, got {shown(name)}")
+                tables.pop(str(i))
+    elif isinstance(value, dict):
+        tables, places = value, {name: ("methods", name) for name in value}
+    else:
+        toml.fault(("methods",), f"must be a list of names or a table of each, got {shown(value)}")
+        return
+    for title, table in tables.items():
+        key = places[title]
+        if not isinstance(table, dict):
+            toml.fault(key, f"must be a table, got {shown(table)}")
+            continue
+        made = _model(toml, key, schema.Method, {"method": title, **table})
+        if made is None:
+            continue
+        settings = _settings(toml, key, task, made.settings())
+        takes = takes_sparsity(registry.find(made.method))
+        if made.sparsity is not None and not takes:
+            toml.fault((*key, "sparsity"), f"must be left out for method {made.method!r}, which takes none")
+        sparsities = (made.sparsity or grid or [0.9]) if takes else [None]
+        if len(set(sparsities)) != len(sparsities):
+            toml.fault((*key, "sparsity"), f"must be different values, got {sparsities}")
+        yield Method(key, title, made.method, list(sparsities), settings)
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def _sets(toml: Toml, task: tasks.Task | None, common: dict, seeds: list[int]) -> Iterator[Set]:
+    value = toml.content.get("data")
+    if not isinstance(value, list) or not value:
+        toml.fault(("data",), "must be there, a [[data]] for each set" + f", got {shown(value)}" * (value is not None))
+        return
+    for i, table in enumerate(value):
+        made = _model(toml, ("data", i), schema.Data, table)
+        if made is None:
+            _missing_files(toml, ("data", i), table)
+            continue
+        settings = {**common, **_settings(toml, ("data", i), task, made.settings())}
+        found = Set(("data", i), made.name, made.title or made.name, _source(toml, made), made.model,
+                    made.hidden or [None], made.seeds or seeds, settings)  # fmt: skip
+        if len(set(found.seeds)) != len(found.seeds):
+            toml.fault(("data", i, "seeds"), f"must be different values, got {found.seeds}")
+        if _complete(toml, found) and task is not None:
+            _look(toml, task, found)
+        yield found
+
+
+def _source(toml: Toml, made: schema.Data) -> dict:
+    kind, folder = made.source(), toml.path.parent
+    files = {k: tasks.named(folder, v) for k in FILES.get(kind, ()) if (v := getattr(made, k)) is not None}
+    return {"kind": kind, "name": made.name, "directed": made.directed, **files}
+
+
+def _complete(toml: Toml, found: Set) -> bool:
+    """Whether a set has the files that its kind needs, and no others."""
+    source, before = found.source, len(toml.faults)
+    needed = [key for key in FILES.get(source["kind"], ()) if key != "labels"]
+    table = toml.content["data"][found.key[1]]
+    for key in needed:
+        if key not in source:
+            toml.fault((*found.key, key), f"is missing, which kind {source['kind']!r} needs")
+    for key in ("file", "edges", "features", "labels", "directed"):
+        if key in table and key not in (*FILES.get(source["kind"], ()), *["directed"] * (source["kind"] == "edges")):
+            toml.fault((*found.key, key), f"must be left out for kind {source['kind']!r}")
+    _missing_files(toml, found.key, table)
+    return len(toml.faults) == before
+
+
+def _missing_files(toml: Toml, key: Key, table: Any) -> None:
+    for name in ("file", "edges", "features", "labels"):
+        text = table.get(name) if isinstance(table, dict) else None
+        if isinstance(text, str) and text and not Path(path := tasks.named(toml.path.parent, text)).is_file():
+            toml.fault((*key, name), f"must be a file, got {path}: " + ("no file" if Path(path).exists() else "no such file"))
+
+
+def _look(toml: Toml, task: tasks.Task, found: Set) -> None:
+    """Load the set once: it must have features, labels, and a split or enough labels for one."""
+    place = next((n for n in ("file", "edges") if n in found.source), "name")
+    split_seed = found.split_seed
+    if not isinstance(split_seed, int) or isinstance(split_seed, bool) or split_seed < 0:
+        return  # the plan refuses it
+    try:
+        data = tasks.load(task.name, found.source, split_seed)
+    except ValueError as e:
+        text = str(e)
+        for name in ("features", "labels"):  # whose file it is
+            if text.startswith(str(found.source.get(name, "\0"))):
+                place = name
+        toml.fault((*found.key, place), text)
+        return
+    found.facts = tasks.facts(data)

@@ -1,0 +1,92 @@
+"""The tasks of a study: the settings of a run, its training and its data, of modules that are imported when asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import ModuleType
+
+#: name -> the module of the settings, their class, and the module of ``train``
+TASKS = {
+    "nodes": ("sparsegnn.experiments.config", "TrainConfig", "sparsegnn.experiments.train"),
+    "links": ("sparsegnn.experiments.links.config", "LinkConfig", "sparsegnn.experiments.links"),
+    "traffic": ("sparsegnn.experiments.traffic.config", "TrafficConfig", "sparsegnn.experiments.traffic"),
+}
+#: settings that the study itself gives a run
+GIVEN = ("data", "model", "method", "sparsity", "hidden", "seed", "progress", "save")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the study needs of a task."""
+
+    name: str
+    config: type
+    train: Callable[..., dict]
+
+    @property
+    def settings(self) -> list[str]:
+        """Names of the settings that a configuration file may give."""
+        return [f.name for f in fields(self.config) if f.name not in GIVEN]
+
+
+def find(name: str) -> Task:
+    """The task of that name; ValueError if it is none, or not in this version."""
+    if name not in TASKS:
+        raise ValueError(f"must be one of {', '.join(TASKS)}, got {name!r}")
+    module, cls, runner = TASKS[name]
+    try:
+        config, train = getattr(importlib.import_module(module), cls), importlib.import_module(runner).train
+        if isinstance(train, ModuleType):
+            train = train.train
+    except (ImportError, AttributeError) as e:
+        raise ValueError(f"must be a task that this version has, got {name!r}: {e}") from None
+    return Task(name, config, train)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a graph says of the cost of a run: its sizes; 0 where they are not known."""
+
+    nodes: int = 0
+    edges: int = 0
+    features: int = 0
+    classes: int = 0
+
+
+def load(task: str, source: Mapping, split_seed: int = 0) -> object | None:
+    """The data of a set: a GraphData, or None for tasks whose training loads by name itself.
+
+    ``source`` has ``kind`` and what belongs to it: ``name``, ``file``, or ``edges``, ``features``, ``labels`` and
+    ``directed``. ValueError names the file and what is wrong in it.
+    """
+    from sparsegnn import data
+
+    if task != "nodes":
+        return None
+    kind = source["kind"]
+    if kind == "edges":
+        files = {key: source.get(key) for key in ("edges", "features", "labels")}
+        directed = source.get("directed", False)
+        return data.load_tables(**files, name=source["name"], directed=directed, split_seed=split_seed)
+    if kind == "npz":
+        return data.load_npz(source["file"], split_seed)
+    if kind == "pyg":
+        key = source["name"].lower().replace("-", "_")
+        if key not in data.SETS:
+            raise ValueError(f"must be a set that PyG downloads, {', '.join(data.SETS)}, got {source['name']!r}")
+        return data.load_pyg(key, split_seed)
+    return data.load(source["name"], split_seed=split_seed)
+
+
+def facts(data: object | None) -> Facts:
+    if data is None:
+        return Facts()
+    return Facts(data.num_nodes, data.num_edges, data.num_features, data.num_classes)
+
+
+def named(folder: str | Path, text: str) -> str:
+    """A path of the configuration file, which is relative to its folder."""
+    return str(Path(folder) / Path(text).expanduser())
