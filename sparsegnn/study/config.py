@@ -32,6 +32,7 @@ class Set:
     name: str
     title: str
     source: dict  # as `tasks.load` takes it
+    origin: dict  # the same as the file has it, whose paths are relative to it
     models: list[str]
     widths: list[int | None]
     seeds: list[int]
@@ -70,25 +71,35 @@ def read(path: str | Path) -> Study:
     ``toml``.
     """
     toml = faults.read(path)
-    top = _model(toml, (), schema.Top, {k: v for k, v in toml.content.items() if k not in TABLES})
-    task = tasks.find(top.task) if top is not None else None
+    top, task = _top(toml)
     common = _common(toml, task)
-    sets = list(_sets(toml, task, common, top.seeds if top else [0]))
-    methods = list(_methods(toml, task, top.sparsity if top else None))
-    baselines = top.baselines if top is not None else schema.Baselines()
+    sets = list(_sets(toml, task, common, top.seeds))
+    methods = list(_methods(toml, task, top.sparsity))
+    baselines = top.baselines
     if baselines.oneshot and not any(m.name == "oneshot" for m in methods):
-        grid = (top.sparsity if top else None) or sorted({s for m in methods for s in m.sparsities if s is not None})
+        grid = top.sparsity or sorted({s for m in methods for s in m.sparsities if s is not None})
         methods.append(Method(("baselines", "oneshot"), "oneshot", "oneshot", list(grid) or [0.9]))
     known = [m.title for m in methods]
     for i, name in enumerate(baselines.of or ()):
         if name not in known:
             toml.fault(("baselines", "of", i), f"must be a method of this study, {', '.join(known)}, got {name!r}")
-    if top is None or task is None:  # the plan needs both
+    if task is None:  # which the plan needs
         toml.check()
     return Study(top.name, task, top.threads, sets, methods, baselines, toml)
 
 
 # --- values ----------------------------------------------------------------------------------------------------------
+
+
+def _top(toml: Toml) -> tuple[schema.Top, tasks.Task | None]:
+    """What is in no table, without its faulty values; the task, None where it is one of these."""
+    value = {k: v for k, v in toml.content.items() if k not in TABLES}
+    made = _model(toml, (), schema.Top, value)
+    if made is not None:
+        return made, tasks.find(made.task)
+    wrong = {key for key in value if any(text.startswith((f"{key}:", f"{key}.", f"{key}[")) for _, text in toml.faults)}
+    made = schema.Top.model_validate({"name": "unnamed"} | {k: v for k, v in value.items() if k not in wrong})
+    return made, None if "task" in wrong else tasks.find(made.task)
 
 
 def _model(toml: Toml, key: Key, kind: type[schema.Table], value: Any) -> Any:
@@ -184,8 +195,6 @@ def _methods(toml: Toml, task: tasks.Task | None, grid: list[float] | None) -> I
         if made.sparsity is not None and not takes:
             toml.fault((*key, "sparsity"), f"must be left out for method {made.method!r}, which takes none")
         sparsities = (made.sparsity or grid or [0.9]) if takes else [None]
-        if len(set(sparsities)) != len(sparsities):
-            toml.fault((*key, "sparsity"), f"must be different values, got {sparsities}")
         yield Method(key, title, made.method, list(sparsities), settings)
 
 
@@ -203,19 +212,18 @@ def _sets(toml: Toml, task: tasks.Task | None, common: dict, seeds: list[int]) -
             _missing_files(toml, ("data", i), table)
             continue
         settings = {**common, **_settings(toml, ("data", i), task, made.settings())}
-        found = Set(("data", i), made.name, made.title or made.name, _source(toml, made), made.model,
+        found = Set(("data", i), made.name, made.title or made.name, *_source(toml, made), made.model,
                     made.hidden or [None], made.seeds or seeds, settings)  # fmt: skip
-        if len(set(found.seeds)) != len(found.seeds):
-            toml.fault(("data", i, "seeds"), f"must be different values, got {found.seeds}")
         if _complete(toml, found) and task is not None:
             _look(toml, task, found)
         yield found
 
 
-def _source(toml: Toml, made: schema.Data) -> dict:
-    kind, folder = made.source(), toml.path.parent
-    files = {k: tasks.named(folder, v) for k in FILES.get(kind, ()) if (v := getattr(made, k)) is not None}
-    return {"kind": kind, "name": made.name, "directed": made.directed, **files}
+def _source(toml: Toml, made: schema.Data) -> tuple[dict, dict]:
+    kind = made.source()
+    files = {k: v for k in FILES.get(kind, ()) if (v := getattr(made, k)) is not None}
+    about = {"kind": kind, "name": made.name, "directed": made.directed}
+    return about | {k: tasks.named(toml.path.parent, v) for k, v in files.items()}, about | files
 
 
 def _complete(toml: Toml, found: Set) -> bool:

@@ -57,7 +57,7 @@ class Run:
     @property
     def training(self) -> str:
         """The same for runs that train the same net with the same settings on the same data."""
-        return _digest({"data": self.set.source, **_settings(self.config)})
+        return _digest({"data": self.set.origin, **_settings(self.config)})
 
 
 def plan(study: Study) -> list[Run]:
@@ -125,20 +125,31 @@ class _Net:
         given = {"data": self.data.name, "model": self.model, "method": CLASSES.get(name, name), "sparsity": sparsity,
                  "hidden": self.width, "progress": False}  # fmt: skip
         for seed in self.data.seeds:
-            try:
-                config = self.study.task.config(**{**settings, **given, "seed": seed})
-            except (ValueError, TypeError, OverflowError) as e:
-                self._blame(str(e), method, settings)
+            config = self._config(settings, given | {"seed": seed}, method)
+            if config is None:
                 return
-            about = {"role": role, "matches": matches, "of": of, "data": self.data.source, "case": case}
+            about = {"role": role, "matches": matches, "of": of, "data": self.data.origin, "case": case}
             made = _digest({**about, "task": self.study.task.name, **_settings(config)})
             yield Run(made, case, role, matches, of, self.data, self.model, name, sparsity, config)
 
-    def _blame(self, text: str, method: Method | None, settings: dict) -> None:
-        """A fault at the line of the setting that a message begins with, else of the method or the set."""
+    def _config(self, settings: dict, given: dict, method: Method | None) -> object | None:
+        """None where settings are refused: each that is has its fault."""
+        refused = False
+        while True:
+            try:
+                config = self.study.task.config(**{**settings, **given})
+                return None if refused else config
+            except (ValueError, TypeError, OverflowError) as e:
+                word, refused = self._blame(str(e), method, settings), True
+            if word not in settings:
+                return None
+            settings = {name: value for name, value in settings.items() if name != word}  # is there more?
+
+    def _blame(self, text: str, method: Method | None, settings: dict) -> str:
+        """A fault at the line of the setting that a message begins with, else of the method or the set; its name."""
         toml, word = self.study.toml, text.split(maxsplit=1)[0].rstrip(":")
         places: list[Key] = [method.key] if method is not None else []
-        places += [self.data.key, ("common",)]
+        places += [self.data.key, ("common",), ()]
         for name in settings.get("set") or ():
             if repr(name) in text or f"{name} must" in text:
                 places.insert(0, (*places[0], "set"))
@@ -146,6 +157,7 @@ class _Net:
         key = next((p for place in places if (p := (*place, word)) in toml.lines), places[0])
         where = f"{self.data.title} {self.model}" + f" {self.width}" * (self.width is not None)
         toml.fault(key, text, f" ({where})")
+        return word
 
 
 def _title(title: str, sparsity: float | None) -> str:

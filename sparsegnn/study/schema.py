@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from sparsegnn.controllers import registry
 from sparsegnn.study import tasks
@@ -49,13 +49,14 @@ def _method(value: Any) -> Any:
 
 
 def _different(value: list) -> list:
+    """A run that is asked for twice is a mistake."""
     if len(set(value)) != len(value):
         raise ValueError(f"must be different values, got {value}")
     return value
 
 
 def _listing(kind: Any, before=_listed) -> Any:
-    return Annotated[list[kind], Field(min_length=1), BeforeValidator(before)]
+    return Annotated[list[kind], Field(min_length=1), BeforeValidator(before), AfterValidator(_different)]
 
 
 Text = Annotated[str, Field(min_length=1)]

@@ -1,0 +1,47 @@
+"""Runs a study to its end, and once more, killed at ten random moments: `kills.py CONFIG UNDISTURBED KILLED SEED`.
+
+Children are forks of this process, which has the modules but has computed nothing in several threads.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+
+import torch
+
+from sparsegnn.study.run import run
+
+
+def child(config: str, out: str) -> int:
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            run(config, out, progress=False)
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+def main(config: str, undisturbed: str, killed: str, seed: str) -> None:
+    torch.set_num_threads(1)
+    random.seed(int(seed))
+    begun = time.monotonic()
+    assert os.waitstatus_to_exitcode(os.waitpid(child(config, undisturbed), 0)[1]) == 0
+    whole, lines, kills = time.monotonic() - begun, [], 0
+    while kills < 10 and len(lines) < 100:
+        pid = child(config, killed)
+        time.sleep(random.uniform(0, whole / 8))
+        os.kill(pid, signal.SIGKILL)
+        kills += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+        lines.append(open(killed, "rb").read().count(b"\n") if os.path.exists(killed) else 0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child(config, killed), 0)[1]) == 0
+    print(json.dumps({"kills": kills, "lines": lines}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
