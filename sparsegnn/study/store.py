@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sparsegnn import _console, _files
 
+START = b'{"id": "'  # of every line
 #: what is kept of each row in memory, beside the place of the row in the file
 KEPT = ("id", "case", "role", "matches", "error", "training", "hidden", "steps", "weights", "seconds_training",
         "run_memory_bytes", "seconds_wall", "seed")  # fmt: skip
@@ -51,7 +52,7 @@ class Store:
 
     def add(self, row: dict) -> None:
         """Write a row, all of it or nothing; OSError where the disk is full."""
-        line = _console.json_text(row).encode() + b"\n"
+        line = _console.json_text({"id": row["id"], **row}).encode() + b"\n"
         end = os.fstat(self._handle).st_size
         try:
             self._write(line)
@@ -89,7 +90,7 @@ class Store:
         with open(self.path, "rb") as file:
             for number, line in enumerate(file, 1):
                 row = _row(line)
-                if row is None and not line.endswith(b"\n"):
+                if row is None and not line.endswith(b"\n") and START.startswith(line[: len(START)]):
                     self.removed = len(line)
                     os.ftruncate(self._handle, start)
                     os.fsync(self._handle)
