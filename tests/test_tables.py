@@ -16,7 +16,9 @@ def load(tmp_path):
     def call(files=FILES, **options):
         for name, text in files.items():
             (tmp_path / name).write_text(text)
-        names = {key: tmp_path / name for name in files if (key := name.partition(".")[0]) in ("edges", "features", "labels")}
+        names = {
+            key: tmp_path / name for name in files if (key := name.partition(".")[0]) in ("edges", "features", "labels")
+        }
         return data.load_tables(**names, **options)
 
     return call
@@ -42,7 +44,9 @@ def test_directed_edges_and_weights(load):
     found = {tuple(pair): w for pair, w in zip(g.edge_index.t().tolist(), g.edge_weight.tolist(), strict=True)}
     assert found == {(0, 1): 1.0, (1, 0): 2.0, (2, 0): 3.0, (3, 2): 4.0} and g.name == "edges"
     assert g.notes == ("1 self-loops left out", "1 edges given twice left out")
-    with pytest.raises(ValueError, match=r"edges.csv: an edge that is given twice must have the same weight in both dir"):
+    with pytest.raises(
+        ValueError, match=r"edges.csv: an edge that is given twice must have the same weight in both dir"
+    ):
         load({**FILES, "edges.csv": text})
 
 
@@ -75,7 +79,9 @@ def test_parquet_is_the_same(load, tmp_path):
     for name, text in FILES.items():
         head, *rows = [line.split(",") for line in text.splitlines()]
         columns = {n: [row[i] for row in rows] for i, n in enumerate(head)}
-        columns = {n: [float(v) for v in c] if n in ("size", "height") else [v or None for v in c] for n, c in columns.items()}
+        columns = {
+            n: [float(v) for v in c] if n in ("size", "height") else [v or None for v in c] for n, c in columns.items()
+        }
         parquet.write_table(pyarrow.table(columns), tmp_path / name.replace("csv", "parquet"))
     g, same = data.load_tables(tmp_path / "edges.parquet", tmp_path / "features.parquet"), load()
     for name in ("x", "y", "edge_index", "train_mask", "val_mask", "test_mask"):
@@ -143,11 +149,15 @@ def test_refused_labels(load, text, said):
 
 def test_a_graph_without_labels(load):
     features = "id,size\nann,1\nbob,2\ncid,3\ndan,4\neve,5\n"
-    with pytest.raises(ValueError, match="features.csv: labels must be a column 'label' here, or in a file of their own"):
+    with pytest.raises(
+        ValueError, match="features.csv: labels must be a column 'label' here, or in a file of their own"
+    ):
         load({"edges.csv": EDGES, "features.csv": features})
 
 
-@pytest.mark.parametrize("name, said", [("none.csv", "no such file"), (".", "not a file"), ("x.xlsx", "must be .csv, .tsv")])
+@pytest.mark.parametrize(
+    "name, said", [("none.csv", "no such file"), (".", "not a file"), ("x.xlsx", "must be .csv, .tsv")]
+)
 def test_files(tmp_path, name, said):
     (tmp_path / "x.xlsx").write_text("a,b\n")
     with pytest.raises(ValueError, match=said):

@@ -72,7 +72,9 @@ class _Table:
                 texts = np.loadtxt(self.path, str, usecols=at["texts"], **read) if at["texts"] else None
                 numbers = np.loadtxt(self.path, np.float32, usecols=at["numbers"], **read) if at["numbers"] else None
         except ValueError as e:
-            raise self.error(f"must be a table of {len(names)} columns, numbers but in {', '.join(TEXTS)}: {e}") from None
+            raise self.error(
+                f"must be a table of {len(names)} columns, numbers but in {', '.join(TEXTS)}: {e}"
+            ) from None
         found = {names[i]: np.char.strip(texts[:, j]) for j, i in enumerate(at["texts"])} if texts is not None else {}
         return names, found, np.zeros((0, 0), np.float32) if numbers is None else numbers
 
@@ -163,7 +165,9 @@ def _edges(table: _Table, ids: np.ndarray, order: np.ndarray, directed: bool, no
     keep = np.flatnonzero(source != target)
     pairs, first, inverse = np.unique(source[keep] * ids.size + target[keep], return_index=True, return_inverse=True)
     if weight is not None and (weight[keep] != weight[keep][first][inverse]).any():
-        raise table.error("an edge that is given twice must have the same weight" + " in both directions" * (not directed))
+        raise table.error(
+            "an edge that is given twice must have the same weight" + " in both directions" * (not directed)
+        )
     if pairs.size == 0:
         raise table.error("must hold an edge between two nodes, got none")
     if loops.any():

@@ -245,7 +245,9 @@ def _missing_files(toml: Toml, key: Key, table: Any) -> None:
     for name in ("file", "edges", "features", "labels"):
         text = table.get(name) if isinstance(table, dict) else None
         if isinstance(text, str) and text and not Path(path := tasks.named(toml.path.parent, text)).is_file():
-            toml.fault((*key, name), f"must be a file, got {path}: " + ("no file" if Path(path).exists() else "no such file"))
+            toml.fault(
+                (*key, name), f"must be a file, got {path}: " + ("no file" if Path(path).exists() else "no such file")
+            )
 
 
 def _look(toml: Toml, task: tasks.Task, found: Set) -> None:

@@ -42,7 +42,9 @@ class Toml:
     def check(self) -> None:
         """BadStudy if there is a fault."""
         if self.faults:
-            raise BadStudy("\n".join(f"{self.path}:{line}: {text}{note}" for (line, text), note in sorted(self.faults.items())))
+            raise BadStudy(
+                "\n".join(f"{self.path}:{line}: {text}{note}" for (line, text), note in sorted(self.faults.items()))
+            )
 
 
 def name_of(key: Key) -> str:

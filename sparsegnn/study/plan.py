@@ -13,7 +13,12 @@ from sparsegnn.study.faults import Key
 
 DENSE, MASKED = "dense", "masked-dense"
 CLASSES = {MASKED: "sparsegnn.experiments.masked_dense:MaskedDense"}  # of methods that are no one's
-ROLES = ("dense", "sparse", "masked", "small_dense")  # in the order in which they run: the last follow from measurements
+ROLES = (
+    "dense",
+    "sparse",
+    "masked",
+    "small_dense",
+)  # in the order in which they run: the last follow from measurements
 NOT_SETTINGS = ("progress", "save")  # of a run, which change nothing of its result
 
 
@@ -166,7 +171,9 @@ def _title(title: str, sparsity: float | None) -> str:
 
 def _check_names(study: Study, runs: list[Run]) -> None:
     """A case's seeds must be the only runs of that name, or they could not be told apart."""
-    for (case, seed), same in itertools.groupby(sorted(runs, key=lambda r: (r.case, r.seed)), lambda r: (r.case, r.seed)):
+    for (case, seed), same in itertools.groupby(
+        sorted(runs, key=lambda r: (r.case, r.seed)), lambda r: (r.case, r.seed)
+    ):
         _, *others = same
         for run in others:
             study.toml.fault((*run.set.key, "title"), f"must tell this set from another one of the same name: there are "

@@ -67,9 +67,7 @@ def run(path: str | Path, out: str | Path | None = None, *, data: str | None = N
                 "done": sum(store.done(r.id) for r in wanted) - len(failed),
                 **made,
                 "left": sum(not store.done(r.id) for r in wanted),
-                "failed": [
-                    {"case": r.case, "seed": r.seed, "error": str(store.rows[r.id]["error"])} for r in failed
-                ],
+                "failed": [{"case": r.case, "seed": r.seed, "error": str(store.rows[r.id]["error"])} for r in failed],
                 "seconds": time.perf_counter() - start,
             }
 

@@ -62,7 +62,10 @@ def test_a_curve_adds_up(method):
     assert steps[-1] == r["steps"] == 16 and flops[-1] == r["flops"] and seconds[-1] == r["seconds_training"]
     assert list(flops) == sorted(set(flops)) and list(seconds) == sorted(set(seconds))
     assert r["val"] == max(vals) == r["val_accuracy"] and r["test"] == tests[-1] == r["tests"]["accuracy"]
-    assert dict(zip(steps, vals, strict=True))[r["selected_step"]] == r["val"] and r["selected_step"] == r["best_epoch"] + 1
+    assert (
+        dict(zip(steps, vals, strict=True))[r["selected_step"]] == r["val"]
+        and r["selected_step"] == r["best_epoch"] + 1
+    )
     assert (r["task"], r["metric"], r["higher_is_better"]) == ("nodes", "accuracy", True)
     ends = {name: points[-1][1] for name, points in r["layers"].items()}
     sizes = {"convs.0.lin": 24 * 16, "convs.1.lin": 16 * 4}

@@ -134,8 +134,12 @@ def test_fault(tmp_path, old, new, line, said):
 
 def test_all_faults_at_once(tmp_path):
     """One of every kind, in all parts of the file, each with its line."""
-    text = TOML.replace("[methods.rigl]", "[methods.magic]\n[methods.set]\nsparsity = 1.5").replace("seeds = 2", "seed = 2")
-    text = text.replace("epochs = 6", "epochs = 6\nlr = -1.0").replace("[methods.gmp]", '[methods.gmp]\npattern = "3:4"')
+    text = TOML.replace("[methods.rigl]", "[methods.magic]\n[methods.set]\nsparsity = 1.5").replace(
+        "seeds = 2", "seed = 2"
+    )
+    text = text.replace("epochs = 6", "epochs = 6\nlr = -1.0").replace(
+        "[methods.gmp]", '[methods.gmp]\npattern = "3:4"'
+    )
     text += 'x = 1\n[[data]]\nname = "other"\nfile = "none.npz"\nhidden = 0\n[[data]]\nname = "nowhere"\n'
     found = faults(tmp_path, text)
     assert [line for line, _ in found] == sorted(line for line, _ in found)

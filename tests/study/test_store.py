@@ -58,7 +58,9 @@ def test_what_is_no_row_is_refused_and_kept(tmp_path, line):
 
 def test_one_process_at_a_time(tmp_path):
     path = tmp_path / "out.jsonl"
-    code = f"from sparsegnn.study.store import Store\nwith Store({str(path)!r}):\n    print('in', flush=True)\n    input()"
+    code = (
+        f"from sparsegnn.study.store import Store\nwith Store({str(path)!r}):\n    print('in', flush=True)\n    input()"
+    )
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == "in\n"
