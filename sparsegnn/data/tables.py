@@ -29,18 +29,23 @@ class _Table:
         self.path = Path(path)
         if not self.path.is_file():
             raise ValueError(f"{path}: " + ("not a file" if self.path.exists() else "no such file"))
+        self.need, self.may = need, may
         try:
             read = self._parquet if self.path.suffix in (".parquet", ".pq") else self._csv
             self.names, self.texts, self.numbers = read()
         except OSError as e:
             raise ValueError(f"{path}: cannot be read: {e.strerror or e}") from e
-        doubled = sorted({name for name in self.names if self.names.count(name) > 1})
+
+    def _check(self, names: list[str]) -> None:
+        """Of the columns, before they are read."""
+        doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
             raise self.error(f"columns must have names of their own, got {', '.join(doubled)} twice")
-        if missing := [name for name in need if name not in self.names]:
-            raise self.error(f"column {missing[0]!r} is missing (has: {', '.join(self.names[:20])})")
-        if may is not None and (extra := [name for name in self.names if name not in (*need, *may)]):
-            raise self.error(f"columns must be among {', '.join((*need, *may))}, got {extra[0]!r}")
+        if missing := [name for name in self.need if name not in names]:
+            raise self.error(f"column {missing[0]!r} is missing (has: {', '.join(names[:20])})")
+        known = (*self.need, *(self.may or ()))
+        if self.may is not None and (extra := [name for name in names if name not in known]):
+            raise self.error(f"columns must be among {', '.join(known)}, got {extra[0]!r}")
 
     def error(self, text: str) -> ValueError:
         return ValueError(f"{self.path}: {text}")
@@ -62,6 +67,7 @@ class _Table:
             raise self.error(f"must be text in UTF-8: {e}") from None
         if not names or any(_is_number(name) or not name for name in names):
             raise self.error(f"the first line must name the columns, got {', '.join(names[:5]) or 'nothing'}")
+        self._check(names)
         at = {kind: [i for i, name in enumerate(names) if (name in TEXTS) == (kind == "texts")]
               for kind in ("texts", "numbers")}  # fmt: skip
         read = {"delimiter": separator, "skiprows": 1, "comments": None, "quotechar": '"', "ndmin": 2,
@@ -84,12 +90,13 @@ class _Table:
         except ImportError as e:
             raise self.error("Parquet needs pyarrow: pip install pyarrow, or write the table as CSV") from e
         try:
+            self._check(parquet.read_schema(self.path).names)
             table = parquet.read_table(self.path)
             columns = {name: table[i].to_numpy() for i, name in enumerate(table.column_names)}
             texts = {n: np.array(["" if _is_none(v) else str(v).strip() for v in c]) for n, c in columns.items()
                      if n in TEXTS}  # fmt: skip
             rest = [np.asarray(c, dtype=np.float32) for n, c in columns.items() if n not in TEXTS]
-        except (ArrowException, ValueError, TypeError) as e:
+        except (ArrowException, TypeError) as e:
             raise self.error(f"must be a Parquet table of numbers but in {', '.join(TEXTS)}: {e}") from None
         return table.column_names, texts, np.stack(rest, 1) if rest else np.zeros((0, 0), np.float32)
 

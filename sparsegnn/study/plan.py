@@ -176,8 +176,8 @@ def _check_names(study: Study, runs: list[Run]) -> None:
     ):
         _, *others = same
         for run in others:
-            study.toml.fault((*run.set.key, "title"), f"must tell this set from another one of the same name: there are "
-                                                      f"two runs of {case!r}, seed {seed}")  # fmt: skip
+            said = "must tell this set from another one of the same name"
+            study.toml.fault((*run.set.key, "title"), said, f": there are two runs of {case!r}, seed {seed}")
 
 
 def _settings(config: object) -> dict:

@@ -14,6 +14,7 @@ TASKS = {
     "links": ("sparsegnn.experiments.links.config", "LinkConfig", "sparsegnn.experiments.links"),
     "traffic": ("sparsegnn.experiments.traffic.config", "TrafficConfig", "sparsegnn.experiments.traffic"),
 }
+LOADERS = {"links": "load_events", "traffic": "load_signal"}  # of sparsegnn.data, which load by name or path
 #: settings that the study itself gives a run
 GIVEN = ("data", "model", "method", "sparsity", "hidden", "seed", "progress", "save")
 
@@ -56,17 +57,19 @@ class Facts:
     classes: int = 0
 
 
-def load(task: str, source: Mapping, split_seed: int = 0) -> object | None:
-    """The data of a set: a GraphData, or None for tasks whose training loads by name itself.
+def load(task: str, source: Mapping, split_seed: int = 0) -> object:
+    """The data of a set, as the training of the task takes it.
 
     ``source`` has ``kind`` and what belongs to it: ``name``, ``file``, or ``edges``, ``features``, ``labels`` and
     ``directed``. ValueError names the file and what is wrong in it.
     """
     from sparsegnn import data
 
-    if task != "nodes":
-        return None
     kind = source["kind"]
+    if task != "nodes":
+        if kind not in ("name", "npz"):
+            raise ValueError(f"must be a name or an .npz file for task {task!r}, got kind {kind!r}")
+        return getattr(data, LOADERS[task])(source.get("file", source["name"]))
     if kind == "edges":
         files = {key: source.get(key) for key in ("edges", "features", "labels")}
         directed = source.get("directed", False)
@@ -81,10 +84,9 @@ def load(task: str, source: Mapping, split_seed: int = 0) -> object | None:
     return data.load(source["name"], split_seed=split_seed)
 
 
-def facts(data: object | None) -> Facts:
-    if data is None:
-        return Facts()
-    return Facts(data.num_nodes, data.num_edges, data.num_features, data.num_classes)
+def facts(data: object) -> Facts:
+    names = ("num_nodes", "num_edges", "num_features", "num_classes")
+    return Facts(*(getattr(data, name, 0) for name in names))
 
 
 def named(folder: str | Path, text: str) -> str:

@@ -122,7 +122,7 @@ FAULTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("old, new, line, said", FAULTS, ids=[f"{new or 'no ' + old}"[:40] for _, new, _, _ in FAULTS])
+@pytest.mark.parametrize("old, new, line, said", FAULTS, ids=[f"{n} instead of {o}"[:50] for o, n, _, _ in FAULTS])
 def test_fault(tmp_path, old, new, line, said):
     write_graph(tmp_path / "cut.npz", y=None)
     write_graph(tmp_path / "half.npz", train_mask=np.arange(120) < 9)
