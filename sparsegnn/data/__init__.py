@@ -12,8 +12,8 @@ from sparsegnn.data.pyg import SETS, load_pyg
 from sparsegnn.data.tables import load_tables
 from sparsegnn.data.types import MAX_DENSE_BYTES, GraphData, random_split
 
-__all__ = ["EMBEDDED", "FORMAT", "MAX_DENSE_BYTES", "SETS", "GraphData", "digits", "load", "load_npz", "load_pyg", "load_tables",
-           "random_split", "skewed"]  # fmt: skip
+__all__ = ["EMBEDDED", "FORMAT", "MAX_DENSE_BYTES", "SETS", "GraphData", "digits", "load", "load_npz", "load_pyg",
+           "load_tables", "random_split", "skewed"]  # fmt: skip
 
 EMBEDDED: dict[str, Callable[..., GraphData]] = {"digits": digits, "skewed": skewed}
 

@@ -121,7 +121,7 @@ class Ledger:
     def so_far(self) -> list[tuple[int, float]]:
         """Of every :meth:`mark`, FLOPs of products and aggregation and seconds up to there, in the account of now.
 
-        A mark after the last step has the numbers of :meth:`report`: ``flops`` of ``products``, ``seconds`` in ``total``.
+        A mark after the last step has what :meth:`report` has: ``flops`` in ``products``, ``seconds`` in ``total``.
         """
         self._read_events()
         seconds = {key: kind.seconds()["step"] for key, kind in self.kinds.items() if kind.steps}

@@ -1,4 +1,4 @@
-"""How wide a dense net is that costs what a sparse one costs: as many weights, the same time a step, the same memory."""
+"""How wide a dense net is that costs what a sparse one costs: as many weights, the same time a step, or memory."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def interpolated(aim: float, widths: Sequence[int], costs: Sequence[float]) -> i
 
 
 def dense_weights(config: object, data: object, train: Callable[..., dict]) -> int:
-    """Weights of the linear maps of a dense net: by their shapes where these are known, else by a training of a step."""
+    """Weights of the linear maps of a dense net: by their shapes where these are known, else by a training."""
     from sparsegnn.experiments.config import TrainConfig
     from sparsegnn.experiments.models import weight_shapes
 

@@ -29,7 +29,8 @@ IDENTITY = ("id", "study", "case", "role", "matches", "match", "of", "copied_fro
 
 
 def run(path: str | Path, out: str | Path | None = None, *, data: str | None = None, threads: int | None = None,
-        only: Sequence[str] = (), again: bool = False, dry_run: bool = False, progress: bool | None = None) -> dict:  # fmt: skip
+        only: Sequence[str] = (), again: bool = False, dry_run: bool = False,
+        progress: bool | None = None) -> dict:  # fmt: skip
     """Make the runs of the study at ``path`` that are not in ``out`` yet.
 
     Args:
@@ -56,7 +57,7 @@ def run(path: str | Path, out: str | Path | None = None, *, data: str | None = N
         out = Path(f"study_{study.name}.jsonl") if out is None else Path(out)
         if dry_run:
             return _listing(study, out, wanted)
-        with _threads(threads or study.threads), Store(out) as store:
+        with _threads(threads or study.threads), _frozen(), Store(out) as store:
             runner = _Runner(study, store, progress)
             made = runner.make(wanted, again)
             failed = [r for r in wanted if store.failed(r.id)]
@@ -156,7 +157,6 @@ class _Runner:
 
     def _train(self, settings: object, data: object) -> dict:
         """One training, which nothing of those before has any part in."""
-        gc.collect()
         random.seed(settings.seed)
         np.random.seed(settings.seed % 2**32)
         torch.manual_seed(settings.seed)
@@ -205,6 +205,16 @@ def _data_folder(folder: str | None) -> Iterator[None]:
             os.environ.pop("SPARSEGNN_DATA")
             if before is not None:
                 os.environ["SPARSEGNN_DATA"] = before
+
+
+@contextmanager
+def _frozen() -> Iterator[None]:
+    """What is there already is passed over by the garbage collections at the start of every run."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The tasks of a study: the settings of a run, its training and its data, of modules that are imported when asked for."""
+"""The tasks of a study: settings of a run, its training and its data, of modules that are imported when asked for."""
 
 from __future__ import annotations
 

@@ -15,6 +15,16 @@ import torch
 from sparsegnn.study.run import run
 
 
+def warm() -> None:
+    """Import what a first step imports; without a backward pass, which no fork may come after."""
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.zeros(2)
+    torch.optim.Adam([weight], fused=True).step()
+    import tqdm  # noqa: F401
+
+    import sparsegnn.experiments.train  # noqa: F401
+
+
 def child(config: str, out: str) -> int:
     pid = os.fork()
     if pid == 0:
@@ -30,6 +40,7 @@ def child(config: str, out: str) -> int:
 def main(config: str, undisturbed: str, killed: str, seed: str) -> None:
     torch.set_num_threads(1)
     random.seed(int(seed))
+    warm()
     begun = time.monotonic()
     assert os.waitstatus_to_exitcode(os.waitpid(child(config, undisturbed), 0)[1]) == 0
     whole, lines, kills = time.monotonic() - begun, [], 0

@@ -57,7 +57,6 @@ def test_rows(undisturbed):
         assert row["seed"] == r.seed == row["config"]["seed"] and row["hidden"] == row["config"]["hidden"]
         assert row["sparsity_asked"] == r.sparsity and row["environment"]["threads"] == row["threads"] == 1
         assert row["curve"][-1][0] == row["steps"] == 6 and row["metric"] == "accuracy"
-    roles = [row["role"] for row in found.values()]
     masked = [row for row in found.values() if row["role"] == "masked"]
     assert {row["of"] for row in masked} == {"small gcn 16: rigl 50 %", "small gcn 16: rigl 90 %"}
     assert all(row["weights"] == row["weights_dense"] and row["method"] == "masked-dense" for row in masked)
@@ -72,9 +71,21 @@ def test_small_dense_nets_have_as_many_weights(undisturbed):
         assert row["match"] == {"quantity": "weights", "aimed_at": sparse["weights"], "reached": row["weights"]}
         assert abs(row["weights"] - sparse["weights"]) <= (12 + 3) / 2  # half of what a unit has
         assert row["weights_dense"] == row["hidden"] * (12 + 3)
-    copies = [row for row in small if "copied_from" in row]
-    assert copies and all(found[row["copied_from"]]["hidden"] == row["hidden"] for row in copies)
-    assert all(found[row["copied_from"]]["seed"] == row["seed"] for row in copies)
+
+
+def test_a_net_that_is_there_is_copied(tmp_path, train):
+    """Two methods leave as many weights: the small dense net of the second is that of the first, of the same seed."""
+    seen, _ = train
+    text = TOML.replace("[methods.rigl]", "[methods.oneshot]").replace("[0.5, 0.9]", "0.5").replace("masked = true", "")
+    told = run(write(tmp_path, text), tmp_path / "out.jsonl", progress=False)
+    found = rows(tmp_path / "out.jsonl")
+    copies = [row for row in found.values() if "copied_from" in row]
+    assert told["copied"] == len(copies) == 2 and len(seen) == told["made"] == told["done"] - 2 == 8
+    for row in copies:
+        other = found[row["copied_from"]]
+        assert settled(row) | {"id": "", "case": "", "of": ""} == settled(other) | {"id": "", "case": "", "of": ""}
+        assert row["of"] == "small gcn 16: gmp 50 %" and other["of"] == "small gcn 16: oneshot 50 %"
+        assert row["match"]["aimed_at"] == other["match"]["aimed_at"] == 120 == row["weights"]
 
 
 def test_ten_kills_change_nothing(tmp_path):
