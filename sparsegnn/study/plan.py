@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from sparsegnn.study.config import OF_METHODS, Method, Set, Study
 from sparsegnn.study.faults import Key
@@ -74,7 +75,9 @@ def plan(study: Study) -> list[Run]:
     found = list(_runs(study))
     _check_names(study, found)
     study.toml.check()
-    size = {id(s): sum(run.cost for run in found if run.set is s) for s in study.sets}
+    size = dict.fromkeys(map(id, study.sets), 0.0)
+    for run in found:
+        size[id(run.set)] += run.cost
     places = {run.id: i for i, run in enumerate(found)}
     return sorted(found, key=lambda run: (ROLES.index(run.role), size[id(run.set)], places[run.id]))
 
@@ -129,10 +132,10 @@ class _Net:
         settings |= method.settings if method is not None else {}
         given = {"data": self.data.name, "model": self.model, "method": CLASSES.get(name, name), "sparsity": sparsity,
                  "hidden": self.width, "progress": False}  # fmt: skip
-        for seed in self.data.seeds:
-            config = self._config(settings, given | {"seed": seed}, method)
-            if config is None:
-                return
+        first = self._config(settings, given | {"seed": self.data.seeds[0]}, method)
+        for seed in self.data.seeds if first is not None else ():
+            config = copy.copy(first)  # checked already
+            config.seed = seed
             about = {"role": role, "matches": matches, "of": of, "data": self.data.origin, "case": case}
             made = _digest({**about, "task": self.study.task.name, **_settings(config)})
             yield Run(made, case, role, matches, of, self.data, self.model, name, sparsity, config)
@@ -181,7 +184,7 @@ def _check_names(study: Study, runs: list[Run]) -> None:
 
 
 def _settings(config: object) -> dict:
-    return {k: v for k, v in asdict(config).items() if k not in NOT_SETTINGS}
+    return {f.name: getattr(config, f.name) for f in fields(config) if f.name not in NOT_SETTINGS}
 
 
 def _digest(value: object) -> str:

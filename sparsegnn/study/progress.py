@@ -66,7 +66,7 @@ class Display:
         stderr = _console.diagnostics()
         hidden = not (stderr.isatty() if progress is None else progress)
         self.todo, self.estimate = list(todo), estimate
-        form = "{n_fmt} of {total_fmt} runs |{bar}| {elapsed}, left: {postfix}"
+        form = "{n_fmt} of {total_fmt} runs |{bar}| {elapsed}, left: {desc}"
         self.bar = tqdm(total=len(runs), initial=len(runs) - len(todo), disable=hidden, file=stderr, bar_format=form,
                         leave=False)  # fmt: skip
 
@@ -78,7 +78,7 @@ class Display:
 
     def begin(self, run: Run) -> None:
         left = duration(self.estimate.left(self.todo))
-        self.bar.set_postfix_str(f"{left}; {_console.clean(run.case)}, seed {run.seed}")
+        self.bar.set_description_str(f"{left}; {_console.clean(run.case)}, seed {run.seed}")
 
     def end(self, run: Run) -> None:
         self.todo.remove(run)

@@ -8,7 +8,7 @@ import os
 import random
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import torch
 from sparsegnn import _info
 from sparsegnn._version import __version__
 from sparsegnn.study import config, tasks
-from sparsegnn.study.baselines import QUANTITIES, Widths
+from sparsegnn.study.baselines import QUANTITIES, Widths, short
 from sparsegnn.study.config import Study
 from sparsegnn.study.plan import Run, plan
 from sparsegnn.study.progress import Display, Estimate
@@ -94,7 +94,8 @@ class _Runner:
         """``made`` and ``copied``: how many."""
         store, count = self.store, {"made": 0, "copied": 0}
         todo = [r for r in runs if not store.done(r.id) or (again and store.failed(r.id))]
-        estimate = Estimate(runs, store.rows)
+        estimate, lacking = Estimate(runs, store.rows), {}
+        self._warm(todo)
         with Display(runs, todo, estimate, self.progress) as display:
             if store.removed:
                 display.say(f"{store.path}: half a last line was removed: its run is made again")
@@ -103,7 +104,7 @@ class _Runner:
                 begun = time.perf_counter()
                 row = self._row(r)
                 if row is None:
-                    display.say(f"{r.case}, seed {r.seed}: left out, as {r.of} has no result")
+                    lacking[r.of] = lacking.get(r.of, 0) + 1
                     display.todo.remove(r)
                     continue
                 copied = "copied_from" in row
@@ -116,6 +117,10 @@ class _Runner:
                     estimate.add(r, time.perf_counter() - begun)
                 count["copied" if copied else "made"] += 1
                 display.end(r)
+            if lacking:
+                first = ", ".join(list(lacking)[:3]) + ", ..." * (len(lacking) > 3)
+                display.say(f"{sum(lacking.values())} runs were left out: {len(lacking)} cases that they are compared "
+                            f"with have no result: {first}")  # fmt: skip
         return count
 
     def _row(self, r: Run) -> dict | None:
@@ -154,6 +159,12 @@ class _Runner:
             return None
         width, match = self.widths.find(r.matches, rows, r.config, self._data(r))
         return r.with_width(width), match
+
+    def _warm(self, runs: Sequence[Run]) -> None:
+        """Short trainings, of the first run and the first sparse one: what a process loads once is no run's memory."""
+        for r in {r.role == "sparse": r for r in reversed(runs) if r.role in ("dense", "sparse")}.values():
+            with suppress(Exception):  # the run itself will tell
+                self._train(short(r.config), self._data(r))
 
     def _train(self, settings: object, data: object) -> dict:
         """One training, which nothing of those before has any part in."""

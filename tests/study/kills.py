@@ -37,6 +37,11 @@ def child(config: str, out: str) -> int:
     return pid
 
 
+def count(path: str) -> int:
+    """Whole lines so far."""
+    return open(path, "rb").read().count(b"\n") if os.path.exists(path) else 0
+
+
 def main(config: str, undisturbed: str, killed: str, seed: str) -> None:
     torch.set_num_threads(1)
     random.seed(int(seed))
@@ -45,11 +50,14 @@ def main(config: str, undisturbed: str, killed: str, seed: str) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child(config, undisturbed), 0)[1]) == 0
     whole, lines, kills = time.monotonic() - begun, [], 0
     while kills < 10 and len(lines) < 100:
-        pid = child(config, killed)
-        time.sleep(random.uniform(0, whole / 8))
+        before, pid = count(killed), child(config, killed)
+        deadline = time.monotonic() + 60
+        while count(killed) < before + kills % 3 and time.monotonic() < deadline:  # after none, one or two rows
+            time.sleep(0.002)
+        time.sleep(random.uniform(0, whole / 18))
         os.kill(pid, signal.SIGKILL)
         kills += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-        lines.append(open(killed, "rb").read().count(b"\n") if os.path.exists(killed) else 0)
+        lines.append(count(killed))
     assert os.waitstatus_to_exitcode(os.waitpid(child(config, killed), 0)[1]) == 0
     print(json.dumps({"kills": kills, "lines": lines}))
 

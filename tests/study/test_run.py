@@ -14,7 +14,7 @@ from sparsegnn.experiments.train import CheckFailed
 from sparsegnn.study import tasks
 from sparsegnn.study.config import read
 from sparsegnn.study.plan import plan
-from sparsegnn.study.run import run
+from sparsegnn.study.run import _Runner, run
 
 pytest.importorskip("tqdm")
 TESTS = Path(__file__).resolve().parents[1]
@@ -42,6 +42,7 @@ def train(monkeypatch):
         return real(config, data)
 
     monkeypatch.setattr("sparsegnn.experiments.train.train", counted)
+    monkeypatch.setattr(_Runner, "_warm", lambda self, runs: None)
     return seen, fails
 
 
@@ -112,6 +113,15 @@ def test_a_run_does_not_depend_on_those_before(undisturbed, tmp_path):
         alone = {id: r for id, r in rows(tmp_path / f"{i}.jsonl").items() if r["role"] == "sparse"}
         assert told["done"] == 2 == len(alone)
         assert [settled(row) for row in alone.values()] == [settled(found[id]) for id in alone]
+
+
+def test_the_first_run_takes_no_more_memory_than_others(tmp_path):
+    """In a new process, which loads what all runs need: tens of MiB."""
+    text = TOML.partition("[methods.gmp]")[0].replace("seeds = 2", "seeds = 3")
+    command = [sys.executable, "-m", "sparsegnn", "study", str(write(tmp_path, text)), "--only", "16: dense"]
+    subprocess.run([*command, "--out", str(tmp_path / "out.jsonl")], check=True, capture_output=True, cwd=TESTS)
+    first, *others = (row["run_memory_bytes"] for row in rows(tmp_path / "out.jsonl").values())
+    assert first < max(others) + (8 << 20)
 
 
 def test_nothing_is_made_twice(undisturbed, tmp_path, train):
