@@ -206,6 +206,7 @@ def _sets(toml: Toml, task: tasks.Task | None, common: dict, seeds: list[int]) -
     if not isinstance(value, list) or not value:
         toml.fault(("data",), "must be there, a [[data]] for each set" + f", got {shown(value)}" * (value is not None))
         return
+    looked: dict[str, tasks.Facts] = {}
     for i, table in enumerate(value):
         made = _model(toml, ("data", i), schema.Data, table)
         if made is None:
@@ -215,7 +216,10 @@ def _sets(toml: Toml, task: tasks.Task | None, common: dict, seeds: list[int]) -
         found = Set(("data", i), made.name, made.title or made.name, *_source(toml, made), made.model,
                     made.hidden or [None], made.seeds or seeds, settings)  # fmt: skip
         if _complete(toml, found) and task is not None:
-            _look(toml, task, found)
+            same = f"{found.source} {found.split_seed}"
+            if same not in looked and (facts := _look(toml, task, found)) is not None:
+                looked[same] = facts
+            found.facts = looked.get(same, found.facts)
         yield found
 
 
@@ -250,12 +254,12 @@ def _missing_files(toml: Toml, key: Key, table: Any) -> None:
             )
 
 
-def _look(toml: Toml, task: tasks.Task, found: Set) -> None:
-    """Load the set once: it must have features, labels, and a split or enough labels for one."""
+def _look(toml: Toml, task: tasks.Task, found: Set) -> tasks.Facts | None:
+    """Load the set once: it must have features, labels, and a split or enough labels for one. None where it cannot."""
     place = next((n for n in ("file", "edges") if n in found.source), "name")
     split_seed = found.split_seed
     if not isinstance(split_seed, int) or isinstance(split_seed, bool) or split_seed < 0:
-        return  # the plan refuses it
+        return None  # the plan refuses it
     try:
         data = tasks.load(task.name, found.source, split_seed)
     except ValueError as e:
@@ -264,5 +268,5 @@ def _look(toml: Toml, task: tasks.Task, found: Set) -> None:
             if text.startswith(str(found.source.get(name, "\0"))):
                 place = name
         toml.fault((*found.key, place), text)
-        return
-    found.facts = tasks.facts(data)
+        return None
+    return tasks.facts(data)

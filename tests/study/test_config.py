@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from study.tiny import TOML, write, write_graph
 
+from sparsegnn.study import tasks
 from sparsegnn.study.config import read
 from sparsegnn.study.faults import BadStudy, lines_of
 from sparsegnn.study.plan import plan
@@ -176,3 +177,21 @@ def test_values_in_short(tmp_path):
     assert (data.models, data.widths, data.seeds) == (["gcn", "mlp"], [16], [0, 1])
     assert len(GRIDS["twelve"]) == 12 and study.baselines.dense and (data.facts.nodes, data.facts.classes) == (120, 3)
     assert len(plan(study)) == 2 * 2 * (1 + 2 * 12)
+
+
+def test_a_task_that_this_version_lacks(tmp_path, monkeypatch):
+    monkeypatch.setitem(tasks.TASKS, "links", ("sparsegnn.nowhere", "Config", "sparsegnn.nowhere"))
+    ((line, said),) = faults(tmp_path, TOML.replace("threads = 1", 'task = "links"'))
+    assert line == 3 and said.startswith("task: must be a task that this version has, got 'links': No module named")
+
+
+def test_a_set_is_looked_at_once_and_its_fault_told_everywhere(tmp_path, monkeypatch):
+    looked, load = [], tasks.load
+    monkeypatch.setattr(tasks, "load", lambda *args: looked.append(args[1]["name"]) or load(*args))
+    again = '[[data]]\nname = "small"\nfile = "small.npz"\nhidden = 8\n[methods.rigl]'
+    read(write(tmp_path, TOML.replace("[methods.rigl]", again)))
+    assert looked == ["small"]
+    (tmp_path / "small.npz").write_bytes(b"no graph")
+    monkeypatch.setattr("study.tiny.write_graph", lambda path, **changes: None)
+    found = faults(tmp_path, TOML.replace("[methods.rigl]", again))
+    assert [line for line, said in found if "not an .npz file" in said] == [11, 16]
