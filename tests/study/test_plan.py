@@ -119,6 +119,7 @@ def test_width_of_equal_cost(tmp_path, matches):
 def test_interpolation_passes_over_plateaus():
     assert interpolated(5, [1, 2, 4, 8], [1, 5, 4, 9]) == 2
     assert interpolated(7, [1, 2, 4, 8], [1, 5, 4, 9]) == 5
+    assert interpolated(10, [1, 2, 3, 4, 5], [1, 9, 4, 5, 12]) == 3  # what is too high is not believed to fall again
     assert interpolated(0, [3, 4], [1, 2]) == 3 and interpolated(9, [3, 4], [2, 2]) == 3
 
 
