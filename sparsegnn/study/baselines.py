@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,32 +36,28 @@ class Widths:
         """The width, from 1 to that of ``config``, of a dense net that costs what the sparse ``rows`` of a case cost.
 
         Weights are counted, and the nearest width is taken. Time and memory are measured, in short trainings at a few
-        widths, and interpolated between these. Returns the width, and ``{"quantity", "aimed_at"}`` for the row.
+        widths, and interpolated between these. Only widths that the settings allow are taken, as multiples of the
+        heads. Returns the width, and ``{"quantity", "aimed_at"}`` for the row.
         """
         aim = statistics.median(QUANTITIES[matches](row) for row in rows)
+        allowed = [width for width in range(1, config.hidden + 1) if _allows(config, width)]
         if matches == "weights":
-            width = self._of_weights(aim, config, data)
+            width = self._of_weights(aim, allowed, config, data)
         else:
-            widths, costs = self._costs(config, data)
-            width = interpolated(aim, widths, costs[matches])
+            widths, costs = self._costs(allowed, config, data)
+            width = _nearest(interpolated(aim, widths, costs[matches]), allowed)
         return width, {"quantity": NAMES[matches], "aimed_at": aim}
 
-    def _of_weights(self, aim: float, config: object, data: object) -> int:
-        low, high = 1, config.hidden  # the count of `low` is at most `aim`, unless it is 1
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self._weights(middle, config, data) <= aim else (low, middle - 1)
-        candidates = [low, min(low + 1, config.hidden)]
-        return min(candidates, key=lambda width: (abs(self._weights(width, config, data) - aim), width))
+    def _of_weights(self, aim: float, allowed: list[int], config: object, data: object) -> int:
+        count = functools.cache(lambda width: dense_weights(replace(config, hidden=width), data, self.train))
+        above = bisect.bisect_right(allowed, aim, key=count)
+        return min(allowed[max(0, above - 1) : above + 1], key=lambda width: (abs(count(width) - aim), width))
 
-    def _weights(self, width: int, config: object, data: object) -> int:
-        return dense_weights(replace(config, hidden=width), data, self.train)
-
-    def _costs(self, config: object, data: object) -> tuple[list[int], dict[str, list[float]]]:
+    def _costs(self, allowed: list[int], config: object, data: object) -> tuple[list[int], dict[str, list[float]]]:
         """Of short trainings of a dense net, time of a step and memory at each of some widths."""
         key = repr(replace(config, seed=0))
         if key not in self._measured:
-            widths = sorted({max(1, round(config.hidden * share)) for share in SHARES})
+            widths = sorted({_nearest(config.hidden * share, allowed) for share in SHARES})
             rows = [self.train(short(replace(config, hidden=width)), data) for width in widths]
             self._measured[key] = widths, {k: [QUANTITIES[k](row) for row in rows] for k in ("time", "memory")}
         return self._measured[key]
@@ -71,11 +69,23 @@ def short(config: object) -> object:
     return replace(config, epochs=epochs, eval_every=epochs)
 
 
-def interpolated(aim: float, widths: Sequence[int], costs: Sequence[float]) -> int:
+def _allows(config: object, width: int) -> bool:
+    try:
+        replace(config, hidden=width)
+    except ValueError:
+        return False
+    return True
+
+
+def _nearest(width: float, allowed: Sequence[int]) -> int:
+    return min(allowed, key=lambda other: (abs(other - width), other))
+
+
+def interpolated(aim: float, widths: Sequence[int], costs: Sequence[float]) -> float:
     """The width at which the cost, which does not fall with the width but for noise, is ``aim``; the ends beyond."""
     rising = np.maximum.accumulate(np.asarray(costs, dtype=float))
     at = np.flatnonzero(np.append(True, np.diff(rising) > 0))  # of a plateau the narrowest
-    return max(1, round(float(np.interp(aim, rising[at], np.asarray(widths)[at]))))
+    return float(np.interp(aim, rising[at], np.asarray(widths)[at]))
 
 
 def dense_weights(config: object, data: object, train: Callable[..., dict]) -> int:

@@ -88,6 +88,7 @@ class _Runner:
     def __init__(self, study: Study, store: Store, progress: bool | None):
         self.study, self.store, self.progress = study, store, progress
         self.widths = Widths(self._train)
+        self._warmed: set[tuple] = set()
         self._loaded: tuple[object, object] | None = None
 
     def make(self, runs: Sequence[Run], again: bool) -> dict:
@@ -95,12 +96,12 @@ class _Runner:
         store, count = self.store, {"made": 0, "copied": 0}
         todo = [r for r in runs if not store.done(r.id) or (again and store.failed(r.id))]
         estimate, lacking = Estimate(runs, store.rows), {}
-        self._warm(todo)
         with Display(runs, todo, estimate, self.progress) as display:
             if store.removed:
                 display.say(f"{store.path}: half a last line was removed: its run is made again")
             for r in todo:
                 display.begin(r)
+                self._warm(r)
                 begun = time.perf_counter()
                 row = self._row(r)
                 if row is None:
@@ -160,9 +161,11 @@ class _Runner:
         width, match = self.widths.find(r.matches, rows, r.config, self._data(r))
         return r.with_width(width), match
 
-    def _warm(self, runs: Sequence[Run]) -> None:
-        """Short trainings, of the first run and the first sparse one: what a process loads once is no run's memory."""
-        for r in {r.role == "sparse": r for r in reversed(runs) if r.role in ("dense", "sparse")}.values():
+    def _warm(self, r: Run) -> None:
+        """A short training of the first dense and sparse net of a model: what is loaded once is no run's memory."""
+        kind = r.model, r.role == "sparse"
+        if kind not in self._warmed:
+            self._warmed.add(kind)
             with suppress(Exception):  # the run itself will tell
                 self._train(short(r.config), self._data(r))
 

@@ -92,7 +92,7 @@ def test_failures_and_interrupts(call, tmp_path, monkeypatch):
         return real(config, data)
 
     monkeypatch.setattr("sparsegnn.experiments.train.train", train)
-    monkeypatch.setattr("sparsegnn.study.run._Runner._warm", lambda self, runs: None)
+    monkeypatch.setattr("sparsegnn.study.run._Runner._warm", lambda self, run: None)
     what[:] = [KeyboardInterrupt()]
     code, out, err = call(config)
     assert code == 130 and out == "" and err == "sparsegnn: interrupted\n" and len(rows(Path("study_tiny.jsonl"))) == 1

@@ -116,10 +116,34 @@ def test_width_of_equal_cost(tmp_path, matches):
     assert widths.find(matches, many, config, None)[0] == 64
 
 
+@pytest.mark.parametrize(
+    "matches, aim, width", [("weights", 100, 8), ("weights", 1, 4), ("time", 130, 12), ("memory", 9, 4)]
+)
+def test_only_widths_that_the_settings_allow(tmp_path, monkeypatch, matches, aim, width):
+    """Here multiples of 4: the nearest of these, and nothing else is trained."""
+    kind, trained = type(planned(tmp_path)[0].config), []
+    init = kind.__post_init__
+
+    def multiples(self):
+        init(self)
+        if self.hidden % 4:
+            raise ValueError(f"hidden must be a multiple of 4, got {self.hidden}")
+
+    def train(config, data):
+        trained.append(config.hidden)
+        return {"seconds_training": config.hidden**2, "steps": 1, "run_memory_bytes": config.hidden**2}
+
+    monkeypatch.setattr(kind, "__post_init__", multiples)
+    config, data = replace(planned(tmp_path)[0].config, hidden=32), tasks.load("nodes", planned(tmp_path)[0].set.source)
+    row = {"weights": aim, "seconds_training": aim, "steps": 1, "run_memory_bytes": aim}
+    assert Widths(train).find(matches, [row], config, data)[0] == width
+    assert all(hidden % 4 == 0 for hidden in trained)
+
+
 def test_interpolation_passes_over_plateaus():
     assert interpolated(5, [1, 2, 4, 8], [1, 5, 4, 9]) == 2
     assert interpolated(7, [1, 2, 4, 8], [1, 5, 4, 9]) == 5
-    assert interpolated(10, [1, 2, 3, 4, 5], [1, 9, 4, 5, 12]) == 3  # what is too high is not believed to fall again
+    assert interpolated(10.0, [1, 2, 3, 4, 5], [1, 9, 4, 5, 12]) == 3  # what is too high is not believed to fall again
     assert interpolated(0, [3, 4], [1, 2]) == 3 and interpolated(9, [3, 4], [2, 2]) == 3
 
 

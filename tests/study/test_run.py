@@ -42,7 +42,7 @@ def train(monkeypatch):
         return real(config, data)
 
     monkeypatch.setattr("sparsegnn.experiments.train.train", counted)
-    monkeypatch.setattr(_Runner, "_warm", lambda self, runs: None)
+    monkeypatch.setattr(_Runner, "_warm", lambda self, run: None)
     return seen, fails
 
 

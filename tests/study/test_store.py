@@ -44,7 +44,9 @@ def test_a_line_that_is_torn_anywhere(tmp_path):
         assert [json.loads(line)["id"] for line in lines] == [*whole, "c"]
 
 
-@pytest.mark.parametrize("line", [b"no JSON\n", b"[1]\n", b'{"case": "x"}\n', b'{"id": 3}\n', b"\xff\xfe\n", b"\n", b"text", b'{"a": 1'])
+@pytest.mark.parametrize(
+    "line", [b"no JSON\n", b"[1]\n", b'{"case": "x"}\n', b'{"id": 3}\n', b"\xff\xfe\n", b"\n", b"text", b'{"a": 1']
+)
 def test_what_is_no_row_is_refused_and_kept(tmp_path, line):
     path = tmp_path / "out.jsonl"
     content = written(path) + line
