@@ -95,6 +95,22 @@ def test_parquet_is_the_same(load, tmp_path):
         assert torch.equal(getattr(g, name), getattr(same, name)), name
 
 
+def test_parquet_that_is_refused(load, tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"id": ["ann"], "size": ["tall"]}), tmp_path / "text.parquet")
+    parquet.write_table(pyarrow.table({"source": ["ann"]}), tmp_path / "lacks.parquet")
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1 and no more")
+    for name, said in (
+        ("text", "must be a Parquet table of numbers but in id, "),
+        ("damaged", "must be a Parquet table: "),
+    ):
+        with pytest.raises(ValueError, match=f"{name}.parquet: {said}"):
+            data.load_tables(tmp_path / "lacks.parquet", tmp_path / f"{name}.parquet")
+    (tmp_path / "features.csv").write_text(FEATURES)
+    with pytest.raises(ValueError, match="lacks.parquet: column 'target' is missing"):
+        data.load_tables(tmp_path / "lacks.parquet", tmp_path / "features.csv")
+
+
 def test_parquet_without_pyarrow(load, monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     (tmp_path / "features.parquet").write_bytes(b"PAR1")

@@ -90,13 +90,17 @@ class _Table:
         except ImportError as e:
             raise self.error("Parquet needs pyarrow: pip install pyarrow, or write the table as CSV") from e
         try:
-            self._check(parquet.read_schema(self.path).names)
+            names = parquet.read_schema(self.path).names
+        except ArrowException as e:
+            raise self.error(f"must be a Parquet table: {e}") from None
+        self._check(names)
+        try:
             table = parquet.read_table(self.path)
             columns = {name: table[i].to_numpy() for i, name in enumerate(table.column_names)}
             texts = {n: np.array(["" if _is_none(v) else str(v).strip() for v in c]) for n, c in columns.items()
                      if n in TEXTS}  # fmt: skip
             rest = [np.asarray(c, dtype=np.float32) for n, c in columns.items() if n not in TEXTS]
-        except (ArrowException, TypeError) as e:
+        except (ArrowException, ValueError, TypeError) as e:
             raise self.error(f"must be a Parquet table of numbers but in {', '.join(TEXTS)}: {e}") from None
         return table.column_names, texts, np.stack(rest, 1) if rest else np.zeros((0, 0), np.float32)
 
