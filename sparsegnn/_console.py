@@ -158,6 +158,16 @@ def diagnostics() -> Stream:
     return sys.stderr if isinstance(sys.stderr, Stream) else Stream(sys.stderr)
 
 
+#: what ended the command: kept, as Python drops exceptions that a signal raises within a finalizer
+stopped: list[BaseException] = []
+
+
+def stop_if_asked() -> None:
+    """Between pieces of long work: raise what a signal raised and nobody saw."""
+    if stopped:
+        raise stopped[0]
+
+
 @contextmanager
 def command_line() -> Iterator[tuple[Stream, Stream]]:
     """stdout and stderr of a command, as streams that never fail: stderr takes what stdout cannot."""

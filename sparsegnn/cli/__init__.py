@@ -108,7 +108,8 @@ def _terminated_by_exception() -> Iterator[None]:
 
     def raise_it(number, frame):
         signal.signal(number, signal.SIG_IGN)  # the first one is on its way
-        raise Terminated(number)
+        _console.stopped.append(Terminated(number))
+        raise _console.stopped[0]
 
     changed = []
     with suppress(ValueError):  # only the main thread may
@@ -119,6 +120,7 @@ def _terminated_by_exception() -> Iterator[None]:
     try:
         yield
     finally:
+        _console.stopped.clear()
         for number in changed:
             signal.signal(number, signal.SIG_DFL)
 

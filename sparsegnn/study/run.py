@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sparsegnn import _info
+from sparsegnn import _console, _info
 from sparsegnn._version import __version__
 from sparsegnn.study import config, tasks
 from sparsegnn.study.baselines import QUANTITIES, Widths, short
@@ -100,6 +100,7 @@ class _Runner:
             if store.removed:
                 display.say(f"{store.path}: half a last line was removed: its run is made again")
             for r in todo:
+                _console.stop_if_asked()
                 display.begin(r)
                 self._warm(r)
                 begun = time.perf_counter()

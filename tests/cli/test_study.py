@@ -1,7 +1,9 @@
 """`sparsegnn study`: exit codes, what it prints, faults of the file on stderr, a graph in tables from end to end."""
 
+import contextlib
 import json
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,26 @@ def test_failures_and_interrupts(call, tmp_path, monkeypatch):
     monkeypatch.undo()
     code, out, _ = call(config, "--json", "--again", "--out", tmp_path / "study_tiny.jsonl")
     assert code == 0 and json.loads(out)["failed"] == [] and json.loads(out)["done"] == 2
+
+
+def test_a_signal_that_python_drops_ends_the_study(call, tmp_path, monkeypatch):
+    """As it does where the exception is raised while an object is deleted."""
+    config, real, seen = write(tmp_path), tasks.find("nodes").train, []
+
+    def train(config, data=None):
+        seen.append(config)
+        if len(seen) == 2:
+            with contextlib.suppress(BaseException):
+                signal.getsignal(signal.SIGTERM)(signal.SIGTERM, None)
+        return real(config, data)
+
+    monkeypatch.setattr("sparsegnn.experiments.train.train", train)
+    monkeypatch.setattr("sparsegnn.study.run._Runner._warm", lambda self, run: None)
+    code, out, err = call(config)
+    assert code == 128 + signal.SIGTERM and out == "" and "terminated by SIGTERM" in err
+    assert len(seen) == 2 == len(rows(Path("study_tiny.jsonl")))
+    code, out, _ = call(config, "--json")
+    assert code == 0 and json.loads(out)["done"] == 18
 
 
 def test_progress(call, tmp_path):
