@@ -51,6 +51,7 @@ class Method:
     name: str
     sparsities: list[float | None]
     settings: dict = field(default_factory=dict)
+    models: list[str] | None = None  # None: all
 
 
 @dataclass
@@ -79,6 +80,11 @@ def read(path: str | Path) -> Study:
     if baselines.oneshot and not any(m.name == "oneshot" for m in methods):
         grid = top.sparsity or sorted({s for m in methods for s in m.sparsities if s is not None})
         methods.append(Method(("baselines", "oneshot"), "oneshot", "oneshot", list(grid) or [0.9]))
+    nets = list(dict.fromkeys(model for s in sets for model in s.models))
+    for m in methods:
+        for i, model in enumerate(m.models or ()):
+            if model not in nets:
+                toml.fault((*m.key, "models", i), f"must be a model of this study, {', '.join(nets)}, got {model!r}")
     known = [m.title for m in methods]
     for i, name in enumerate(baselines.of or ()):
         if name not in known:
@@ -145,7 +151,7 @@ def _settings(toml: Toml, key: Key, task: tasks.Task | None, settings: dict) -> 
         if task is not None and name not in task.settings:
             known, more = task.settings, ""
             if key[:1] == ("methods",):
-                known, more = ["method", "sparsity", *known], "; a method's own are in set = { name = value }"
+                known, more = ["method", "sparsity", "models", *known], "; a method's own are in set = { name = value }"
             toml.fault((*key, name), f"must be a setting of a run{_meant(name, known) or ' (' + ', '.join(known) + ')'}"
                                      f"{more}")  # fmt: skip
     return {name: value for name, value in settings.items() if task is None or name in task.settings}
@@ -195,7 +201,7 @@ def _methods(toml: Toml, task: tasks.Task | None, grid: list[float] | None) -> I
         if made.sparsity is not None and not takes:
             toml.fault((*key, "sparsity"), f"must be left out for method {made.method!r}, which takes none")
         sparsities = (made.sparsity or grid or [0.9]) if takes else [None]
-        yield Method(key, title, made.method, list(sparsities), settings)
+        yield Method(key, title, made.method, list(sparsities), settings, made.models)
 
 
 # --- data ------------------------------------------------------------------------------------------------------------

@@ -90,7 +90,8 @@ def _runs(study: Study) -> Iterator[Run]:
             if wanted.dense:
                 yield from net.runs("dense", net.case("dense"), DENSE, None)
             masked: dict[float, str] = {}  # sparsity -> the case that it is compared with first
-            for method, sparsity in ((m, s) for m in study.methods for s in m.sparsities):
+            fitting = [m for m in study.methods if m.models is None or model in m.models]
+            for method, sparsity in ((m, s) for m in fitting for s in m.sparsities):
                 case = net.case(_title(method.title, sparsity))
                 sparse = list(net.runs("sparse", case, method.name, sparsity, method))
                 yield from sparse

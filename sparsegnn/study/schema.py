@@ -106,6 +106,7 @@ class Method(Open):
 
     method: Annotated[Text, BeforeValidator(_method)]
     sparsity: Grid | None = None
+    models: _listing(Text) | None = None  # that it is for; all
 
 
 class Baselines(Table):

@@ -117,6 +117,8 @@ FAULTS = [
     ("[methods.rigl]", "[methods.rigl]\nrho = 1", 15, "methods.rigl.rho: must be a setting of a run (method, "),
     ("[methods.rigl]", "[methods.rigl]\nstop_at = 7", 15, "methods.rigl.stop_at: stop_at must be in [1, 6]"),
     ("[methods.rigl]", "[methods.maxk]\nsparsity = 0.5", 15, "methods.maxk.sparsity: must be left out for "),
+    ("[methods.rigl]", '[methods.rigl]\nmodels = ["gcn", "gat"]', 15, "methods.rigl.models[1]: must be a model of this "
+     "study, gcn, got 'gat'"),
     ("[methods.rigl]", "[methods]\nrigl = 3", 15, "methods.rigl: must be a table, got 3"),
     ('["weights"]', '["height"]', 20, "baselines.small_dense[0]: must be 'weights', 'time' or 'memory', got 'height'"),
     ("masked = true", "masked = 1", 21, "baselines.masked: must be true or false, got 1"),

@@ -68,6 +68,14 @@ def test_methods_without_a_sparsity_run_once(tmp_path):
     assert {"oneshot 50 %", "oneshot 90 %"} <= cases and not any("equal" in c and "rigl" in c for c in cases)
 
 
+def test_methods_for_some_models(tmp_path):
+    text = TOML.replace("hidden = 16", 'hidden = 16\nmodel = ["gcn", "sage"]').replace(
+        "[methods.gmp]", '[methods.gmp]\nmodels = "gcn"'
+    )
+    assert {r.model for r in planned(tmp_path, text) if "gmp" in r.case} == {"gcn"}
+    assert {r.model for r in planned(tmp_path, text) if "rigl" in r.case} == {"gcn", "sage"}
+
+
 def test_sets_that_cost_less_come_first(tmp_path):
     entry = '[[data]]\nname = "big"\nfile = "small.npz"\nhidden = [16, 512]\nseeds = [7]\n'
     runs = planned(tmp_path, TOML.replace("[[data]]", entry + "[[data]]", 1))
