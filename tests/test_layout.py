@@ -61,9 +61,10 @@ RANK = {
     "nn": 3,
     **dict.fromkeys(("compact", "convert", "controllers", "linears", "pyg", "width"), 4),
     **dict.fromkeys(("_info", "advice", "capture", "experiments", "report", "integrations"), 5),
-    **dict.fromkeys(("cli", "__main__"), 6),
+    "study": 6,
+    **dict.fromkeys(("cli", "__main__"), 7),
 }
-APPLICATION = ("advice", "experiments", "cli")
+APPLICATION = ("advice", "experiments", "study", "cli")
 
 
 def imports(path: Path) -> set[str]:

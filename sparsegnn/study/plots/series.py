@@ -1,0 +1,143 @@
+"""Which cases make a line, and what lines and cases are called, alike in every figure and table of some results."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from sparsegnn import _console
+from sparsegnn.study.plots import style
+from sparsegnn.study.plots.describe import Style, short
+from sparsegnn.study.results import OF_A_SEED, Case, Net, Results
+
+COST = {"weights": "as many weights", "time": "equal time", "memory": "equal memory"}
+
+
+@dataclass
+class Series:
+    """Cases of one label, in order of sparsity."""
+
+    label: str
+    role: str
+    style: Style
+    cases: list[Case]
+
+
+def percent(share: float) -> str:
+    """90 %, 98.5 %: without digits that say nothing."""
+    return f"{round(100 * share, 2):g} %"
+
+
+class View:
+    """Results with the names and styles of what is in them."""
+
+    def __init__(self, results: Results):
+        self.results = results
+        self.nets = results.nets
+        self._lines: dict[int, dict[tuple, list[Case]]] = {id(net): _lines(net) for net in self.nets}
+        keys = {key for lines in self._lines.values() for key in lines if key[0] in ("sparse", "masked")}
+        self._styles = {name: style.numbered(i) for i, name in enumerate(sorted({key[1:] for key in keys}))}
+        self._names: dict[int, dict[str, str]] = {id(net): self._case_names(net) for net in self.nets}
+
+    def series(self, net: Net, *roles: str) -> list[Series]:
+        """The lines of a net; of these roles, or all."""
+        found = []
+        for key, cases in self._lines[id(net)].items():
+            if not roles or key[0] in roles:
+                found.append(Series(self._label(net, key), key[0], self._style(net, key), cases))
+        return found
+
+    def name(self, net: Net, case: Case) -> str:
+        """What a case is called beside others of its net."""
+        return self._names[id(net)][case.case]
+
+    def sparsity(self, net: Net, case: Case) -> float:
+        """Where a case stands on an axis of sparsity, in %: a narrower dense net at that of its sparse counterpart."""
+        sparse = net.named(case.of) if case.role == "small_dense" else case
+        return 100 * (case if sparse is None else sparse).sparsity
+
+    # --- inner works ---
+
+    def _label(self, net: Net, key: tuple) -> str:
+        role, *words = key
+        said = ", ".join(_console.clean(word) for word in words if word)
+        if role == "dense":
+            return "dense"
+        if role == "small_dense":
+            matches, method = words
+            of = f" of {_console.clean(method)}" if method else ""
+            return f"narrower dense, {COST[matches]}{of}"
+        return f"{said}, dense weights under its mask" if role == "masked" else said
+
+    def _style(self, net: Net, key: tuple) -> Style:
+        if key[0] == "dense":
+            return style.DENSE
+        if key[0] == "small_dense":
+            plain = style.NARROW[key[1]]
+            of = next((k for k in self._lines[id(net)] if k[0] == "sparse" and k[1] == key[2]), None)
+            return plain if of is None else Style(self._styles[of[1:]].colour, plain.marker, plain.dash, True)
+        own = self._styles[key[1:]]
+        return Style(own.colour, own.marker, own.dash, key[0] == "masked")
+
+    def _case_names(self, net: Net) -> dict[str, str]:
+        names = {}
+        widths = {case.hidden for case in net.of_role("dense")}
+        for key, cases in self._lines[id(net)].items():
+            for case in cases:
+                if key[0] == "dense":
+                    names[case.case] = "dense" + _wide(case) * (len(widths) > 1)
+                elif key[0] != "small_dense":
+                    asked = case.sparsity_asked if case.sparsity_asked is not None else case.sparsity
+                    masked = ", masked" * (key[0] == "masked")
+                    names[case.case] = f"{', '.join(filter(None, key[1:]))}, {percent(asked)}{masked}"
+        for case in net.of_role("small_dense"):
+            sparse = names.get(case.of, short(case.of or ""))
+            names[case.case] = f"narrower dense{_wide(case)}: {COST[case.matches].removeprefix('equal ')} of {sparse}"
+        again = Counter(names.values())
+        return {case: _console.clean(f"{name} ({case})" if again[name] > 1 else name) for case, name in names.items()}
+
+
+def _wide(case: Case) -> str:
+    return "" if case.hidden is None else f", {case.hidden} wide"
+
+
+def _lines(net: Net) -> dict[tuple, list[Case]]:
+    """(role, what tells this line from others) -> its cases."""
+    widths = {case.hidden for case in net.of_role("sparse", "masked")}
+    found: dict[tuple, list[Case]] = {}
+    for case in net.of_role("dense"):
+        found.setdefault(("dense",), []).append(case)
+    for role in ("sparse", "masked"):
+        for method in sorted({case.method for case in net.of_role(role)}):
+            mine = [case for case in net.of_role(role) if case.method == method]
+            for case in mine:
+                variant = "; ".join(f"{name} {case.config.get(name)}" for name in _varying(mine, len(widths) > 1))
+                wide = f"{case.hidden} wide" if len(widths) > 1 else ""
+                found.setdefault((role, method, wide, short(variant) if variant else ""), []).append(case)
+    found |= _narrow_lines(net)
+    return {key: sorted(cases, key=lambda c: (c.sparsity, c.hidden or 0, c.case)) for key, cases in found.items()}
+
+
+def _narrow_lines(net: Net) -> dict[tuple, list[Case]]:
+    found: dict[tuple, list[Case]] = {}
+    for case in net.of_role("small_dense"):
+        sparse = net.named(case.of)
+        found.setdefault(("small_dense", case.matches, sparse.method if sparse else ""), []).append(case)
+    for matches in {key[1] for key in found}:
+        mine = [key for key in found if key[1] == matches]
+        if len(mine) == 1:
+            found[("small_dense", matches, "")] = found.pop(mine[0])
+    return dict(sorted(found.items()))
+
+
+def _varying(cases: list[Case], by_width: bool) -> list[str]:
+    """Settings that tell cases of a method apart that share their sparsity, and their width."""
+    groups: dict[tuple, list[Case]] = {}
+    for case in cases:
+        groups.setdefault((case.sparsity_asked, case.hidden if by_width else None), []).append(case)
+    names = set()
+    for group in groups.values():
+        for name in {name for case in group for name in case.config}:
+            if len({repr(case.config.get(name)) for case in group}) > 1:
+                names.add(name)
+    return sorted(names - OF_A_SEED - {"sparsity"})
