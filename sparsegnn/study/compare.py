@@ -49,8 +49,13 @@ def _differing(a: Case, b: Case) -> list[str]:
 
 
 def counterparts(net: Net, case: Case) -> list[Case]:
-    """Narrower dense nets of equal weights, time and memory, and dense weights under a mask: those there are."""
-    return [c for c in net.of_role("small_dense", "masked") if c.of == case.case]
+    """Narrower dense nets of equal weights, time and memory, and dense weights under a mask: those there are.
+
+    A mask is one for all methods of equal width and sparsity.
+    """
+    alike = (case.hidden, case.sparsity_asked)
+    masked = [c for c in net.of_role("masked") if c.of == case.case or (c.hidden, c.sparsity_asked) == alike]
+    return [c for c in net.of_role("small_dense") if c.of == case.case] + masked
 
 
 def as_good(net: Net, case: Case) -> Case | None:

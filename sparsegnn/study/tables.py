@@ -18,7 +18,7 @@ from sparsegnn.study.compare import (
     verdict,
 )
 from sparsegnn.study.plots.describe import short
-from sparsegnn.study.plots.series import COST, View
+from sparsegnn.study.plots.series import COST, MASKED, View
 from sparsegnn.study.plots.text import number, plus_minus, with_band
 from sparsegnn.study.results import Case, Net
 
@@ -192,7 +192,7 @@ def against(view: View, net: Net) -> Table:
     ])  # fmt: skip
     for case in (case for series in view.series(net, "sparse") for case in series.cases):
         for other in counterparts(net, case):
-            what = "the same mask over dense weights" if other.role == "masked" else f"narrower dense, {COST[other.matches]}"
+            what = MASKED if other.role == "masked" else f"narrower dense, {COST[other.matches]}"
             table.rows.append([
                 _text(view.name(net, case), case.case),
                 _text(what, other.case),

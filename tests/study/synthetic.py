@@ -86,7 +86,7 @@ def net(data="toy", model="gcn", task="nodes", methods=("rigl", "set", "gradual"
                 add(f"{name} narrow {matches}", base - lost * sparsity, faster, role="small_dense", method="dense",
                     matches=matches, of=name, hidden=width, flops=1e12 * scale / faster, weights=round(390 * width),
                     model_bytes=2**20 / faster)  # fmt: skip
-            add(f"{name} masked", base - loss, 0.8, role="masked", method=method, of=name, sparsity_asked=sparsity,
+            add(f"{name} masked", base - loss, 0.8, role="masked", method="masked-dense", of=name, sparsity_asked=sparsity,
                 flops=1e12 * scale)  # fmt: skip
     return rows
 

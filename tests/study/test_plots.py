@@ -76,7 +76,7 @@ def test_score_against_sparsity(made):
     assert wiki.y.label == "test AUC, %" and roads.y.label == "test MAE, units of the data (lower is better)"
     lines = by_label(toy)
     assert list(lines) == [
-        "gradual", "rigl", "set", "rigl, dense weights under its mask", "narrower dense, equal memory",
+        "gradual", "rigl", "set", "dense weights under a mask", "narrower dense, equal memory",
         "narrower dense, equal time", "narrower dense, as many weights",
     ]  # fmt: skip
     rigl = lines["rigl"]

@@ -11,6 +11,7 @@ from sparsegnn.study.plots.describe import Style, short
 from sparsegnn.study.results import OF_A_SEED, Case, Net, Results
 
 COST = {"weights": "as many weights", "time": "equal time", "memory": "equal memory"}
+MASKED = "dense weights under a mask"
 
 
 @dataclass
@@ -60,14 +61,22 @@ class View:
 
     def _label(self, net: Net, key: tuple) -> str:
         role, *words = key
-        said = ", ".join(_console.clean(word) for word in words if word)
         if role == "dense":
             return "dense"
         if role == "small_dense":
             matches, method = words
-            of = f" of {_console.clean(method)}" if method else ""
-            return f"narrower dense, {COST[matches]}{of}"
-        return f"{said}, dense weights under its mask" if role == "masked" else said
+            return f"narrower dense, {COST[matches]}" + (f" of {_console.clean(method)}" if method else "")
+        return self._said(net, key)
+
+    def _said(self, net: Net, key: tuple) -> str:
+        """Method, width and what else tells a sparse or masked line from others."""
+        role, method, *words = key
+        if role == "masked":  # mostly of one method, whose name says no more
+            alone = len({k[1] for k in self._lines[id(net)] if k[0] == "masked"}) == 1
+            words.insert(0, MASKED if alone else f"{method}, {MASKED}")
+        else:
+            words.insert(0, method)
+        return ", ".join(_console.clean(word) for word in words if word)
 
     def _style(self, net: Net, key: tuple) -> Style:
         if key[0] == "dense":
@@ -88,8 +97,7 @@ class View:
                     names[case.case] = "dense" + _wide(case) * (len(widths) > 1)
                 elif key[0] != "small_dense":
                     asked = case.sparsity_asked if case.sparsity_asked is not None else case.sparsity
-                    masked = ", masked" * (key[0] == "masked")
-                    names[case.case] = f"{', '.join(filter(None, key[1:]))}, {percent(asked)}{masked}"
+                    names[case.case] = f"{self._said(net, key)}, {percent(asked)}"
         for case in net.of_role("small_dense"):
             sparse = names.get(case.of, short(case.of or ""))
             names[case.case] = f"narrower dense{_wide(case)}: {COST[case.matches].removeprefix('equal ')} of {sparse}"
