@@ -19,7 +19,9 @@ SAID = {
 
 @dataclass(frozen=True)
 class Band:
-    """A mean over ``n`` seeds with the band from ``low`` to ``high``; ``kind``, a key of `SAID`, tells what that is."""
+    """A mean over ``n`` seeds with the band from ``low`` to ``high``; ``kind`` tells what that is.
+
+    One of `SAID`, or ``set`` where nothing was measured."""
 
     mean: float
     low: float
@@ -34,7 +36,7 @@ class Band:
 
 def exactly(value: float) -> Band:
     """A number that was set, not measured."""
-    return Band(float(value), float(value), float(value))
+    return Band(float(value), float(value), float(value), kind="set")
 
 
 def band(values: Sequence[float]) -> Band:

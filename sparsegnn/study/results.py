@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -134,10 +135,10 @@ class Case:
 
     @property
     def sparsity(self) -> float:
-        """As measured, a mean over the seeds; of a mask over dense weights, which are all there, as it was asked for."""
+        """As measured, a mean over the seeds; of dense weights under a mask, which are all there, as asked for."""
         if self.role == "masked" and self.sparsity_asked is not None:
             return self.sparsity_asked
-        return sum(row.sparsity for row in self.rows) / len(self.rows)
+        return statistics.fmean(row.sparsity for row in self.rows)
 
     @cached_property
     def score(self) -> Band:
@@ -357,7 +358,7 @@ def _fits(case: Case, row: Row) -> None:
     for name in sorted(mine.keys() | theirs.keys(), key=str):
         if mine.get(name) != theirs.get(name):
             raise ValueError(f"{row.where}: case {row.case!r} has {name} {mine.get(name)!r} here, but "
-                             f"{theirs.get(name)!r} at {first.where}: a case's seeds must share all settings")  # fmt: skip
+                             f"{theirs.get(name)!r} at {first.where}: seeds of a case must share settings")  # fmt: skip
 
 
 def _settings(row: Row) -> dict:

@@ -81,8 +81,9 @@ def overview(view: View) -> Table:
         if found is None:
             table.rows.append([_text(net.title), *[Cell("-")] * 7])
             continue
-        cells = [_text(net.title), _number(found.target.best.score, f"{plus_minus(found.target.best.score)} {_mark(net)}"),
-                 _number(found.target.score, f"{number(found.target.score, 4)} {_mark(net)}")]  # fmt: skip
+        best, aim = found.target.best.score, found.target.score
+        cells = [_text(net.title), _number(best, f"{plus_minus(best)} {_mark(net)}".strip()),
+                 _number(aim, f"{number(aim, 4)} {_mark(net)}".strip())]  # fmt: skip
         for case in (found.dense, found.sparse):
             cells.append(Cell("none") if case is None else _text(view.name(net, case), case.case))
             cells.append(_number(None if case is None else case.band("seconds_training")))
@@ -111,7 +112,7 @@ def answer(view: View, net: Net) -> str:
     elif times.high < 1 or (times.kind == "single" and times.mean < 1):
         said = f"{sparse}, the soonest sparse net, trains only {with_band(times)} times as fast as {dense}"
     else:
-        said = f"{sparse} and {dense}, the soonest dense net, train equally fast within the bands: {with_band(times)} times"
+        said = f"{sparse} trains as fast as {dense}, the soonest dense net, within the band: {with_band(times)} times"
     return f"Of the nets that reach the target, {score}: {said}."
 
 

@@ -109,10 +109,10 @@ def test_what_is_refused(second, message, tmp_path):
     assert str(tmp_path) in str(e.value)
 
 
-REQUIRED = ("id", "study", "case", "role", "matches", "of", "task", "data", "model", "method", "sparsity_asked", "hidden",
-            "seed", "environment", "started", "metric", "higher_is_better", "val", "test", "steps", "selected_step",
-            "curve", "layers", "sparsity", "weights", "weights_dense", "model_bytes", "flops", "seconds_training",
-            "peak_memory_bytes", "run_memory_bytes", "config")  # fmt: skip
+REQUIRED = ("id", "study", "case", "role", "matches", "of", "task", "data", "model", "method", "sparsity_asked",
+            "hidden", "seed", "environment", "started", "metric", "higher_is_better", "val", "test", "steps",
+            "selected_step", "curve", "layers", "sparsity", "weights", "weights_dense", "model_bytes", "flops",
+            "seconds_training", "peak_memory_bytes", "run_memory_bytes", "config")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REQUIRED)
@@ -127,7 +127,9 @@ def test_half_a_last_line_is_passed_over(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(whole + "\n\n" + whole[:100])
     found = read([path])
-    assert len(found.rows) == 1 and found.notes == [f"{path}:3: half a line, left out: its run was not written to its end"]
+    assert len(found.rows) == 1 and found.notes == [
+        f"{path}:3: half a line, left out: its run was not written to its end"
+    ]
     path.write_text(whole[:100] + "\n" + whole + "\n")
     with pytest.raises(ValueError, match=r"a\.jsonl:1: each line must be a JSON object"):
         read([path])
@@ -153,8 +155,8 @@ def test_a_run_that_is_there_again(tmp_path):
     assert len(found.rows) == 1 and found.failed == [] and found.notes == []
     found = read([write(tmp_path / "a.jsonl", [first]), write(tmp_path / "b.jsonl", [again])])
     assert [r.test for r in found.rows] == [0.9]
-    assert found.notes == [f"{tmp_path}/b.jsonl:1: run 1 is also at {tmp_path}/a.jsonl:1, of which this, the later one, "
-                           "is used"]  # fmt: skip
+    places = f"{tmp_path}/b.jsonl:1: run 1 is also at {tmp_path}/a.jsonl:1"
+    assert found.notes == [f"{places}, of which this, the later one, is used"]
 
 
 def test_machines_and_studies_are_kept_apart(tmp_path):
@@ -197,7 +199,12 @@ def sparse(name="sparse", **changes):
 def test_target_and_time_to_it(tmp_path):
     """The mean of 80, 81 and 82 % less 0.3 is 80.7 %."""
     dense = [row(id=str(i), seed=i, test=0.80 + i / 100) for i in range(3)]
-    curve = [[10, 0.9, 0.70, 1.0, 1.0], [20, 0.9, 0.806, 2.0, 2.5], [30, 0.9, 0.807001, 3.0, 4.0], [40, 1, 0.7, 4.0, 5.0]]
+    curve = [
+        [10, 0.9, 0.70, 1.0, 1.0],
+        [20, 0.9, 0.806, 2.0, 2.5],
+        [30, 0.9, 0.807001, 3.0, 4.0],
+        [40, 1, 0.7, 4.0, 5.0],
+    ]
     found = one_net(tmp_path, [*dense, sparse(curve=curve), sparse(seed=1, curve=curve[:2]), row(
         id="low", case="low", hidden=64, test=0.5)])  # fmt: skip
     aim = compare.target(found)

@@ -25,4 +25,9 @@ def against(view: View, name: str, title: str, value: str, axis: Axis, factor: f
     if not panels:
         return Missing(name, f"no run has {value} above 0")
     note = "Lines join the sparsities of a method, from the least to the most"
-    return Figure(name, title, panels, note + (f". Not shown, as not measured: {missing} case{'s' * (missing != 1)}" if missing else ""))
+    return Figure(
+        name,
+        title,
+        panels,
+        note + (f". Not shown, as not measured: {missing} case{'s' * (missing != 1)}" if missing else ""),
+    )

@@ -56,7 +56,7 @@ class Level:
 
 @dataclass
 class Mark:
-    """A labelled place, the break-even of a line."""
+    """A place that ``text`` tells of: the break-even of a line."""
 
     x: float
     y: float
@@ -130,7 +130,6 @@ class Missing:
 
     name: str
     why: str
-
 
 
 def short(text: str, most: int = 44) -> str:

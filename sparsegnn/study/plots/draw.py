@@ -13,7 +13,7 @@ from sparsegnn.study.plots.describe import Bars, Figure, Line, Panel, Style, sho
 
 FORMATS = ("svg", "png")
 PANEL, BAR = 2.5, 0.18  # inches: height of a panel, and of a bar
-LINE = 0.155  # of a line of the legend
+LINE = 0.147  # of a line of the legend
 
 
 def save(figure: Figure, folder: Path) -> list[Path]:
@@ -23,6 +23,8 @@ def save(figure: Figure, folder: Path) -> list[Path]:
     paths = []
     with matplotlib.rc_context(style.SETTINGS):
         drawn = draw(figure)
+        drawn.get_layout_engine().execute(drawn)
+        drawn.set_layout_engine("none")  # once is enough
         for kind in FORMATS:
             content = io.BytesIO()
             metadata = {"Date": None} if kind == "svg" else None
@@ -71,14 +73,16 @@ def _height(panel: Panel | Bars) -> float:
 
 def _panel(axis, panel: Panel) -> None:
     for level in panel.levels:
-        axis.axhline(level.y.mean, color=level.style.colour, linestyle=level.style.dash, linewidth=0.9)
+        axis.axhline(level.y.mean, color=level.style.colour, linestyle=_dash(level.style), linewidth=0.9)
         if level.y.high > level.y.low:
             axis.axhspan(level.y.low, level.y.high, color=level.style.colour, alpha=0.1, linewidth=0)
     for line in panel.lines:
         _line(axis, line, panel.x.scale)
     for mark in panel.marks:
         x = scales.to_scale(panel.x.scale, mark.x)
-        axis.plot([x], [mark.y], "o", markerfacecolor="white", markeredgecolor=mark.style.colour, markersize=7, zorder=5)
+        axis.plot(
+            [x], [mark.y], "o", markerfacecolor="white", markeredgecolor=mark.style.colour, markersize=7, zorder=5
+        )
         axis.annotate(mark.text, (x, mark.y), (0, -11), textcoords="offset points", ha="center", fontsize=7,
                       color=mark.style.colour)  # fmt: skip
     axis.set_xlabel(panel.x.label)
@@ -100,7 +104,7 @@ def _line(axis, line: Line, scale: str) -> None:
     y = [b.mean for b in line.y]
     look = line.style
     shape = "steps-post" if line.steps else "default"
-    axis.plot(x, y, color=look.colour, linestyle=look.dash, drawstyle=shape, **_marker(look))
+    axis.plot(x, y, color=look.colour, linestyle=_dash(look), drawstyle=shape, **_marker(look))
     if line.shaded:
         low, high = [b.low for b in line.y], [b.high for b in line.y]
         if low != high:
@@ -112,6 +116,10 @@ def _line(axis, line: Line, scale: str) -> None:
     along = [[m - max(b.low, m / 1e3) if m > 0 else 0 for b in line.x for m in (b.mean,)],
              [b.high - b.mean for b in line.x]]  # fmt: skip
     axis.errorbar(x, y, yerr=error, xerr=None if scale == "kept" else along, **reach)
+
+
+def _dash(look: Style) -> object:
+    return (0, (5, 1, 1, 1, 1, 1)) if look.dash == "-.." else look.dash
 
 
 def _marker(look: Style) -> dict:
@@ -127,24 +135,24 @@ def _bars(axis, bars: Bars) -> None:
     positions = range(len(bars.names))
     starts = [0.0] * len(bars.names)
     for segment in bars.segments:
+        for look in dict.fromkeys(segment.styles):
+            mine = [i for i in positions if segment.styles[i] == look and segment.values[i] is not None]
+            lengths, lefts = [segment.values[i].mean for i in mine], [starts[i] for i in mine]
+            fill = ("white", look.colour, 1.0) if look.hollow else (look.colour, "white", 0.5)
+            axis.barh(mine, lengths, 0.72, lefts, color=fill[0], edgecolor=fill[1], linewidth=fill[2],
+                      hatch=look.hatch or None)  # fmt: skip
         for i, value in enumerate(segment.values):
-            if value is None:
-                continue
-            look, alone = segment.styles[i], len(bars.segments) == 1
-            edge = look.colour if alone else "white"
-            axis.barh(i, value.mean, 0.72, left=starts[i], color="white" if look.hollow else look.colour,
-                      edgecolor=edge, hatch=look.hatch or None, linewidth=1.0 if look.hollow else 0.5)  # fmt: skip
-            if alone and value.high > value.low:
+            if value is not None and len(bars.segments) == 1 and value.high > value.low:
                 axis.errorbar(value.mean, i, xerr=[[value.mean - value.low], [value.high - value.mean]], fmt="none",
                               ecolor="#444444", elinewidth=0.9, capsize=2)  # fmt: skip
-            starts[i] += value.mean
+            starts[i] += 0.0 if value is None else value.mean
     longest = scales.longest(bars) or 1.0
     for i, said in enumerate(bars.said):
         end = max(starts[i], *(s.values[i].high for s in bars.segments if s.values[i] is not None), 0.0, 0.0)
         axis.annotate(said, (end, i), (3, 0), textcoords="offset points", va="center", fontsize=7)
     axis.set_yticks(list(positions), [short(name, 60) for name in bars.names])
     axis.set_ylim(len(bars.names) - 0.4, -0.6)
-    axis.set_xlim(0, longest * 1.2)
+    axis.set_xlim(0, longest * (1 + 0.022 * max(map(len, bars.said))))
     axis.set_xlabel(bars.x.label)
     axis.grid(False, axis="y")
     axis.tick_params(axis="y", length=0)
@@ -159,17 +167,22 @@ def _handles(figure: Figure) -> list[tuple]:
     from matplotlib.patches import Patch
 
     found: dict[str, object] = {}
-    for panel in figure.panels:
+    richest = sorted(figure.panels, key=lambda p: len(p.segments if isinstance(p, Bars) else p.lines), reverse=True)
+    for panel in richest:
         if isinstance(panel, Bars):
             for segment in panel.segments if len(panel.segments) > 1 else ():
                 look = segment.styles[0]
-                found.setdefault(segment.label, Patch(facecolor=look.colour, edgecolor="white", hatch=look.hatch or None))
+                found.setdefault(
+                    segment.label, Patch(facecolor=look.colour, edgecolor="white", hatch=look.hatch or None)
+                )
             continue
         for level in panel.levels:
-            found.setdefault(level.label, Line2D([], [], color=level.style.colour, linestyle=level.style.dash, lw=0.9))
+            found.setdefault(
+                level.label, Line2D([], [], color=level.style.colour, linestyle=_dash(level.style), lw=0.9)
+            )
         for line in panel.lines:
             marker = _marker(line.style)
-            found[line.label] = Line2D([], [], color=line.style.colour, linestyle=line.style.dash, **marker)
+            found[line.label] = Line2D([], [], color=line.style.colour, linestyle=_dash(line.style), **marker)
     return [(handle, _legend_text(label)) for label, handle in found.items()]
 
 

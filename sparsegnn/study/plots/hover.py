@@ -8,8 +8,8 @@ from sparsegnn.study.plots import scales
 from sparsegnn.study.plots.describe import Axis, Bars, Line, Panel, Style, short
 
 SYMBOLS = {"o": "circle", "^": "triangle-up", "s": "square", "v": "triangle-down", "D": "diamond", "P": "cross",
-           "X": "x", "<": "triangle-left", ">": "triangle-right", "*": "star"}  # fmt: skip
-DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
+           "X": "x", "h": "hexagon", "<": "triangle-left", ">": "triangle-right", "*": "star"}  # fmt: skip
+DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", "-..": "longdashdot", ":": "dot"}
 HATCHES = {"\\\\\\": "\\", "///": "/", "...": ".", "xxx": "x", "---": "-"}
 HEIGHT, ENTRY, BAR = 330, 19, 25  # pixels: of a panel, an entry of its legend, a bar
 
@@ -77,7 +77,8 @@ def _panel(panel: Panel) -> tuple[list[dict], dict]:
             "y": [m.y for m in panel.marks], "text": [_text(m.text) for m in panel.marks],
             "textposition": "bottom center", "hoverinfo": "text", "showlegend": False,
             "hovertext": [_text(f"break-even at {m.text} sparsity") for m in panel.marks],
-            "marker": {"size": 10, "color": "white", "line": {"width": 2, "color": [m.style.colour for m in panel.marks]}},
+            "marker": {"size": 10, "color": "white",
+                       "line": {"width": 2, "color": [m.style.colour for m in panel.marks]}},
         })  # fmt: skip
     entries = len(panel.lines) + len(panel.levels)
     layout = {"xaxis": _axis(panel.x, panel, "x"), "yaxis": _axis(panel.y, panel, "y"), "showlegend": True,
@@ -106,8 +107,9 @@ def _line(line: Line, scale: str) -> list[dict]:
 
 
 def _reach(bands: list, look: Style) -> dict:
-    return {"type": "data", "symmetric": False, "array": [b.high - b.mean for b in bands],
-            "arrayminus": [b.mean - b.low for b in bands], "color": look.colour, "thickness": 1, "width": 0}  # fmt: skip
+    up, down = [b.high - b.mean for b in bands], [b.mean - b.low for b in bands]
+    return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "color": look.colour, "thickness": 1,
+            "width": 0}  # fmt: skip
 
 
 def _band(x: list, low: list, high: list, look: Style, label: str, shape: str) -> list[dict]:
@@ -133,9 +135,12 @@ def _bars(bars: Bars) -> tuple[list[dict], dict]:
             "marker": {"color": ["white" if look.hollow else look.colour for look in looks],
                        "line": {"color": ["white" if stacked else look.colour for look in looks], "width": 1}},
         }  # fmt: skip
-        if stacked:  # plotly draws hatches in a legend only of one colour
-            hatch = HATCHES.get(looks[0].hatch, "")
-            trace["marker"] |= {"color": looks[0].colour, "pattern": {"shape": hatch, "fgcolor": "white", "size": 6}}
+        hatches = [HATCHES.get(look.hatch, "") for look in looks]
+        ink = ["#444" if look.hollow else "white" for look in looks]
+        trace["marker"]["pattern"] = {"shape": hatches, "fgcolor": ink, "size": 6}
+        if stacked:  # of one look, which the legend shows too
+            pattern = {"shape": hatches[0], "fgcolor": "white", "size": 6}
+            trace["marker"] |= {"color": looks[0].colour, "pattern": pattern}
         else:
             known = [v for v in values if v is not None]
             trace["error_x"] = {"type": "data", "symmetric": False, "color": "#444", "thickness": 1, "width": 3,
@@ -147,10 +152,11 @@ def _bars(bars: Bars) -> tuple[list[dict], dict]:
     for i in places:
         found = [s.values[i] for s in bars.segments if s.values[i] is not None]
         ends.append(max([sum(v.mean for v in found), *(v.high for v in found if not stacked)], default=0.0))
-    data.append({"type": "scatter", "mode": "text", "x": ends, "y": places, "text": [_text(f" {s}") for s in bars.said],
-                 "textposition": "middle right", "hoverinfo": "skip", "showlegend": False, "cliponaxis": False})  # fmt: skip
+    said = [_text(f" {text}") for text in bars.said]
+    data.append({"type": "scatter", "mode": "text", "x": ends, "y": places, "text": said, "hoverinfo": "skip",
+                 "textposition": "middle right", "showlegend": False, "cliponaxis": False})  # fmt: skip
     axis = {"title": {"text": _text(bars.x.label), "standoff": 8}, "automargin": True, "zeroline": False,
-            "gridcolor": "#e4e4e4", "range": [0, (scales.longest(bars) or 1.0) * 1.25]}  # fmt: skip
+            "gridcolor": "#e4e4e4", "range": [0, (scales.longest(bars) or 1.0) * 1.3]}  # fmt: skip
     layout = {
         "barmode": "stack", "bargap": 0.3, "showlegend": stacked, "xaxis": axis,
         "yaxis": {"tickvals": places, "ticktext": names, "range": [len(names) - 0.4, -0.6], "automargin": True,

@@ -33,10 +33,13 @@ def suffixed(value: float) -> str:
 
 
 def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
-    """Three to about seven round numbers in [low, high]: 1, 2 and 5 of each decade, only 1, or even steps within one."""
+    """Three to about seven round numbers in [low, high]: some of each decade, 1 of each alone, or even steps."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    found = [float(f"{s * 10.0**d:.6g}") for d in decades for s in (1, 2, 5)]
-    found = [tick for tick in found if low <= tick <= high]
+    for steps in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
+        found = [float(f"{s * 10.0**d:.6g}") for d in decades for s in steps]
+        found = [tick for tick in found if low <= tick <= high]
+        if len(found) >= 3:
+            break
     if len(found) < 3:
         raw = (high - low) / 6
         size = 10.0 ** math.floor(math.log10(raw))

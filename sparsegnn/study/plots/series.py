@@ -123,7 +123,12 @@ def _lines(net: Net) -> dict[tuple, list[Case]]:
                 wide = f"{case.hidden} wide" if len(widths) > 1 else ""
                 found.setdefault((role, method, wide, short(variant) if variant else ""), []).append(case)
     found |= _narrow_lines(net)
-    return {key: sorted(cases, key=lambda c: (c.sparsity, c.hidden or 0, c.case)) for key, cases in found.items()}
+
+    def place(case: Case) -> tuple:
+        sparse = net.named(case.of) if case.role == "small_dense" else None
+        return (case if sparse is None else sparse).sparsity, case.hidden or 0, case.case
+
+    return {key: sorted(cases, key=place) for key, cases in found.items()}
 
 
 def _narrow_lines(net: Net) -> dict[tuple, list[Case]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sparsegnn.study.bands import exactly
 from sparsegnn.study.compare import as_good, break_even, dense_of, seconds, speedup
 from sparsegnn.study.plots import style
@@ -17,8 +19,9 @@ def figure(view: View) -> Figure | Missing:
     panels = [made for net in view.nets if (made := panel(view, net)) is not None]
     if not panels:
         return Missing(NAME, "no sparse run has a dense one of equal width, both with seconds of training")
-    note = ("Seconds of training of the dense net of equal width by those of the net shown; circles: break-even. As good: "
-            "the soonest dense net of any width whose score is that of the sparse net less 0.3 points, or better")  # fmt: skip
+    note = ("Seconds of training of the dense net of equal width by those of the net shown; circles: break-even. As "
+            "good: the soonest dense net of any width whose score is that of the sparse net less 0.3 points, of an "
+            "error 0.3 % more, or better")  # fmt: skip
     return Figure(NAME, "Speed-up over the dense net of equal width", panels, note)
 
 
@@ -34,12 +37,12 @@ def panel(view: View, net: Net) -> Panel | None:
         lines.append(Line(series.label, series.style, x, y, text, shaded=True))
         even = break_even([(a.mean, b.mean) for a, b in zip(x, y, strict=True)])
         if even is not None:
-            marks.append(Mark(even, 1.0, f"{even:.0f} %", series.style))
+            marks.append(Mark(even, 1.0, f"{series.label}: break-even at {even:.0f} %", series.style))
         if series.role == "sparse":
             others = narrower(view, net, [case for case, _ in found])
             if others is not None:
                 others.label += f" as {series.label}" if several else ""
-                others.style = style.Style(series.style.colour if several else style.GREY, "X", ":", True)
+                others.style = replace(style.AS_GOOD, colour=series.style.colour if several else style.GREY)
                 lines.append(others)
     if not lines:
         return None

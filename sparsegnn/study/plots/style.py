@@ -9,13 +9,13 @@ BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", 
 BLACK, GREY = "#000000", "#6E6E6E"
 COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 MARKERS = ("o", "^", "s", "v", "D", "P", "X", "<", ">")
-DASHES = ("-", "--", "-.", ":")
+DASHES = ("-", "--", "-.", "-..")  # dots are for what sparse nets are held against
 
 DENSE = Style(BLACK, "*", "-")
 #: dense nets as narrow as to have the weights, the time or the memory of a sparse net
 NARROW = {"weights": Style(GREY, "s", ":", True), "time": Style(GREY, "^", ":", True),
           "memory": Style(GREY, "D", ":", True)}  # fmt: skip
-AS_GOOD = Style(GREY, "X", ":", True)
+AS_GOOD = Style(GREY, "h", ":", True)
 
 PARTS = {
     "weights": Style(BLUE),

@@ -12,7 +12,7 @@ from sparsegnn.study.results import Case, Net
 
 def score_axis(net: Net) -> Axis:
     metric = net.metric
-    better = "" if metric.higher_is_better else " (lower is better)"
+    better = "" if metric.higher_is_better else "\n(lower is better)"
     return Axis(f"test {metric.name}, {metric.unit}{better}")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sparsegnn.study.compare import Reached, reached, target
 from sparsegnn.study.plots.describe import Axis, Bars, Figure, Missing, Segment
 from sparsegnn.study.plots.series import View
@@ -16,7 +18,7 @@ def figure(view: View) -> Figure | Missing:
     if not panels:
         return Missing(NAME, "no run is dense, so that there is no target")
     note = ("Target: the mean test score of the best dense net less 0.3 points, of an error 0.3 % more, by the step "
-            "selected on the validation set")  # fmt: skip
+            "selected on the validation set; hatched: by some of the seeds alone")  # fmt: skip
     return Figure(NAME, "Training time to the target", panels, note, columns=1)
 
 
@@ -26,7 +28,8 @@ def panel(view: View, net: Net) -> Bars:
         for case in series.cases:
             found = reached(net, case, aim.score)
             names.append(view.name(net, case))
-            styles.append(series.style)
+            some = found.seconds is not None and found.seeds < found.of
+            styles.append(replace(series.style, hatch="///" * some))
             values.append(found.seconds)
             said.append(_said(found))
             text.append(f"{view.name(net, case)}\n{with_band(found.seconds)} s, {found.seeds} of {found.of} seeds")
