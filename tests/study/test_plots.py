@@ -156,9 +156,9 @@ def test_speed_up_and_break_even(tmp_path):
     assert ([b.mean for b in ours.x], [b.mean for b in ours.y]) == ([50, 90], [0.5, 2.0])
     assert others.label == "dense of any width, as good" and [b.mean for b in others.y] == [1.25, 1.0]
     (mark,) = panel.marks
-    assert (mark.x, mark.y, mark.text) == (pytest.approx(70.0), 1.0, "70 %")
+    assert (mark.x, mark.y, mark.text) == (pytest.approx(70.0), 1.0, "rigl: break-even at 70 %")
     assert [(level.label, level.y.mean) for level in panel.levels] == [("dense of equal width", 1.0)]
-    assert figure.bands == "one seed, no band"
+    assert figure.bands == "one seed, no band"  # 1 was not measured, and is none
 
 
 def test_every_method_has_its_own_line_of_what_is_as_good(made):

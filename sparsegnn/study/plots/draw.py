@@ -78,13 +78,11 @@ def _panel(axis, panel: Panel) -> None:
             axis.axhspan(level.y.low, level.y.high, color=level.style.colour, alpha=0.1, linewidth=0)
     for line in panel.lines:
         _line(axis, line, panel.x.scale)
-    for mark in panel.marks:
-        x = scales.to_scale(panel.x.scale, mark.x)
-        axis.plot(
-            [x], [mark.y], "o", markerfacecolor="white", markeredgecolor=mark.style.colour, markersize=7, zorder=5
-        )
-        axis.annotate(mark.text, (x, mark.y), (0, -11), textcoords="offset points", ha="center", fontsize=7,
-                      color=mark.style.colour)  # fmt: skip
+    for i, mark in enumerate(panel.marks):
+        x, colour = scales.to_scale(panel.x.scale, mark.x), mark.style.colour
+        axis.plot([x], [mark.y], "o", markerfacecolor="none", markeredgecolor=colour, markersize=8, zorder=5)
+        axis.annotate(short(mark.text, 50), (0, 1), (4, -4 - 9.5 * i), xycoords="axes fraction", color=colour,
+                      textcoords="offset points", va="top", fontsize=7)  # fmt: skip
     axis.set_xlabel(panel.x.label)
     axis.set_ylabel(panel.y.label)
     for name in ("x", "y"):

@@ -60,6 +60,7 @@ def _panel(panel: Panel) -> tuple[list[dict], dict]:
     found = scales.ticks(panel, "x")
     ends = [b.mean for line in panel.lines for b in line.x] or [0.0]
     left, right = found[0] if found else (min(ends), max(ends))
+    named = {line.label for line in panel.lines}
     for level in panel.levels:
         look = level.style
         if level.y.high > level.y.low:
@@ -67,18 +68,17 @@ def _panel(panel: Panel) -> tuple[list[dict], dict]:
         text = _text(f"{level.label}: {level.y.mean:.4g}")
         data.append({"type": "scatter", "mode": "lines", "x": [left, right], "y": [level.y.mean] * 2,
                      "name": _text(level.label), "legendgroup": _text(level.label), "hoverinfo": "text",
-                     "hovertext": [text, text],
+                     "hovertext": [text, text], "showlegend": level.label not in named,
                      "line": {"color": look.colour, "width": 1.2, "dash": DASHES[look.dash]}})  # fmt: skip
     for line in panel.lines:
         data += _line(line, panel.x.scale)
     if panel.marks:
         data.append({
-            "type": "scatter", "mode": "markers+text", "x": [scales.to_scale(panel.x.scale, m.x) for m in panel.marks],
-            "y": [m.y for m in panel.marks], "text": [_text(m.text) for m in panel.marks],
-            "textposition": "bottom center", "hoverinfo": "text", "showlegend": False,
-            "hovertext": [_text(f"break-even at {m.text} sparsity") for m in panel.marks],
-            "marker": {"size": 10, "color": "white",
-                       "line": {"width": 2, "color": [m.style.colour for m in panel.marks]}},
+            "type": "scatter", "mode": "markers", "x": [scales.to_scale(panel.x.scale, m.x) for m in panel.marks],
+            "y": [m.y for m in panel.marks], "hovertext": [_text(m.text) for m in panel.marks], "hoverinfo": "text",
+            "showlegend": False,
+            "marker": {"size": 14, "symbol": "circle-open", "color": [m.style.colour for m in panel.marks],
+                       "line": {"width": 2}},
         })  # fmt: skip
     entries = len(panel.lines) + len(panel.levels)
     layout = {"xaxis": _axis(panel.x, panel, "x"), "yaxis": _axis(panel.y, panel, "y"), "showlegend": True,
