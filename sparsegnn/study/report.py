@@ -39,7 +39,6 @@ def page(results: Results) -> str:
     return environment.get_template("page.html").render(
         title=", ".join(dict.fromkeys(_console.clean(row.study) for row in rows)) or "no finished runs",
         runs=len(rows),
-        seeds=len({row.seed for row in rows}),
         files=results.files,
         notes=results.notes,
         sections=sections,

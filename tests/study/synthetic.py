@@ -81,7 +81,7 @@ def net(data="toy", model="gcn", task="nodes", methods=("rigl", "set", "gradual"
             if m:
                 continue
             for matches, width, lost, faster in (("weights", round(256 * kept), 0.05, 1 + 2 * sparsity),
-                                                 ("time", round(256 / speed), 0.01, speed),
+                                                 ("time", round(256 / max(1.1, speed)), 0.01, speed),
                                                  ("memory", 180, 0.02, 1.2)):  # fmt: skip
                 add(f"{name} narrow {matches}", base - lost * sparsity, faster, role="small_dense", method="dense",
                     matches=matches, of=name, hidden=width, flops=1e12 * scale / faster, weights=round(390 * width),

@@ -130,14 +130,14 @@ def _bars(bars: Bars) -> tuple[list[dict], dict]:
     for segment in bars.segments:
         looks, values = segment.styles, segment.values
         trace = {
-            "type": "bar", "orientation": "h", "y": places, "x": [0.0 if v is None else v.mean for v in values],
+            "type": "bar", "orientation": "h", "y": places, "x": [None if v is None else v.mean for v in values],
             "name": _text(segment.label), "hoverinfo": "text", "hovertext": [_text(text) for text in segment.text],
             "marker": {"color": ["white" if look.hollow else look.colour for look in looks],
                        "line": {"color": ["white" if stacked else look.colour for look in looks], "width": 1}},
         }  # fmt: skip
         hatches = [HATCHES.get(look.hatch, "") for look in looks]
         ink = ["#444" if look.hollow else "white" for look in looks]
-        trace["marker"]["pattern"] = {"shape": hatches, "fgcolor": ink, "size": 6}
+        trace["marker"]["pattern"] = {"shape": hatches, "fgcolor": ink, "size": 6, "fillmode": "overlay"}
         if stacked:  # of one look, which the legend shows too
             pattern = {"shape": hatches[0], "fgcolor": "white", "size": 6}
             trace["marker"] |= {"color": looks[0].colour, "pattern": pattern}

@@ -11,7 +11,7 @@ from sparsegnn.study.plots.describe import Style, short
 from sparsegnn.study.results import OF_A_SEED, Case, Net, Results
 
 COST = {"weights": "as many weights", "time": "equal time", "memory": "equal memory"}
-MASKED = "dense weights under a mask"
+MASKED = "masked dense weights"
 
 
 @dataclass
@@ -100,7 +100,7 @@ class View:
                     names[case.case] = f"{self._said(net, key)}, {percent(asked)}"
         for case in net.of_role("small_dense"):
             sparse = names.get(case.of, short(case.of or ""))
-            names[case.case] = f"narrower dense{_wide(case)}: {COST[case.matches].removeprefix('equal ')} of {sparse}"
+            names[case.case] = f"narrower dense{_wide(case)}: {case.matches} of {sparse}"
         again = Counter(names.values())
         return {case: _console.clean(f"{name} ({case})" if again[name] > 1 else name) for case, name in names.items()}
 

@@ -22,7 +22,10 @@ for (const table of document.querySelectorAll("table")) {
 
 // Figures, one after the other, so that the page answers while they are drawn.
 const plots = Object.entries(JSON.parse(document.getElementById("plots").textContent));
-const settings = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+const settings = {
+  responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"],
+  showSendToCloud: false, plotlyServerURL: "", // nothing leaves the page
+};
 let drawn = 0;
 const next = async () => {
   if (drawn === plots.length) {
