@@ -65,7 +65,7 @@ def _section(view: View, net: Net, number: int, drawn: list, plots: dict[str, di
         for panel in panels:
             name = f"plot-{len(plots) + 1}"
             plots[name] = hover.plot(panel)
-            places.append({"id": name, "label": f"{figure.title}: {_console.clean(panel.title)}",
+            places.append({"id": name, "label": f"{figure.title} {_console.clean(panel.title)}".strip(),
                            "height": plots[name]["layout"]["height"]})  # fmt: skip
         if places:
             name = figure.title.partition(":")[0]

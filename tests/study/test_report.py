@@ -230,11 +230,16 @@ def test_plot_says_what_it_leaves_out(run, tmp_path):
     code, out, err = run("plot", write(tmp_path / "a.jsonl", [bare]))
     assert code == 0 and "sparsegnn: no figure score_sparsity: no run is sparse\n" in err
     assert out == "".join(
-        f"figures/{name}.{kind}\n" for name in ("time_to_score", "step_time") for kind in ("svg", "png")
+        f"figures/{name}.{kind}\n" for name in ("time_to_score-toy-gcn", "step_time-toy-gcn") for kind in ("svg", "png")
     )
     code, out, err = run("plot", "a.jsonl", "--json")
     made = json.loads(out)
-    assert code == 0 and err == "" and made["figures"][0] == "figures/time_to_score.svg" and len(made["left_out"]) == 6
+    assert (
+        code == 0
+        and err == ""
+        and made["figures"][0] == "figures/time_to_score-toy-gcn.svg"
+        and len(made["left_out"]) == 6
+    )
 
 
 def test_report_writes_a_file(run, tmp_path):

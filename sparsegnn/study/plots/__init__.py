@@ -17,15 +17,17 @@ from sparsegnn.study.plots import (
 from sparsegnn.study.plots.describe import Figure, Missing
 from sparsegnn.study.plots.series import View
 
-#: in the order in which they are shown
-KINDS = (score_sparsity, speedup, score_time, score_flops, score_bytes, time_to_score, step_time)
+#: in the order in which they are shown: of all nets, and of one net each
+OF_ALL = (score_sparsity, speedup, score_time, score_flops, score_bytes)
+OF_EACH = (time_to_score, step_time, layer_sparsity)
 
 
 def figures(view: View) -> tuple[list[Figure], list[Missing]]:
     """All figures that the results have something for, and the others with the reason."""
-    made = [kind.figure(view) for kind in KINDS]
-    layers = layer_sparsity.figures(view)
-    made += [layers] if isinstance(layers, Missing) else layers
+    made: list[Figure | Missing] = [kind.figure(view) for kind in OF_ALL]
+    for kind in OF_EACH:
+        found = kind.figures(view)
+        made += [found] if isinstance(found, Missing) else found
     return [f for f in made if isinstance(f, Figure)], [f for f in made if isinstance(f, Missing)]
 
 

@@ -5,6 +5,7 @@ Figures are made as these descriptions, which are drawn for paper (`draw`) and f
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from sparsegnn import _console
@@ -130,6 +131,15 @@ class Missing:
 
     name: str
     why: str
+
+
+def named(name: str, net: Net, made: list[Figure]) -> str:
+    """The name of a figure of one net: of letters, digits, dots, dashes and underscores, and none that is taken."""
+    words = re.sub(r"[^A-Za-z0-9.]+", "-", net.title).strip("-.")[:80] or "net"
+    taken = {figure.name for figure in made}
+    while f"{name}-{words}" in taken:
+        words += "-x"
+    return f"{name}-{words}"
 
 
 def short(text: str, most: int = 44) -> str:

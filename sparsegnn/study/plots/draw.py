@@ -23,8 +23,6 @@ def save(figure: Figure, folder: Path) -> list[Path]:
     paths = []
     with matplotlib.rc_context(style.SETTINGS):
         drawn = draw(figure)
-        drawn.get_layout_engine().execute(drawn)
-        drawn.set_layout_engine("none")  # once is enough
         for kind in FORMATS:
             content = io.BytesIO()
             metadata = {"Date": None} if kind == "svg" else None
@@ -61,6 +59,8 @@ def draw(figure: Figure):
         drawn.legend([h for h, _ in handles], [label for _, label in handles], ncols=across, frameon=False,
                      loc="upper center", bbox_to_anchor=(0.5, below / height), borderaxespad=0, columnspacing=1.4,
                      handlelength=3.2, labelspacing=0.35)  # fmt: skip
+    drawn.draw_without_rendering()  # once, for all formats
+    drawn.set_layout_engine("none")
     return drawn
 
 
@@ -186,7 +186,7 @@ def _handles(figure: Figure) -> list[tuple]:
 
 def _legend_text(label: str) -> str:
     """matplotlib leaves out what begins with an underscore."""
-    return short(f" {label}" if label.startswith("_") else label, 60)
+    return short(f" {label}" if label.startswith("_") else label, 44)
 
 
 def _across(labels: list[str]) -> int:

@@ -8,7 +8,8 @@ from sparsegnn.study.plots import scales
 from sparsegnn.study.plots.describe import Axis, Bars, Line, Panel, Style, short
 
 SYMBOLS = {"o": "circle", "^": "triangle-up", "s": "square", "v": "triangle-down", "D": "diamond", "P": "cross",
-           "X": "x", "h": "hexagon", "<": "triangle-left", ">": "triangle-right", "*": "star"}  # fmt: skip
+           "X": "x", "<": "triangle-left", ">": "triangle-right", "*": "star", "h": "hexagon", "p": "pentagon",
+           "d": "diamond-tall", "8": "octagon"}  # fmt: skip
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", "-..": "longdashdot", ":": "dot"}
 HATCHES = {"\\\\\\": "\\", "///": "/", "...": ".", "xxx": "x", "---": "-"}
 HEIGHT, ENTRY, BAR = 330, 19, 25  # pixels: of a panel, an entry of its legend, a bar

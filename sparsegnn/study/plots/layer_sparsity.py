@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 from sparsegnn.study.bands import band, exactly
 from sparsegnn.study.plots import style
-from sparsegnn.study.plots.describe import Axis, Figure, Line, Missing, Panel, short
+from sparsegnn.study.plots.describe import Axis, Figure, Line, Missing, Panel, named, short
 from sparsegnn.study.plots.series import View, percent
-from sparsegnn.study.results import Case, Net
+from sparsegnn.study.results import Case
 
 NAME = "layer_sparsity"
 SHOWN = 0.9  # of each method the case whose sparsity is nearest to this
@@ -26,7 +24,7 @@ def figures(view: View) -> list[Figure] | Missing:
                 axes = Axis("optimizer steps"), Axis("sparsity of the layer, %")
                 panels.append(Panel(net, f"{series.label}, {percent(case.sparsity)}", *axes, lines))
         if panels:
-            found.append(Figure(f"{NAME}-{_slug(net, found)}", f"Sparsity of every layer: {net.title}", panels))
+            found.append(Figure(named(NAME, net, found), f"Sparsity of every layer: {net.title}", panels))
     return found or Missing(NAME, "no sparse run has the sparsity of its layers")
 
 
@@ -49,12 +47,3 @@ def layers(case: Case) -> list[Line]:
 def _at(points: list[tuple[int, float]], step: int) -> float:
     """The last value set by this step."""
     return [value for at, value in points if at <= step][-1]
-
-
-def _slug(net: Net, made: list[Figure]) -> str:
-    """A name for a file, of letters, digits, dots and dashes, that no earlier figure has."""
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", net.title).strip("-.")[:80] or "net"
-    taken = {figure.name for figure in made}
-    while f"{NAME}-{name}" in taken:
-        name += "-x"
-    return name

@@ -41,7 +41,7 @@ def panel(view: View, net: Net) -> Panel | None:
         if series.role == "sparse":
             others = narrower(view, net, [case for case, _ in found])
             if others is not None:
-                others.label += f" as {series.label}" if several else ""
+                others.label += f" as {series.label}" * several
                 others.style = replace(style.AS_GOOD, colour=series.style.colour if several else style.GREY)
                 lines.append(others)
     if not lines:
@@ -62,4 +62,4 @@ def narrower(view: View, net: Net, cases: list[Case]) -> Line | None:
             text.append(f"as good as {view.name(net, case)}:\n{case_text(view, net, other)}\n"
                         f"{with_band(gained)} times as fast as dense, "
                         f"{seconds(case) / seconds(other):.3g} times as fast as the sparse net")  # fmt: skip
-    return Line("dense of any width, as good", style.AS_GOOD, x, y, text) if x else None
+    return Line("dense, as good", style.AS_GOOD, x, y, text) if x else None

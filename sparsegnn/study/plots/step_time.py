@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sparsegnn.study.bands import band
 from sparsegnn.study.plots import style
-from sparsegnn.study.plots.describe import Axis, Bars, Figure, Missing, Segment
+from sparsegnn.study.plots.describe import Axis, Bars, Figure, Missing, Segment, named
 from sparsegnn.study.plots.series import View
 from sparsegnn.study.plots.text import number
 from sparsegnn.study.results import PARTS, Case, Net
@@ -13,14 +13,18 @@ NAME = "step_time"
 SAID = {"mask_updates": "mask updates"}
 
 
-def figure(view: View) -> Figure | Missing:
-    panels = [made for net in view.nets if (made := panel(view, net)) is not None]
-    if not panels:
-        return Missing(NAME, "no run has seconds of the parts of a step")
-    note = "Means over all steps and seeds; mask updates are spread over the steps, the optimizer is within elementwise"
-    if any(s.label == "optimizer" for p in panels for s in p.segments):
-        note = "Means over all steps and seeds; mask updates are spread over the steps"
-    return Figure(NAME, "A training step in parts", panels, note, columns=1)
+def figures(view: View) -> list[Figure] | Missing:
+    """One for each net."""
+    found: list[Figure] = []
+    for net in view.nets:
+        bars = panel(view, net)
+        if bars is not None:
+            note = "Mask updates are spread over the steps"
+            if all(segment.label != "optimizer" for segment in bars.segments):
+                note += ", the optimizer is within elementwise"
+            title = f"A training step in parts: {net.title}"
+            found.append(Figure(named(NAME, net, found), title, [bars], note, columns=1))
+    return found or Missing(NAME, "no run has seconds of the parts of a step")
 
 
 def panel(view: View, net: Net) -> Bars | None:
@@ -37,7 +41,11 @@ def panel(view: View, net: Net) -> Bars | None:
         segments.append(Segment(SAID.get(part, part), [style.PARTS[part]] * len(cases), values, text))
     names = [view.name(net, case) for case in cases]
     said = [f"{number(sum(f.values()))} ms" for f in found]
-    return Bars(net, net.title, Axis("measured time of a step, ms"), names, segments, said) if segments else None
+    return (
+        Bars(net, "mean of all steps and seeds", Axis("measured time of a step, ms"), names, segments, said)
+        if segments
+        else None
+    )
 
 
 def milliseconds(case: Case) -> dict[str, float]:

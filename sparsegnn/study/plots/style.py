@@ -13,8 +13,8 @@ DASHES = ("-", "--", "-.", "-..")  # dots are for what sparse nets are held agai
 
 DENSE = Style(BLACK, "*", "-")
 #: dense nets as narrow as to have the weights, the time or the memory of a sparse net
-NARROW = {"weights": Style(GREY, "s", ":", True), "time": Style(GREY, "^", ":", True),
-          "memory": Style(GREY, "D", ":", True)}  # fmt: skip
+NARROW = {"weights": Style(GREY, "p", ":", True), "time": Style(GREY, "d", ":", True),
+          "memory": Style(GREY, "8", ":", True)}  # fmt: skip
 AS_GOOD = Style(GREY, "h", ":", True)
 
 PARTS = {
@@ -50,6 +50,7 @@ SETTINGS = {
     "axes.axisbelow": True,
     "hatch.linewidth": 0.5,
     "text.parse_math": False,
+    "text.hinting": "no_hinting",  # else the width of text depends on the resolution, and in some it is cut
     "svg.hashsalt": "sparsegnn",
     "figure.dpi": 100,
 }

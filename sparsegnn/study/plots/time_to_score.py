@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sparsegnn.study.compare import Reached, reached, target
-from sparsegnn.study.plots.describe import Axis, Bars, Figure, Missing, Segment
+from sparsegnn.study.plots.describe import Axis, Bars, Figure, Missing, Segment, named
 from sparsegnn.study.plots.series import View
 from sparsegnn.study.plots.text import number, with_band
 from sparsegnn.study.results import Net
@@ -13,13 +13,16 @@ from sparsegnn.study.results import Net
 NAME = "time_to_score"
 
 
-def figure(view: View) -> Figure | Missing:
-    panels = [panel(view, net) for net in view.nets if target(net) is not None]
-    if not panels:
-        return Missing(NAME, "no run is dense, so that there is no target")
+def figures(view: View) -> list[Figure] | Missing:
+    """One for each net."""
+    found: list[Figure] = []
     note = ("Target: the mean test score of the best dense net less 0.3 points, of an error 0.3 % more, by the step "
             "selected on the validation set; hatched: by some of the seeds alone")  # fmt: skip
-    return Figure(NAME, "Training time to the target", panels, note, columns=1)
+    for net in view.nets:
+        if target(net) is not None:
+            title = f"Training time to the target: {net.title}"
+            found.append(Figure(named(NAME, net, found), title, [panel(view, net)], note, columns=1))
+    return found or Missing(NAME, "no run is dense, so that there is no target")
 
 
 def panel(view: View, net: Net) -> Bars:
@@ -34,7 +37,7 @@ def panel(view: View, net: Net) -> Bars:
             said.append(_said(found))
             text.append(f"{view.name(net, case)}\n{with_band(found.seconds)} s, {found.seeds} of {found.of} seeds")
     metric = net.metric
-    title = f"{net.title}: test {metric.name} {number(aim.score, 4)}" + " %" * (metric.unit == "%")
+    title = f"test {metric.name} {number(aim.score, 4)}" + " %" * (metric.unit == "%")
     segment = Segment("time to the target", styles, values, text)
     return Bars(net, title, Axis("measured training time, s"), names, [segment], said)
 
