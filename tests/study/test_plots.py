@@ -115,8 +115,8 @@ def test_time_to_the_target(made):
     toy = made["time_to_score-toy-gcn"].panels[0]
     assert toy.x.label == "measured training time, s" and toy.title == "test accuracy 79.70 %"
     said = dict(zip(toy.names, toy.said, strict=True))
-    assert len(said) == 1 + 12 + 4 + 12 and "2 of 3 seeds" in said["dense"]
-    assert said["rigl, 50 %"].endswith("2 of 3 seeds") and said["set, 95 %"] == "not reached"
+    assert len(said) == 1 + 12 + 4 + 12 and said["dense"].endswith(" s, 2 of 3")
+    assert said["rigl, 50 %"].endswith(" s, 2 of 3") and said["set, 95 %"] == "not reached"
     (times,) = toy.segments
     at = dict(zip(toy.names, times.values, strict=True))
     # of seeds with 80.0 and 80.4 %, which come from 50 % by halves: 79.7 % after the 7th tenth of their time or later
@@ -368,7 +368,10 @@ def test_plots_for_a_page(made):
     assert speed["layout"]["yaxis"]["type"] == "log" and speed["layout"]["yaxis"]["range"][0] < 0
     bars = hover.plot(made["step_time-toy-gcn"].panels[0])
     assert bars["layout"]["barmode"] == "stack" and [t["type"] for t in bars["data"]] == ["bar"] * 5 + ["scatter"]
-    assert bars["data"][1]["marker"]["pattern"]["shape"] == "/"
+    pattern = bars["data"][1]["marker"]["pattern"]
+    assert (pattern["shape"], pattern["fillmode"]) == ("/", "overlay") and bars["data"][1]["marker"][
+        "color"
+    ] == "#E69F00"
 
 
 def test_text_for_a_page_is_escaped(tmp_path):

@@ -144,13 +144,12 @@ def _bars(axis, bars: Bars) -> None:
                 axis.errorbar(value.mean, i, xerr=[[value.mean - value.low], [value.high - value.mean]], fmt="none",
                               ecolor="#444444", elinewidth=0.9, capsize=2)  # fmt: skip
             starts[i] += 0.0 if value is None else value.mean
-    longest = scales.longest(bars) or 1.0
     for i, said in enumerate(bars.said):
         end = max(starts[i], *(s.values[i].high for s in bars.segments if s.values[i] is not None), 0.0, 0.0)
         axis.annotate(said, (end, i), (3, 0), textcoords="offset points", va="center", fontsize=7)
     axis.set_yticks(list(positions), [short(name, 60) for name in bars.names])
     axis.set_ylim(len(bars.names) - 0.4, -0.6)
-    axis.set_xlim(0, longest * (1 + 0.022 * max(map(len, bars.said))))
+    axis.set_xlim(0, scales.room(bars))
     axis.set_xlabel(bars.x.label)
     axis.grid(False, axis="y")
     axis.tick_params(axis="y", length=0)

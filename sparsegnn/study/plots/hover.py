@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import html
 
+from sparsegnn.study.bands import Band
 from sparsegnn.study.plots import scales
-from sparsegnn.study.plots.describe import Axis, Bars, Line, Panel, Style, short
+from sparsegnn.study.plots.describe import Axis, Bars, Line, Panel, Segment, Style, short
 
 SYMBOLS = {"o": "circle", "^": "triangle-up", "s": "square", "v": "triangle-down", "D": "diamond", "P": "cross",
-           "X": "x", "<": "triangle-left", ">": "triangle-right", "*": "star", "h": "hexagon", "p": "pentagon",
-           "d": "diamond-tall", "8": "octagon"}  # fmt: skip
+           "X": "x", "<": "triangle-left", ">": "triangle-right", "*": "star", "h": "hexagon", "d": "diamond-tall",
+           "+": "cross-thin", "x": "x-thin"}  # fmt: skip
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", "-..": "longdashdot", ":": "dot"}
 HATCHES = {"\\\\\\": "\\", "///": "/", "...": ".", "xxx": "x", "---": "-"}
-HEIGHT, ENTRY, BAR = 330, 19, 25  # pixels: of a panel, an entry of its legend, a bar
+HEIGHT, ENTRY, BAR = 330, 19, 29  # pixels: of a panel, an entry of its legend, a bar
 
 
 def plot(panel: Panel | Bars) -> dict:
@@ -27,7 +28,14 @@ def plot(panel: Panel | Bars) -> dict:
         "hoverlabel": {"align": "left", "bgcolor": "white", "font": {"color": "black"}},
         "hovermode": "closest",
         "margin": {"l": 60, "r": 16, "t": 40, "b": 50},
-        "legend": {"orientation": "h", "x": 0, "y": -0.22, "yanchor": "top", "font": {"size": 11}},
+        "legend": {
+            "orientation": "h",
+            "traceorder": "normal",
+            "x": 0,
+            "y": -0.22,
+            "yanchor": "top",
+            "font": {"size": 11},
+        },
     }
     made = graph_objects.Figure(data, layout).to_plotly_json()
     made["layout"].pop("template", None)
@@ -96,7 +104,8 @@ def _line(line: Line, scale: str) -> list[dict]:
         "hovertext": [_text(text) for text in line.text],
         "line": {"color": look.colour, "width": 2, "dash": DASHES[look.dash], "shape": shape},
         "marker": {"symbol": SYMBOLS[look.marker] + "-open" * look.hollow,
-                   "size": 12 if look.marker == "*" else 8, "color": look.colour},
+                   "size": 12 if look.marker == "*" else 8, "color": look.colour,
+                   "line": {"color": look.colour, "width": 1.5}},
     }  # fmt: skip
     low, high = [b.low for b in line.y], [b.high for b in line.y]
     if line.shaded:
@@ -108,7 +117,7 @@ def _line(line: Line, scale: str) -> list[dict]:
 
 
 def _reach(bands: list, look: Style) -> dict:
-    up, down = [b.high - b.mean for b in bands], [b.mean - b.low for b in bands]
+    up, down = [_above(b) for b in bands], [_below(b) for b in bands]
     return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "color": look.colour, "thickness": 1,
             "width": 0}  # fmt: skip
 
@@ -125,30 +134,9 @@ def _band(x: list, low: list, high: list, look: Style, label: str, shape: str) -
 
 
 def _bars(bars: Bars) -> tuple[list[dict], dict]:
-    names, stacked = [_text(short(name, 48)) for name in bars.names], len(bars.segments) > 1
+    names, stacked = [_name(name) for name in bars.names], len(bars.segments) > 1
     places = list(range(len(names)))
-    data = []
-    for segment in bars.segments:
-        looks, values = segment.styles, segment.values
-        trace = {
-            "type": "bar", "orientation": "h", "y": places, "x": [None if v is None else v.mean for v in values],
-            "name": _text(segment.label), "hoverinfo": "text", "hovertext": [_text(text) for text in segment.text],
-            "marker": {"color": ["white" if look.hollow else look.colour for look in looks],
-                       "line": {"color": ["white" if stacked else look.colour for look in looks], "width": 1}},
-        }  # fmt: skip
-        hatches = [HATCHES.get(look.hatch, "") for look in looks]
-        ink = ["#444" if look.hollow else "white" for look in looks]
-        trace["marker"]["pattern"] = {"shape": hatches, "fgcolor": ink, "size": 6, "fillmode": "overlay"}
-        if stacked:  # of one look, which the legend shows too
-            pattern = {"shape": hatches[0], "fgcolor": "white", "size": 6}
-            trace["marker"] |= {"color": looks[0].colour, "pattern": pattern}
-        else:
-            known = [v for v in values if v is not None]
-            trace["error_x"] = {"type": "data", "symmetric": False, "color": "#444", "thickness": 1, "width": 3,
-                                "array": [0.0 if v is None else v.high - v.mean for v in values],
-                                "arrayminus": [0.0 if v is None else v.mean - v.low for v in values],
-                                "visible": any(v.high > v.low for v in known)}  # fmt: skip
-        data.append(trace)
+    data = [_segment(segment, places, stacked) for segment in bars.segments]
     ends = []
     for i in places:
         found = [s.values[i] for s in bars.segments if s.values[i] is not None]
@@ -157,11 +145,47 @@ def _bars(bars: Bars) -> tuple[list[dict], dict]:
     data.append({"type": "scatter", "mode": "text", "x": ends, "y": places, "text": said, "hoverinfo": "skip",
                  "textposition": "middle right", "showlegend": False, "cliponaxis": False})  # fmt: skip
     axis = {"title": {"text": _text(bars.x.label), "standoff": 8}, "automargin": True, "zeroline": False,
-            "gridcolor": "#e4e4e4", "range": [0, (scales.longest(bars) or 1.0) * 1.3]}  # fmt: skip
+            "gridcolor": "#e4e4e4", "range": [0, scales.room(bars)]}  # fmt: skip
     layout = {
         "barmode": "stack", "bargap": 0.3, "showlegend": stacked, "xaxis": axis,
         "yaxis": {"tickvals": places, "ticktext": names, "range": [len(names) - 0.4, -0.6], "automargin": True,
-                  "showgrid": False, "zeroline": False},
+                  "showgrid": False, "zeroline": False, "tickfont": {"size": 11}},
         "height": 150 + BAR * len(names) + ENTRY * (2 if stacked else 0),
     }  # fmt: skip
     return data, layout
+
+
+def _segment(segment: Segment, places: list[int], stacked: bool) -> dict:
+    looks, values = segment.styles, segment.values
+    trace = {
+        "type": "bar", "orientation": "h", "y": places, "x": [None if v is None else v.mean for v in values],
+        "name": _text(segment.label), "hoverinfo": "text", "hovertext": [_text(text) for text in segment.text],
+    }  # fmt: skip
+    if stacked:  # of one look, so that the legend shows it
+        (look,) = set(looks)
+        pattern = {"shape": HATCHES.get(look.hatch, ""), "fgcolor": "white", "size": 6, "fillmode": "overlay"}
+        return trace | {"marker": {"color": look.colour, "line": {"color": "white", "width": 1}, "pattern": pattern}}
+    trace["marker"] = {
+        "color": ["white" if look.hollow else look.colour for look in looks],
+        "line": {"color": [look.colour for look in looks], "width": 1},
+        "pattern": {"shape": [HATCHES.get(look.hatch, "") for look in looks], "size": 6, "fillmode": "overlay",
+                    "fgcolor": ["#444" if look.hollow else "white" for look in looks]},
+    }  # fmt: skip
+    up, down = ([0.0 if v is None else side(v) for v in values] for side in (_above, _below))
+    trace["error_x"] = {"type": "data", "symmetric": False, "color": "#444", "thickness": 1, "width": 3, "array": up,
+                        "arrayminus": down, "visible": any(up + down)}  # fmt: skip
+    return trace
+
+
+def _name(name: str) -> str:
+    """In two lines where it is long, as windows may be narrow."""
+    text = _text(short(name, 60))
+    return text.replace(": ", ":<br>", 1) if len(name) > 30 else text
+
+
+def _above(band: Band) -> float:
+    return band.high - band.mean
+
+
+def _below(band: Band) -> float:
+    return band.mean - band.low

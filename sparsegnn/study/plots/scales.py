@@ -96,6 +96,11 @@ def _bands(panel: Panel, name: str) -> list[Band]:
     return found + [level.y for level in panel.levels if name == "y"]
 
 
+def room(bars: Bars) -> float:
+    """The right end of the axis, with what is written beside the bars."""
+    return (longest(bars) or 1.0) * (1 + 0.022 * max(map(len, bars.said)))
+
+
 def longest(bars: Bars) -> float:
     """The right end of the longest bar, its band included."""
     ends = [0.0]

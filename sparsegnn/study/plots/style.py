@@ -13,8 +13,8 @@ DASHES = ("-", "--", "-.", "-..")  # dots are for what sparse nets are held agai
 
 DENSE = Style(BLACK, "*", "-")
 #: dense nets as narrow as to have the weights, the time or the memory of a sparse net
-NARROW = {"weights": Style(GREY, "p", ":", True), "time": Style(GREY, "d", ":", True),
-          "memory": Style(GREY, "8", ":", True)}  # fmt: skip
+NARROW = {"weights": Style(GREY, "+", ":", True), "time": Style(GREY, "x", ":", True),
+          "memory": Style(GREY, "d", ":", True)}  # fmt: skip
 AS_GOOD = Style(GREY, "h", ":", True)
 
 PARTS = {

@@ -17,7 +17,7 @@ def figures(view: View) -> list[Figure] | Missing:
     """One for each net."""
     found: list[Figure] = []
     note = ("Target: the mean test score of the best dense net less 0.3 points, of an error 0.3 % more, by the step "
-            "selected on the validation set; hatched: by some of the seeds alone")  # fmt: skip
+            "selected on the validation set; hatched: by some of the seeds alone, so many of all")  # fmt: skip
     for net in view.nets:
         if target(net) is not None:
             title = f"Training time to the target: {net.title}"
@@ -45,5 +45,5 @@ def panel(view: View, net: Net) -> Bars:
 def _said(found: Reached) -> str:
     if found.seconds is None:
         return "not reached"
-    some = "" if found.seeds == found.of else f", {found.seeds} of {found.of} seeds"
+    some = "" if found.seeds == found.of else f", {found.seeds} of {found.of}"
     return f"{number(found.seconds.mean)} s{some}"
