@@ -159,17 +159,23 @@ class Case:
         return band(values) if values else None
 
 
-@dataclass
+@dataclass(eq=False)
 class Net:
-    """All cases of a data set and a model, of one study and one machine: what is compared with each other."""
+    """All cases of a data set, a model and a width, of one study and one machine: what a panel of a figure shows.
+
+    ``width`` is that of the dense net and the sparse ones; narrower dense nets are with the one that they are held
+    against. ``family``: the nets of all widths, this one among them.
+    """
 
     study: str
     task: str
     data: str
     model: str
     machine: str
+    width: int | None = None
     cases: list[Case] = field(default_factory=list)
     title: str = ""
+    family: list[Net] = field(default_factory=list, repr=False)
 
     @property
     def metric(self) -> Metric:
@@ -177,6 +183,10 @@ class Net:
 
     def of_role(self, *roles: str) -> list[Case]:
         return [case for case in self.cases if case.role in roles]
+
+    @property
+    def dense_of_any_width(self) -> list[Case]:
+        return [case for net in self.family for case in net.of_role("dense", "small_dense")]
 
     def named(self, name: str | None) -> Case | None:
         return next((case for case in self.cases if case.case == name), None)
@@ -323,16 +333,24 @@ def _nets(rows: list[Row]) -> list[Net]:
         case = cases.setdefault((net, row.case), Case([]))
         _fits(case, row)
         case.rows.append(row)
-    nets: dict[tuple, Net] = {}
-    for (net, _), case in cases.items():
+    families: dict[tuple, dict[int | None, Net]] = {}
+    for (key, _), case in cases.items():
         case.rows.sort(key=lambda row: row.seed)
-        nets.setdefault(net, Net(*net)).cases.append(case)
-    made = [nets[key] for key in sorted(nets)]
+        sparse = cases.get((key, case.of), case) if case.role == "small_dense" else case
+        nets = families.setdefault(key, {})
+        nets.setdefault(sparse.hidden, Net(*key, sparse.hidden)).cases.append(case)
+    made = []
+    for key in sorted(families):
+        family = [net for _, net in sorted(families[key].items(), key=lambda item: item[0] or 0)]
+        made += family
+        _one_metric(family)
+        for net in family:
+            net.family = family
+            net.cases.sort(key=_order)
     for net in made:
-        _one_metric(net)
-        net.cases.sort(key=_order)
         others = [n for n in made if (n.data, n.model) == (net.data, net.model)]
         words = [_console.clean(net.data), _console.clean(net.model)]
+        words += [f"{net.width} wide"] * (len(net.family) > 1)
         words += [_console.clean(net.study)] * (len({n.study for n in others}) > 1)
         words += [net.machine] * (len({n.machine for n in others}) > 1)
         net.title = ", ".join(words)
@@ -365,9 +383,10 @@ def _settings(row: Row) -> dict:
     return {f"config.{name}": value for name, value in row.config.items() if name not in OF_A_SEED}
 
 
-def _one_metric(net: Net) -> None:
-    for case in net.cases:
-        if case.metric is not net.metric:
-            first, other = net.cases[0].rows[0], case.rows[0]
+def _one_metric(family: list[Net]) -> None:
+    cases = [case for net in family for case in net.cases]
+    for case in cases:
+        if case.metric is not cases[0].metric:
+            first, other = cases[0].rows[0], case.rows[0]
             raise ValueError(f"{other.where}: metric {other.metric!r}, but {first.metric!r} at {first.where}, of the "
                              f"same data and model")  # fmt: skip

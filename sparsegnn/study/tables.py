@@ -76,13 +76,14 @@ def overview(view: View) -> Table:
         ("seconds", "its measured training time", True),
         ("speed-up", "time of the soonest dense by that of the soonest sparse: above 1 sparse pays", True),
     ])  # fmt: skip
-    for net in view.nets:
-        found = verdict(net)
+    for net in (n for n in view.nets if n is n.family[0]):
+        found = verdict(net.family)
+        title = net.title.replace(f", {net.width} wide", "", 1) if len(net.family) > 1 else net.title
         if found is None:
-            table.rows.append([_text(net.title), *[Cell("-")] * 7])
+            table.rows.append([_text(title), *[Cell("-")] * 7])
             continue
         best, aim = found.target.best.score, found.target.score
-        cells = [_text(net.title), _number(best, f"{plus_minus(best)} {_mark(net)}".strip()),
+        cells = [_text(title), _number(best, f"{plus_minus(best)} {_mark(net)}".strip()),
                  _number(aim, f"{number(aim, 4)} {_mark(net)}".strip())]  # fmt: skip
         for case in (found.dense, found.sparse):
             cells.append(Cell("none") if case is None else _text(view.name(net, case), case.case))
@@ -97,8 +98,8 @@ def _mark(net: Net) -> str:
 
 
 def answer(view: View, net: Net) -> str:
-    """The row of the overview as a sentence."""
-    found = verdict(net)
+    """What the overview says, as a sentence, of the sparse nets of this width."""
+    found = verdict([net])
     if found is None:
         return "No dense net was trained, so there is nothing to compare with."
     score = f"test {net.metric.name} {number(found.target.score, 4)} {_mark(net)}".strip()

@@ -105,10 +105,13 @@ def test_score_against_sparsity(made):
 ])  # fmt: skip
 def test_score_against_cost(made, name, label, dense):
     toy = made[name].panels[1]
-    assert (toy.x.label, toy.x.scale) == (label, "log") and len(toy.lines) == 8
+    assert (toy.x.label, toy.x.scale) == (label, "log") and len(toy.lines) == 6
     point = by_label(toy)["dense"]
     assert [b.mean for b in point.x] == pytest.approx([dense], rel=0.02)
     assert not point.shaded and "80.00 ± 0.99 %, 3 seeds" in point.text[0]
+    others = by_label(toy)["dense, other widths"]
+    widths = [int(text.split(" wide")[0].split()[-1]) for text in others.text]
+    assert widths == sorted(set(widths)) and 128 in widths and 256 not in widths
 
 
 def test_time_to_the_target(made):
@@ -154,7 +157,10 @@ def test_speed_up_and_break_even(tmp_path):
     assert (panel.x.label, panel.y.label, panel.y.scale) == ("sparsity, %", "speed-up, times", "log")
     ours, others = panel.lines
     assert ([b.mean for b in ours.x], [b.mean for b in ours.y]) == ([50, 90], [0.5, 2.0])
-    assert others.label == "dense, as good" and [b.mean for b in others.y] == [1.25, 1.0]
+    assert (others.label, others.group, others.joined) == ("dense, as good as rigl", "rigl", False)
+    assert (
+        others.style.marker == ours.style.marker and others.style.hollow and [b.mean for b in others.y] == [1.25, 1.0]
+    )
     (mark,) = panel.marks
     assert (mark.x, mark.y, mark.text) == (pytest.approx(70.0), 1.0, "rigl: break-even at 70 %")
     assert [(level.label, level.y.mean) for level in panel.levels] == [("dense of equal width", 1.0)]
@@ -190,9 +196,11 @@ def test_cases_that_share_method_and_sparsity_are_told_apart(tmp_path):
     view = view_of(tmp_path, rows)
     (found,) = view.nets
     assert [s.label for s in view.series(found, "sparse")] == ["rigl, distribution erk", "rigl, distribution uniform"]
-    wide = [row(id=str(h), case=str(h), hidden=h, **common) for h in (64, 256)]
+    wide = [row(id=str(h), case=str(h), hidden=h, **common) for h in (256, 64)]
     view = view_of(tmp_path, wide)
-    assert [s.label for s in view.series(view.nets[0])] == ["rigl, 64 wide", "rigl, 256 wide"]
+    assert [n.title for n in view.nets] == ["toy, gcn, 64 wide", "toy, gcn, 256 wide"]
+    assert {s.label for n in view.nets for s in view.series(n)} == {"rigl"}
+    assert view.name(view.nets[0], view.nets[1].cases[0]) == "rigl, 90 %, 256 wide"
     again = [row(id=str(i), case=f"c{i}", **common) for i in range(2)]  # settings that nothing tells apart
     view = view_of(tmp_path, again)
     assert sorted(view.name(view.nets[0], c) for c in view.nets[0].cases) == ["rigl, 90 % (c0)", "rigl, 90 % (c1)"]
@@ -203,6 +211,17 @@ def test_what_was_not_measured_is_counted(tmp_path):
     found, _ = plots.figures(view_of(tmp_path, rows))
     figure = next(f for f in found if f.name == "score_flops")
     assert figure.note.endswith("Not shown, as not measured: 1 case") and len(figure.panels[0].lines) == 1
+
+
+def test_bars_are_not_too_many(tmp_path):
+    twelve = [i / 16 for i in range(5, 16)] + [0.98]
+    view = view_of(tmp_path, net(methods=("rigl", "set"), sparsities=twelve, seeds=1))
+    found, _ = plots.figures(view)
+    bars = next(f for f in found if f.name == "step_time-toy-gcn").panels[0]
+    assert len(view.nets[0].cases) == 1 + 12 * 6 and bars.names[:5] == [
+        "dense", "rigl, 50 %", "rigl, 81.25 %", "rigl, 87.5 %", "rigl, 93.75 %"
+    ]  # fmt: skip
+    assert len(bars.names) == 1 + 4 + 4 + 4 + 3 and sum("of rigl, 87.5 %" in name for name in bars.names) == 3
 
 
 # --- scales and text -------------------------------------------------------------------------------------------------

@@ -324,7 +324,7 @@ const act = async () => {
   };
 };
 const wait = setInterval(async () => {
-  if (document.documentElement.dataset.plots === undefined) return;
+  if (document.documentElement.dataset.plots !== String(document.querySelectorAll(".plot").length)) return;
   clearInterval(wait);
   const said = document.createElement("pre");
   said.id = "said";

@@ -187,8 +187,9 @@ def test_optimizer_is_a_part_only_where_it_is_counted_apart(tmp_path):
 
 
 def one_net(tmp_path, rows):
-    (found,) = read([write(tmp_path / "a.jsonl", rows)]).nets
-    return found
+    """That of the sparse case."""
+    nets = read([write(tmp_path / "a.jsonl", rows)]).nets
+    return next(n for n in nets if n.named("sparse") is not None)
 
 
 def sparse(name="sparse", **changes):
@@ -213,7 +214,7 @@ def test_target_and_time_to_it(tmp_path):
     assert [compare.time_to(found, r, aim.score) for r in case.rows] == [4.0, None]
     reached = compare.reached(found, case, aim.score)
     assert (reached.seeds, reached.of, reached.seconds.mean) == (1, 2, 4.0)
-    assert compare.reached(found, found.named("low"), 99.0).seconds is None
+    assert compare.reached(found, case, 99.0).seconds is None
 
 
 def test_of_an_error_less_is_better(tmp_path):
@@ -224,7 +225,7 @@ def test_of_an_error_less_is_better(tmp_path):
     aim = compare.target(found)
     assert aim.best.case == "wide" and aim.score == pytest.approx(3.009)
     assert compare.time_to(found, found.named("sparse").rows[0], 3.009) == 2.0
-    verdict = compare.verdict(found)
+    verdict = compare.verdict([found])
     assert (verdict.dense.case, verdict.sparse.case, verdict.speedup.mean) == ("wide", "sparse", 2.0)
 
 
@@ -234,9 +235,11 @@ def test_dense_counterpart_has_the_same_width_and_settings(tmp_path):
     masked = sparse("masked", role="masked", of="sparse", sparsity=0.0)
     found = one_net(tmp_path, [*dense, narrow, masked, sparse(), sparse("alone", hidden=32),
                                sparse("deeper", config={"layers": 4, "distribution": "erk"})])  # fmt: skip
-    names = {c.case: getattr(compare.dense_of(found, c), "case", None) for c in found.cases}
+    assert [n.title for n in found.family] == ["toy, gcn, 32 wide", "toy, gcn, 256 wide", "toy, gcn, 512 wide"]
+    names = {c.case: getattr(compare.dense_of(n, c), "case", None) for n in found.family for c in n.cases}
     assert names == {"toy gcn dense": "toy gcn dense", "deep": "deep", "wide": "wide", "narrow": "toy gcn dense",
                      "masked": "toy gcn dense", "sparse": "toy gcn dense", "alone": None, "deeper": "deep"}  # fmt: skip
+    assert {c.case for c in found.dense_of_any_width} == {"toy gcn dense", "deep", "wide", "narrow"}
     assert [c.case for c in compare.counterparts(found, found.named("sparse"))] == ["narrow", "masked"]
     assert found.named("masked").sparsity == 0.9  # there, if zero
 
@@ -252,7 +255,7 @@ def test_speed_up_and_the_soonest_dense_net_that_is_as_good(tmp_path):
     assert compare.speedup(case, compare.dense_of(found, case)).mean == 2.0
     assert compare.as_good(found, case).case == "half"
     assert compare.gain(case, found.named("tenth")).mean == pytest.approx(0.8)
-    verdict = compare.verdict(found)  # the target is 79.7 %: not reached by half
+    verdict = compare.verdict([found])  # the target is 79.7 %: not reached by half
     assert verdict.dense.case == "toy gcn dense" and verdict.speedup.mean == 2.0
     assert compare.quotient(case, found.named("tenth"), "seconds_training").mean == 2.5
     assert compare.quotient(case, None, "flops") is None
@@ -262,7 +265,7 @@ def test_what_was_not_measured_has_no_quotient(tmp_path):
     found = one_net(tmp_path, [row(), sparse(flops=None, seconds_training=0.0)])
     case, dense = found.named("sparse"), found.named("toy gcn dense")
     assert compare.quotient(case, dense, "flops") is None and compare.speedup(case, dense) is None
-    assert compare.verdict(found).sparse is None and case.band("flops") is None
+    assert compare.verdict([found]).sparse is None and case.band("flops") is None
 
 
 def test_break_even():

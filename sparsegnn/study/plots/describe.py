@@ -34,7 +34,10 @@ class Style:
 
 @dataclass
 class Line:
-    """Points with bands. ``text`` says more of each; ``steps``: constant from each point to the next."""
+    """Points with bands. ``text`` says more of each; ``steps``: constant from each point to the next.
+
+    ``joined``: by a line; ``group``: the label of the line that these points belong to, and are not in the legend.
+    """
 
     label: str
     style: Style
@@ -43,7 +46,8 @@ class Line:
     text: list[str]
     shaded: bool = False
     steps: bool = False
-    markers: bool = True
+    joined: bool = True
+    group: str = ""
 
 
 @dataclass

@@ -102,7 +102,7 @@ def _line(axis, line: Line, scale: str) -> None:
     y = [b.mean for b in line.y]
     look = line.style
     shape = "steps-post" if line.steps else "default"
-    axis.plot(x, y, color=look.colour, linestyle=_dash(look), drawstyle=shape, **_marker(look))
+    axis.plot(x, y, color=look.colour, linestyle=_dash(look) if line.joined else "", drawstyle=shape, **_marker(look))
     if line.shaded:
         low, high = [b.low for b in line.y], [b.high for b in line.y]
         if low != high:
@@ -177,7 +177,7 @@ def _handles(figure: Figure) -> list[tuple]:
             found.setdefault(
                 level.label, Line2D([], [], color=level.style.colour, linestyle=_dash(level.style), lw=0.9)
             )
-        for line in panel.lines:
+        for line in (line for line in panel.lines if not line.group):
             marker = _marker(line.style)
             found[line.label] = Line2D([], [], color=line.style.colour, linestyle=_dash(line.style), **marker)
     return [(handle, _legend_text(label)) for label, handle in found.items()]

@@ -89,7 +89,7 @@ def _panel(panel: Panel) -> tuple[list[dict], dict]:
             "marker": {"size": 14, "symbol": "circle-open", "color": [m.style.colour for m in panel.marks],
                        "line": {"width": 2}},
         })  # fmt: skip
-    entries = len(panel.lines) + len(panel.levels)
+    entries = len([line for line in panel.lines if not line.group]) + len(panel.levels)
     layout = {"xaxis": _axis(panel.x, panel, "x"), "yaxis": _axis(panel.y, panel, "y"), "showlegend": True,
               "height": HEIGHT + ENTRY * entries}  # fmt: skip
     return data, layout
@@ -99,9 +99,9 @@ def _line(line: Line, scale: str) -> list[dict]:
     look, x = line.style, [scales.to_scale(scale, b.mean) for b in line.x]
     shape = "hv" if line.steps else "linear"
     trace = {
-        "type": "scatter", "mode": "lines+markers", "x": x, "y": [b.mean for b in line.y],
-        "name": _text(line.label), "legendgroup": _text(line.label), "hoverinfo": "text",
-        "hovertext": [_text(text) for text in line.text],
+        "type": "scatter", "mode": "lines+markers" if line.joined else "markers", "x": x, "y": [b.mean for b in line.y],
+        "name": _text(line.label), "legendgroup": _text(line.group or line.label), "hoverinfo": "text",
+        "hovertext": [_text(text) for text in line.text], "showlegend": not line.group,
         "line": {"color": look.colour, "width": 2, "dash": DASHES[look.dash], "shape": shape},
         "marker": {"symbol": SYMBOLS[look.marker] + "-open" * look.hollow,
                    "size": 12 if look.marker == "*" else 8, "color": look.colour,

@@ -21,9 +21,8 @@ def figure(view: View) -> Figure | Missing:
             cases = sorted(series.cases, key=lambda case: view.sparsity(net, case))
             x = [exactly(view.sparsity(net, case)) for case in cases]
             text = [case_text(view, net, case) for case in cases]
-            lines.append(
-                Line(series.label, series.style, x, [c.score for c in cases], text, shaded=series.role == "sparse")
-            )
+            scores, joined = [case.score for case in cases], len({b.mean for b in x}) == len(x)
+            lines.append(Line(series.label, series.style, x, scores, text, series.role == "sparse", joined=joined))
         if lines:
             panels.append(Panel(net, net.title, Axis("sparsity, %", "kept"), score_axis(net), lines, levels(view, net)))
     if not panels:

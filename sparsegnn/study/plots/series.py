@@ -12,6 +12,8 @@ from sparsegnn.study.results import OF_A_SEED, Case, Net, Results
 
 COST = {"weights": "as many weights", "time": "equal time", "memory": "equal memory"}
 MASKED = "masked dense weights"
+MOST = 40  # bars; where there are more, of each line the cases nearest to these sparsities are
+SHOWN = (0.5, 0.8, 0.9, 0.95)
 
 
 @dataclass
@@ -50,12 +52,32 @@ class View:
 
     def name(self, net: Net, case: Case) -> str:
         """What a case is called beside others of its net."""
-        return self._names[id(net)][case.case]
+        found = self._names[id(net)].get(case.case)
+        if found is not None:
+            return found
+        of = next(n for n in net.family if case in n.cases)  # of another width
+        found = self._names[id(of)][case.case]
+        return found if case.role == "small_dense" else f"{found}{_wide(case)}"
 
     def sparsity(self, net: Net, case: Case) -> float:
         """Where a case stands on an axis of sparsity, in %: a narrower dense net at that of its sparse counterpart."""
         sparse = net.named(case.of) if case.role == "small_dense" else case
         return 100 * (case if sparse is None else sparse).sparsity
+
+    def chosen(self, net: Net) -> list[tuple[Series, Case]]:
+        """The cases that bars show: all, or where they are many some of the sparsities of each method."""
+        every = [(series, case) for series in self.series(net) for case in series.cases]
+        if len(every) <= MOST:
+            return every
+        kept, narrow = [], set()
+        for series in self.series(net):
+            if series.role in ("sparse", "masked"):
+                near = [min(series.cases, key=lambda c, s=s: (abs(c.sparsity - s), c.case)) for s in SHOWN]
+                kept += [(series, case) for case in series.cases if case in near]
+                narrow.add(near[-2].case)
+        shown = {id(c) for _, c in kept} | {id(c) for c in net.of_role("dense")}
+        shown |= {id(c) for c in net.of_role("small_dense") if c.of in narrow}
+        return [(series, case) for series, case in every if id(case) in shown]
 
     # --- inner works ---
 
@@ -64,12 +86,11 @@ class View:
         if role == "dense":
             return "dense"
         if role == "small_dense":
-            matches, method = words
-            return f"narrower dense, {COST[matches]}" + (f" of {_console.clean(method)}" if method else "")
+            return f"narrower dense, {COST[words[0]]}"
         return self._said(net, key)
 
     def _said(self, net: Net, key: tuple) -> str:
-        """Method, width and what else tells a sparse or masked line from others."""
+        """Method, and what else tells a sparse or masked line from others."""
         role, method, *words = key
         if role == "masked":  # mostly of one method, whose name says no more
             alone = len({k[1] for k in self._lines[id(net)] if k[0] == "masked"}) == 1
@@ -82,19 +103,16 @@ class View:
         if key[0] == "dense":
             return style.DENSE
         if key[0] == "small_dense":
-            plain = style.NARROW[key[1]]
-            of = next((k for k in self._lines[id(net)] if k[0] == "sparse" and k[1] == key[2]), None)
-            return plain if of is None else Style(self._styles[of[1:]].colour, plain.marker, plain.dash, True)
+            return style.NARROW[key[1]]
         own = self._styles[key[1:]]
         return Style(own.colour, own.marker, own.dash, key[0] == "masked")
 
     def _case_names(self, net: Net) -> dict[str, str]:
         names = {}
-        widths = {case.hidden for case in net.of_role("dense")}
         for key, cases in self._lines[id(net)].items():
             for case in cases:
                 if key[0] == "dense":
-                    names[case.case] = "dense" + _wide(case) * (len(widths) > 1)
+                    names[case.case] = "dense"
                 elif key[0] != "small_dense":
                     asked = case.sparsity_asked if case.sparsity_asked is not None else case.sparsity
                     names[case.case] = f"{self._said(net, key)}, {percent(asked)}"
@@ -111,7 +129,6 @@ def _wide(case: Case) -> str:
 
 def _lines(net: Net) -> dict[tuple, list[Case]]:
     """(role, what tells this line from others) -> its cases."""
-    widths = {case.hidden for case in net.of_role("sparse", "masked")}
     found: dict[tuple, list[Case]] = {}
     for case in net.of_role("dense"):
         found.setdefault(("dense",), []).append(case)
@@ -119,10 +136,10 @@ def _lines(net: Net) -> dict[tuple, list[Case]]:
         for method in sorted({case.method for case in net.of_role(role)}):
             mine = [case for case in net.of_role(role) if case.method == method]
             for case in mine:
-                variant = "; ".join(f"{name} {case.config.get(name)}" for name in _varying(mine, len(widths) > 1))
-                wide = f"{case.hidden} wide" if len(widths) > 1 else ""
-                found.setdefault((role, method, wide, short(variant) if variant else ""), []).append(case)
-    found |= _narrow_lines(net)
+                variant = "; ".join(f"{name} {case.config.get(name)}" for name in _varying(mine))
+                found.setdefault((role, method, short(variant) if variant else ""), []).append(case)
+    for case in net.of_role("small_dense"):
+        found.setdefault(("small_dense", case.matches), []).append(case)
 
     def place(case: Case) -> tuple:
         sparse = net.named(case.of) if case.role == "small_dense" else None
@@ -131,23 +148,11 @@ def _lines(net: Net) -> dict[tuple, list[Case]]:
     return {key: sorted(cases, key=place) for key, cases in found.items()}
 
 
-def _narrow_lines(net: Net) -> dict[tuple, list[Case]]:
-    found: dict[tuple, list[Case]] = {}
-    for case in net.of_role("small_dense"):
-        sparse = net.named(case.of)
-        found.setdefault(("small_dense", case.matches, sparse.method if sparse else ""), []).append(case)
-    for matches in {key[1] for key in found}:
-        mine = [key for key in found if key[1] == matches]
-        if len(mine) == 1:
-            found[("small_dense", matches, "")] = found.pop(mine[0])
-    return dict(sorted(found.items()))
-
-
-def _varying(cases: list[Case], by_width: bool) -> list[str]:
-    """Settings that tell cases of a method apart that share their sparsity, and their width."""
-    groups: dict[tuple, list[Case]] = {}
+def _varying(cases: list[Case]) -> list[str]:
+    """Settings that tell cases of a method apart that share their sparsity."""
+    groups: dict[float | None, list[Case]] = {}
     for case in cases:
-        groups.setdefault((case.sparsity_asked, case.hidden if by_width else None), []).append(case)
+        groups.setdefault(case.sparsity_asked, []).append(case)
     names = set()
     for group in groups.values():
         for name in {name for case in group for name in case.config}:

@@ -19,14 +19,14 @@ def figure(view: View) -> Figure | Missing:
     panels = [made for net in view.nets if (made := panel(view, net)) is not None]
     if not panels:
         return Missing(NAME, "no sparse run has a dense one of equal width, both with seconds of training")
-    note = ("Seconds of training of the dense net of equal width by those of the net shown; circles: break-even. As "
-            "good: the soonest dense net of any width whose score is that of the sparse net less 0.3 points, of an "
-            "error 0.3 % more, or better")  # fmt: skip
+    note = ("Seconds of training of the dense net of equal width by those of the net shown; circles: break-even. "
+            "Hollow: the soonest dense net of any width that is as good as the sparse one of this marker and sparsity, "
+            "its score less 0.3 points, of an error 0.3 % more, or better")  # fmt: skip
     return Figure(NAME, "Speed-up over the dense net of equal width", panels, note)
 
 
 def panel(view: View, net: Net) -> Panel | None:
-    lines, marks, several = [], [], len(view.series(net, "sparse")) > 1
+    lines, marks = [], []
     for series in view.series(net, "sparse", "masked"):
         found = [(case, gained) for case in series.cases if (gained := speedup(case, dense_of(net, case))) is not None]
         if not found:
@@ -41,8 +41,8 @@ def panel(view: View, net: Net) -> Panel | None:
         if series.role == "sparse":
             others = narrower(view, net, [case for case, _ in found])
             if others is not None:
-                others.label += f" as {series.label}" * several
-                others.style = replace(style.AS_GOOD, colour=series.style.colour if several else style.GREY)
+                others.label, others.group = f"dense, as good as {series.label}", series.label
+                others.style = replace(series.style, hollow=True)
                 lines.append(others)
     if not lines:
         return None
@@ -62,4 +62,4 @@ def narrower(view: View, net: Net, cases: list[Case]) -> Line | None:
             text.append(f"as good as {view.name(net, case)}:\n{case_text(view, net, other)}\n"
                         f"{with_band(gained)} times as fast as dense, "
                         f"{seconds(case) / seconds(other):.3g} times as fast as the sparse net")  # fmt: skip
-    return Line("dense, as good", style.AS_GOOD, x, y, text) if x else None
+    return Line("dense, as good", style.DENSE, x, y, text, joined=False) if x else None

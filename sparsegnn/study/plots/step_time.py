@@ -28,7 +28,7 @@ def figures(view: View) -> list[Figure] | Missing:
 
 
 def panel(view: View, net: Net) -> Bars | None:
-    cases = [case for series in view.series(net) for case in series.cases if any(row.parts for row in case.rows)]
+    cases = [case for _, case in view.chosen(net) if any(row.parts for row in case.rows)]
     if not cases:
         return None
     found = [milliseconds(case) for case in cases]

@@ -15,7 +15,7 @@ DENSE = Style(BLACK, "*", "-")
 #: dense nets as narrow as to have the weights, the time or the memory of a sparse net
 NARROW = {"weights": Style(GREY, "+", ":", True), "time": Style(GREY, "x", ":", True),
           "memory": Style(GREY, "d", ":", True)}  # fmt: skip
-AS_GOOD = Style(GREY, "h", ":", True)
+ANY_WIDTH = Style(GREY, "h", ":", True)
 
 PARTS = {
     "weights": Style(BLUE),

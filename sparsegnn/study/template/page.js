@@ -20,20 +20,17 @@ for (const table of document.querySelectorAll("table")) {
   }));
 }
 
-// Figures, one after the other, so that the page answers while they are drawn.
-const plots = Object.entries(JSON.parse(document.getElementById("plots").textContent));
+// Figures, one after the other, so that the page answers while they are drawn; of many, those that come into sight.
+const many = 60;
+const described = JSON.parse(document.getElementById("plots").textContent);
+const places = [...document.querySelectorAll(".plot")];
 const settings = {
   responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"],
   showSendToCloud: false, plotlyServerURL: "", // nothing leaves the page
 };
 let drawn = 0;
-const next = async () => {
-  if (drawn === plots.length) {
-    document.documentElement.dataset.plots = String(drawn);
-    return;
-  }
-  const [id, plot] = plots[drawn++];
-  const place = document.getElementById(id);
+const draw = async (place) => {
+  const plot = described[place.id];
   try {
     await Plotly.newPlot(place, plot.data, plot.layout, settings);
   } catch (error) {
@@ -41,6 +38,22 @@ const next = async () => {
     place.textContent = `This figure could not be drawn: ${error}`;
     console.error(error);
   }
-  setTimeout(next);
+  document.documentElement.dataset.plots = String(++drawn);
 };
-next();
+if (places.length > many) {
+  const watch = new IntersectionObserver((entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (!isIntersecting) continue;
+      watch.unobserve(target);
+      draw(target);
+    }
+  }, { rootMargin: "800px" });
+  places.forEach((place) => watch.observe(place));
+} else {
+  (async () => {
+    for (const place of places) {
+      await draw(place);
+      await new Promise((done) => setTimeout(done));
+    }
+  })();
+}
