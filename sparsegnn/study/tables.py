@@ -86,7 +86,7 @@ def overview(view: View) -> Table:
         cells = [_text(title), _number(best, f"{plus_minus(best)} {_mark(net)}".strip()),
                  _number(aim, f"{number(aim, 4)} {_mark(net)}".strip())]  # fmt: skip
         for case in (found.dense, found.sparse):
-            cells.append(Cell("none") if case is None else _text(view.name(net, case), case.case))
+            cells.append(Cell("none") if case is None else _text(view.name_in_family(net, case), case.case))
             cells.append(_number(None if case is None else case.band("seconds_training")))
         cells.append(_share(found.speedup))
         table.rows.append(cells)

@@ -12,6 +12,7 @@ import matplotlib
 from study.synthetic import net, row, study, write
 
 from sparsegnn.study import plots
+from sparsegnn.study.bands import band
 from sparsegnn.study.plots import draw, hover, scales, style
 from sparsegnn.study.plots.describe import Bars, Missing, short
 from sparsegnn.study.plots.text import number, plus_minus, with_band
@@ -256,7 +257,7 @@ def test_numbers_in_words(tmp_path):
     ]
     assert scales.suffixed(5e12) == "5 T" and scales.suffixed(0.02) == "0.02"
     assert short("a" * 100, 21) == "a" * 9 + "..." + "a" * 9 and short("a\nb") == "a\\nb"
-    assert plus_minus(None) == with_band(None) == "-"
+    assert plus_minus(None) == with_band(None) == "-" and plus_minus(band([-0.001]), sign=True) == "+0.00"
 
 
 def test_styles_are_told_apart_without_colour():

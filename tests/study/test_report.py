@@ -109,6 +109,22 @@ def test_counterparts_and_overview_by_hand(tmp_path):
     )
 
 
+def test_overview_of_several_widths(tmp_path):
+    """The wide net is best, at 81 %; of the narrow one's cases none comes near, and both sections say so."""
+    common = {"role": "sparse", "method": "rigl", "sparsity_asked": 0.9, "sparsity": 0.9}
+    rows = [row(id="1"), row(id="2", case="d512", hidden=512, test=0.81, seconds_training=30.0),
+            row(id="3", case="s256", test=0.80, **common),
+            row(id="4", case="s512", hidden=512, test=0.809, seconds_training=15.0, **common)]  # fmt: skip
+    view = view_of(tmp_path, rows)
+    (line,) = tables.overview(view).rows
+    assert [c.text for c in line] == ["toy, gcn", "81.00 %", "80.70 %", "dense, 512 wide", "30.0",
+                                      "rigl, 90 %, 512 wide", "15.0", "2.00"]  # fmt: skip
+    small, large = view.nets
+    assert tables.answer(view, small).startswith("No sparse net reaches the target, test accuracy 80.70 %")
+    assert "rigl, 90 % trains 2.00 times as fast as dense, the soonest dense net" in tables.answer(view, large)
+    assert cells(tables.summary(view, small), "rigl, 90 %")["time, to narrow"].text == "1.00"
+
+
 def test_answers(tmp_path):
     dense, sparse = row(id="1"), row(id="2", case="s", role="sparse", method="set", sparsity=0.5)
     said = {}

@@ -59,6 +59,12 @@ class View:
         found = self._names[id(of)][case.case]
         return found if case.role == "small_dense" else f"{found}{_wide(case)}"
 
+    def name_in_family(self, net: Net, case: Case) -> str:
+        """What a case is called beside others of all widths."""
+        mine = next(n for n in net.family if case in n.cases)
+        others = next((n for n in net.family if n is not mine), mine)
+        return self.name(others, case)
+
     def sparsity(self, net: Net, case: Case) -> float:
         """Where a case stands on an axis of sparsity, in %: a narrower dense net at that of its sparse counterpart."""
         sparse = net.named(case.of) if case.role == "small_dense" else case

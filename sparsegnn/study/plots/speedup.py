@@ -36,7 +36,7 @@ def panel(view: View, net: Net) -> Panel | None:
         text = [f"{case_text(view, net, case)}\n{with_band(gained)} times as fast as dense" for case, gained in found]
         lines.append(Line(series.label, series.style, x, y, text, shaded=True))
         even = break_even([(a.mean, b.mean) for a, b in zip(x, y, strict=True)])
-        if even is not None:
+        if even is not None and series.role == "sparse":
             marks.append(Mark(even, 1.0, f"{series.label}: break-even at {even:.0f} %", series.style))
         if series.role == "sparse":
             others = narrower(view, net, [case for case, _ in found])

@@ -39,7 +39,7 @@ def plus_minus(value: Band | None, places: int = 2, sign: bool = False) -> str:
     """81.20 ± 0.40, half the width of the band; of one seed without it."""
     if value is None:
         return "-"
-    mean = f"{value.mean:{'+' if sign else ''}.{places}f}"
+    mean = f"{round(value.mean, places) + 0.0:{'+' if sign else ''}.{places}f}"  # no -0.00
     return mean if value.kind == "single" else f"{mean} ± {(value.high - value.low) / 2:.{places}f}"
 
 
