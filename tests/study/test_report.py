@@ -204,6 +204,7 @@ def test_text_is_escaped(tmp_path):
     assert not [t for t, a in found.tags if t in ("b", "img")] and not [a for _, a in found.tags if "onerror" in a]
     assert len(found.scripts) == 3 and " ".join(found.words).count("<b>bold</b>") > 10
     described = json.loads(found.scripts[0])
+    assert "<" not in found.scripts[0] and "<br>" in json.dumps(described)  # nothing in it ends the script
     assert "<b>" not in json.dumps(described) and "&lt;b&gt;" in json.dumps(described)
 
 
