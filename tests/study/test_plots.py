@@ -135,7 +135,8 @@ def test_time_of_a_step_in_parts(made, tmp_path):
     total = sum(s.values[dense].mean for s in toy.segments)
     assert total == pytest.approx(200, rel=0.02)  # 20 s of 100 steps
     assert toy.segments[0].values[dense].mean == pytest.approx(0.6 * total)
-    assert toy.said[dense].endswith(" ms") and "optimizer is within elementwise" in made["step_time-toy-gcn"].note
+    assert toy.said[dense].endswith(" ms") and "shown" not in made["step_time-toy-gcn"].note
+    assert "optimizer is within elementwise" in made["step_time-toy-gcn"].note
     found, _ = plots.figures(view_of(tmp_path, [row(flops_optimizer=1)]))
     (bars,) = next(f for f in found if f.name == "step_time-toy-gcn").panels
     assert [(s.label, s.values[0].mean) for s in bars.segments] == [
@@ -218,7 +219,9 @@ def test_bars_are_not_too_many(tmp_path):
     twelve = [i / 16 for i in range(5, 16)] + [0.98]
     view = view_of(tmp_path, net(methods=("rigl", "set"), sparsities=twelve, seeds=1))
     found, _ = plots.figures(view)
-    bars = next(f for f in found if f.name == "step_time-toy-gcn").panels[0]
+    figure = next(f for f in found if f.name == "step_time-toy-gcn")
+    bars = figure.panels[0]
+    assert figure.note.endswith("are shown, and narrower dense nets of that nearest to 90 %")
     assert len(view.nets[0].cases) == 1 + 12 * 6 and bars.names[:5] == [
         "dense", "rigl, 50 %", "rigl, 81.25 %", "rigl, 87.5 %", "rigl, 93.75 %"
     ]  # fmt: skip

@@ -85,6 +85,13 @@ class View:
         shown |= {id(c) for c in net.of_role("small_dense") if c.of in narrow}
         return [(series, case) for series, case in every if id(case) in shown]
 
+    def left_out(self, net: Net) -> str:
+        """What of the cases `chosen` leaves out, for the note of a figure; "" where it is nothing."""
+        if len(self.chosen(net)) == len(net.cases):
+            return ""
+        return (". Of each method the sparsities nearest to 50, 80, 90 and 95 % are shown, and narrower dense nets of "
+                "that nearest to 90 %")  # fmt: skip
+
     # --- inner works ---
 
     def _label(self, net: Net, key: tuple) -> str:

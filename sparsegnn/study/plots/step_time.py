@@ -23,7 +23,7 @@ def figures(view: View) -> list[Figure] | Missing:
             if all(segment.label != "optimizer" for segment in bars.segments):
                 note += ", the optimizer is within elementwise"
             title = f"A training step in parts: {net.title}"
-            found.append(Figure(named(NAME, net, found), title, [bars], note, columns=1))
+            found.append(Figure(named(NAME, net, found), title, [bars], note + view.left_out(net), columns=1))
     return found or Missing(NAME, "no run has seconds of the parts of a step")
 
 

@@ -21,7 +21,9 @@ def figures(view: View) -> list[Figure] | Missing:
     for net in view.nets:
         if target(net) is not None:
             title = f"Training time to the target: {net.title}"
-            found.append(Figure(named(NAME, net, found), title, [panel(view, net)], note, columns=1))
+            found.append(
+                Figure(named(NAME, net, found), title, [panel(view, net)], note + view.left_out(net), columns=1)
+            )
     return found or Missing(NAME, "no run is dense, so that there is no target")
 
 
