@@ -1,4 +1,4 @@
-"""The `sparsegnn` command: info, methods, train, advise, bench, study.
+"""The `sparsegnn` command: info, methods, train, advise, bench, study, plot, report.
 
 Exit codes: 0 fine, 1 a check failed (a diverged run, say) or a bug, 2 usage, bad input or a full disk, 128 + n after
 signal n (130: Ctrl-C). A reader of the output that leaves is no error. Results go to stdout, everything else to stderr,
@@ -134,6 +134,8 @@ def application():
     from sparsegnn.cli.info import info
     from sparsegnn.cli.methods import methods
     from sparsegnn.cli.options import with_options
+    from sparsegnn.cli.plot import plot
+    from sparsegnn.cli.report import report
     from sparsegnn.cli.study import study
     from sparsegnn.cli.train import train
 
@@ -145,6 +147,6 @@ def application():
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
-    for command in (info, methods, train, advise, bench, study):
+    for command in (info, methods, train, advise, bench, study, plot, report):
         app.command()(with_options(command))
     return app

@@ -50,6 +50,8 @@ def with_options(command):
         "suite": "a table of bars: benchmarks/suites/SUITE.py; cpu, or h200 on a GPU",
         "check": "exit with 1 when a bar of the suite is missed",
         "only": "groups of the suite whose name contains this; nothing is written",
+        "results": "files of JSON lines that a study wrote",
+        "out": "where to write: a folder for figures, a file for a report; what is there is replaced",
     }
     docs |= OWN.get(command.__name__, {})
     signature = inspect.signature(command, eval_str=True)
@@ -57,6 +59,8 @@ def with_options(command):
     for name, p in signature.parameters.items():
         if name in ("op", "name", "config"):
             default = typer.Argument(... if p.default is p.empty else p.default, help=docs[name])
+        elif name == "results":
+            default = typer.Argument(help=docs[name])
         elif name == "set":
             default = typer.Option(p.default, help=docs[name], metavar="NAME=VALUE")
         elif name == "as_json":

@@ -1,1 +1,1 @@
-"""Studies: methods, sparsities, widths, seeds and data sets of one configuration file, as runs that can be resumed."""
+"""Does sparse training pay? Many runs by a configuration, and what they came to: tables, figures, a page."""
