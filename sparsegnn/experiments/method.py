@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import ClassVar
 
 from sparsegnn.controllers import Controller, registry
 from sparsegnn.controllers.distributions import DISTRIBUTIONS
@@ -19,11 +20,11 @@ COMMON = ("sparsity", "distribution", "update_every", "stop_at", "drop_fraction"
 class MethodSettings:
     """Base of configurations, with the fields ``method``, ``pattern``, ``set``, ``seed``, ``epochs``, :data:`COMMON`.
 
-    ``steps`` are the optimizer steps of the run: its epochs, where a batch is the whole graph.
+    ``steps`` are the optimizer steps of the run: its epochs, where a batch is the whole graph; None if not known yet.
     """
 
     @property
-    def steps(self) -> int:
+    def steps(self) -> int | None:
         return self.epochs
 
     @property
@@ -36,7 +37,7 @@ class MethodSettings:
     def common(self) -> dict:
         """What the options say of the settings that methods share; the rest is the method's recipe."""
         given = {name: value for name in COMMON if (value := getattr(self, name)) is not None}
-        start = self.controller.recipe(self.steps).get("start_at", 0)
+        start = self.controller.recipe(self.steps or self.epochs).get("start_at", 0)
         stop = self.set.get("stop_at", self.stop_at)
         if isinstance(stop, int) and start > stop:
             given["start_at"] = stop
@@ -99,7 +100,7 @@ class MethodSettings:
             if self.distribution == "global":
                 raise ValueError(f"distribution must not be 'global' for method {self.method!r}, which starts sparse, "
                                  "without magnitudes to compare: use erk, er or uniform")  # fmt: skip
-            own = {n: p.default for n, p in known.items()} | cls.recipe(self.steps)
+            own = {n: p.default for n, p in known.items()} | cls.recipe(self.steps or self.epochs)
             default = 0.5 if self.pattern == "2:4" else own.get("sparsity") or 0.9
             self.sparsity = default if self.sparsity is None else self.sparsity
             self.distribution = own.get("distribution") or "erk" if self.distribution is None else self.distribution
@@ -112,12 +113,12 @@ class BatchSettings(MethodSettings):
     every step of full-batch training, which is an epoch, do so once an epoch here.
     """
 
-    batches = 1  # of an epoch
+    batches: ClassVar[int | None] = None  # of an epoch
     backend = "sparsegnn"  # whose layers these models have
 
     @property
-    def steps(self) -> int:
-        return self.epochs * self.batches
+    def steps(self) -> int | None:
+        return None if self.batches is None else self.epochs * self.batches
 
     def in_batches(self, batches: int):
         """The same settings for so many steps an epoch."""
@@ -128,7 +129,7 @@ class BatchSettings(MethodSettings):
     def common(self) -> dict:
         given = super().common()
         once_an_epoch = self.controller.recipe(10**6).get("update_every") == 1
-        if once_an_epoch and "update_every" not in given:
+        if once_an_epoch and self.batches and "update_every" not in given:
             given["update_every"] = self.batches
         return given
 

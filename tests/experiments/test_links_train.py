@@ -188,6 +188,19 @@ def test_methods_of_an_update_an_epoch_have_one_an_epoch():
     assert "update_every" not in config(method="rigl").in_batches(10).common()
 
 
+def test_the_learning_rate_falls_after_each_epoch(data, monkeypatch):
+    seen, make = [], runs.make_optimizer
+
+    def watched(config, model):
+        seen.append(make(config, model))
+        return seen[-1]
+
+    monkeypatch.setattr(runs, "make_optimizer", watched)
+    train(config("walk", lr=0.5, lr_decay=0.9, epochs=4), data)
+    assert [g["lr"] for g in seen[0].param_groups] == [pytest.approx(0.5 * 0.9**4)]
+    assert seen[0].param_groups[0]["momentum"] == 0.9 and seen[0].param_groups[0]["nesterov"]
+
+
 # --- leaks -----------------------------------------------------------------------------------------------------------
 
 
