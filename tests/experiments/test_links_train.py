@@ -65,7 +65,7 @@ def test_the_scorer_is_an_mlp_on_both_ends():
     model = models.build(config(hidden=6), 10)
     graph = CSRGraph.from_edge_index(torch.tensor([[0, 1, 2, 5], [1, 0, 3, 6]]), 10)
     source, target = torch.tensor([0, 3, 3, 9]), torch.tensor([1, 0, 3, 2])
-    z = model.encoder(model.nodes, graph)
+    z = model.encoder(model.nodes, graph).relu()
     first, second = model.ends.weight.chunk(2)
     b, c = model.ends.bias.chunk(2)
     pair = torch.cat([z[source], z[target]], 1)

@@ -80,7 +80,7 @@ def split(data: EventData, seed: int = 0, parts: tuple[float, float] = PARTS) ->
         chosen = proper & known & (part == i)
         if not chosen.any():
             raise ValueError(f"events: {data.name} must have {name} events between nodes that are known, got none")
-        made.append(_pairs(source[chosen], target[chosen], nodes.size, np.random.default_rng([seed, i]), data.name))
+        made.append(_pairs(source[chosen], target[chosen], nodes, np.random.default_rng([seed, i]), data.name))
     past = EventData(source[train], target[train], data.time[train], nodes.size, data.name, data.notes)
     new, loops = int((proper & ~known & (part > 0)).sum()), int((~proper).sum())
     notes = (*data.notes, f"{new} later events of nodes without training events left out", f"{loops} self-loops too")
@@ -95,18 +95,19 @@ def _start(time: np.ndarray, share: float) -> float:
     return time[at]
 
 
-def _pairs(source: np.ndarray, target: np.ndarray, n: int, rng: np.random.Generator, name: str) -> Pairs:
-    u, v = np.divmod(np.unique(source * n + target), n)
-    other_u, other_v = others(v, u, n, rng, name), others(u, v, n, rng, name)
+def _pairs(source: np.ndarray, target: np.ndarray, ids: np.ndarray, rng: np.random.Generator, name: str) -> Pairs:
+    u, v = np.divmod(np.unique(source * ids.size + target), ids.size)
+    other_u, other_v = others(v, u, ids, rng, name), others(u, v, ids, rng, name)
     label = np.repeat(np.float32([1, 0, 0]), u.size)
     return Pairs(np.concatenate([u, other_u, u]), np.concatenate([v, v, other_v]), label)
 
 
-def others(kept: np.ndarray, banned: np.ndarray, n: int, rng: np.random.Generator, name: str) -> np.ndarray:
+def others(kept: np.ndarray, banned: np.ndarray, ids: np.ndarray, rng: np.random.Generator, name: str) -> np.ndarray:
     """For each ``kept[i]`` a node, drawn evenly from all but itself and every ``banned[j]`` with the same ``kept[j]``.
 
-    ValueError where a node has no other left.
+    ValueError where a node has no other left, which says its ``ids`` [N] number.
     """
+    n = ids.size
     key = np.unique(np.concatenate([kept * n + banned, np.arange(n) * (n + 1)]))
     row, col = np.divmod(key, n)
     count = np.bincount(row, minlength=n)
@@ -114,7 +115,7 @@ def others(kept: np.ndarray, banned: np.ndarray, n: int, rng: np.random.Generato
     before = col - (np.arange(key.size) - first[row])  # how many nodes below this one are allowed
     free = (n - count)[kept]
     if (free == 0).any():
-        full = int(kept[np.argmin(free)])
+        full = int(ids[kept[np.argmin(free)]])
         raise ValueError(f"events: {name} must leave every node one that it has no event with, got node {full} "
                          f"with events with all {n - 1} others")  # fmt: skip
     drawn = np.floor(rng.random(kept.size) * free).astype(np.int64)

@@ -32,30 +32,36 @@ def build(config, num_nodes: int) -> nn.Module:
         return make.complete(Perceptron([first], rest, config.dropout, 0.0))
     shapes = [(name, shape) for name, shape in make.shapes.items() if name.startswith("encoder")]
     follows = {"act": "relu", "dropout": config.dropout} if make.fuses else {}
-    convs = [GCNConv(inputs, outputs, **follows, **make.where(name)) for name, (outputs, inputs) in shapes]
+    convs = []
+    for i, (name, (outputs, inputs)) in enumerate(shapes):
+        last = i + 1 == config.layers
+        convs.append(GCNConv(inputs, outputs, **({} if last else follows), **make.where(name)))
     encoder = GNN(convs, None if make.fuses else F.relu, config.dropout, 0.0)
-    return make.complete(PairScorer(num_nodes, config.features, encoder, make.linear("ends"), make.linear("out")))
+    ends, out = make.linear("ends"), make.linear("out")
+    return make.complete(PairScorer(num_nodes, config.features, encoder, config.dropout, ends, out))
 
 
 class PairScorer(nn.Module):
-    """The logit that a source has events with a target: ``out(relu(W [z_source; z_target] + b))``, z by a GCN.
+    """The logit that a source has events with a target: ``out(relu(W [z_source; z_target] + b))``, ``z = relu(GCN)``.
 
     The product by W is made once a node, not once a pair: ``ends`` has the halves of W for sources and for targets.
 
     Args:
         num_nodes, features: of the embedding that is learned for each node.
-        encoder: called with features and graph.
+        encoder: called with features and graph; ReLU and dropout come behind it.
         ends: linear map to twice the width of the hidden layer.
         out: linear map from this width to 1.
     """
 
-    def __init__(self, num_nodes: int, features: int, encoder: nn.Module, ends: nn.Module, out: nn.Module):
+    def __init__(self, num_nodes: int, features: int, encoder: nn.Module, dropout: float, ends: nn.Module,
+                 out: nn.Module):  # fmt: skip
         super().__init__()
         self.nodes = nn.Parameter(torch.randn(num_nodes, features) / features**0.5)
-        self.encoder, self.ends, self.out = encoder, ends, out
+        self.encoder, self.dropout, self.ends, self.out = encoder, dropout, ends, out
 
     def forward(self, graph, source: Tensor, target: Tensor) -> Tensor:
         """Logits [P] of pairs ``source``, ``target`` int64 [P]; ``graph`` is what the encoder aggregates over."""
-        first, second = self.ends(self.encoder(self.nodes, graph)).chunk(2, dim=1)
+        z = activation_dropout(self.encoder(self.nodes, graph), None, F.relu, self.dropout, self.training)
+        first, second = self.ends(z).chunk(2, dim=1)
         hidden = first.index_select(0, source) + second.index_select(0, target)
         return self.out(activation_dropout(hidden, None, F.relu, 0.0))[:, 0]

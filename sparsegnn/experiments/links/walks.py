@@ -14,9 +14,9 @@ WINDOW, PASSES = 5, 5  # of word2vec
 
 
 def temporal_walks(past: EventData, walks: int, length: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """``walks`` walks from each node, along events in either direction whose times never decrease.
+    """``walks`` walks from each node, along events in either direction, each later than the one before.
 
-    Each step takes one of the events of the node that are not before the last one, all equally likely (Nguyen et al.,
+    Each step takes one of the events of the node that are later than the last one, all equally likely (Nguyen et al.,
     CTDNE, 2018); a walk ends where there is none.
 
     Returns:
@@ -41,7 +41,7 @@ def temporal_walks(past: EventData, walks: int, length: int, seed: int) -> tuple
         left = end[at] - first
         going, first, left = going[left > 0], first[left > 0], left[left > 0]
         event = first + np.floor(rng.random(going.size) * left).astype(np.int64)
-        nodes[going, i], ranks[going, i - 1], now = there[event], rank[event], rank[event]
+        nodes[going, i], ranks[going, i - 1], now = there[event], rank[event], rank[event] + 1
     return nodes, moments[ranks]
 
 
