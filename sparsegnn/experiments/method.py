@@ -174,4 +174,3 @@ def check(name: str, value: object, kind: type, low: float, high: float, expecte
         raise TypeError(f"{name} must be {expected}, got {value!r}")
     if not low <= value < high:  # False for NaN
         raise ValueError(f"{name} must be {expected}, got {value}")
-

@@ -115,7 +115,7 @@ def test_others_against_a_loop(n):
         with pytest.raises(ValueError, match="must leave every node one that it has no event with"):
             others(kept, banned, np.arange(n), rng, "x")
     if free.size:
-        drawn = others(kept[fine], banned[fine], n, rng, "x")
+        drawn = others(kept[fine], banned[fine], np.arange(n), rng, "x")
         assert all(d in allowed[u] for u, d in zip(free, drawn, strict=True))
 
 
@@ -169,7 +169,7 @@ def test_walks_follow_events_in_the_order_of_time(links):
 
 
 def test_a_step_takes_each_later_event_as_often():
-    """From node 1, reached at time 5, events at 6, 7 and 8 are left, of which two lead to node 3; not 4, nor 5 itself."""
+    """From node 1, reached at time 5, events at 6, 7 and 8 are left, of which two lead to node 3."""
     rows = [(0, 1, 5), (1, 2, 4), (1, 2, 6), (1, 3, 7), (3, 1, 8)]
     u, v, t = np.array(sorted(rows, key=lambda r: r[2])).T
     nodes, _ = walks.temporal_walks(EventData(u, v, t, 4, "x"), 3000, 3, seed=0)
@@ -182,7 +182,7 @@ def test_a_step_takes_each_later_event_as_often():
 def test_embeddings_are_the_same_every_time(links):
     pytest.importorskip("gensim")
     nodes, _ = walks.temporal_walks(links.past, 3, 6, seed=0)
-    first, again, other = (walks.embed(nodes, links.num_nodes, 8, seed) for seed in (5, 5, 6))
+    first, again, other = (walks.embed(nodes, links.num_nodes, 8, 5, seed) for seed in (5, 5, 6))
     assert first.shape == (links.num_nodes, 8) and first.dtype == np.float32 and np.isfinite(first).all()
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
@@ -191,7 +191,7 @@ def test_embeddings_know_the_groups():
     pytest.importorskip("gensim")
     data = sets.meetings(60, 3, 4000, within=1.0)
     links = split(data)
-    made = walks.walk_embeddings(data, links, 10, 10, 8, 0)
+    made = walks.walk_embeddings(data, links, 10, 10, 8, 20, 0)
     group = (np.random.default_rng(0).permutation(60) % 3)[links.nodes]
     unit = made / np.linalg.norm(made, axis=1, keepdims=True)
     same = group[:, None] == group

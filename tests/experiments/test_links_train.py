@@ -30,15 +30,33 @@ def data():
 
 
 def config(model="gcn", method="dense", **changes):
-    small = {"hidden": 16, "features": 8, "walks": 3, "length": 6, "epochs": 6, "batch": 256, "progress": False}
+    small = {
+        "hidden": 16,
+        "features": 8,
+        "walks": 3,
+        "length": 6,
+        "passes": 5,
+        "epochs": 6,
+        "batch": 256,
+        "progress": False,
+    }
     return LinkConfig(**{"model": model, "method": method, **small, **changes})
 
 
-def chance(n=40, count=900, seed=0) -> EventData:
-    """Events that have nothing to do with those before: half of the nodes only meet late who they never met."""
+def newcomers(groups=4, settled=10, new=10, count=700, seed=0) -> EventData:
+    """In the past, nodes of groups meet their own, and each newcomer met anyone; then newcomers meet only one group.
+
+    Which group that is, nothing in the past says.
+    """
     rng = np.random.default_rng(seed)
-    source, target = rng.integers(0, n, (2, count))
-    return EventData(source, target, np.arange(count), n, f"chance {seed}")
+    old, late, past = groups * settled, groups * new, int(0.7 * count)
+    source = rng.integers(0, old, past)
+    target = source % groups + groups * rng.integers(0, settled, past)
+    first = rng.choice(past, late, replace=False)
+    source[first], target[first] = old + np.arange(late), rng.integers(0, old, late)
+    then = old + rng.integers(0, late, count - past)
+    theirs = then % groups + groups * rng.integers(0, settled, count - past)
+    return EventData(np.append(source, then), np.append(target, theirs), np.arange(count), old + late, "newcomers")
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -89,8 +107,11 @@ def test_metrics_by_hand():
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["dense", "static", "set", "rigl", "gmp", "slr", "admm"])
-@pytest.mark.parametrize("model", ["walk", "gcn"])
+@pytest.mark.parametrize(
+    "model, method",
+    [("walk", m) for m in ("dense", "set", "rigl", "gmp", "slr")]
+    + [("gcn", m) for m in ("dense", "static", "rigl", "admm")],
+)
 def test_every_family(data, model, method):
     epochs = 12 if method in ("slr", "admm") else 6
     r = train(config(model, method, epochs=epochs), data)
@@ -124,15 +145,14 @@ def test_every_method_trains_or_says_why_not(data, method):
         assert r["weights"] <= r["weights_dense"] and r["selected_step"] > 0
 
 
-@pytest.mark.parametrize("method", ["dense", "rigl"])
 @pytest.mark.parametrize("model", ["walk", "gcn"])
-def test_same_seed_same_result(data, model, method):
+def test_same_seed_same_result(data, model):
     copy = dataclasses.replace(data)  # what is kept is found by what the data are
-    first, again, other = (train(config(model, method, seed=s), d) for s, d in ((1, data), (1, copy), (2, data)))
+    first, again, other = (train(config(model, "rigl", seed=s), d) for s, d in ((1, data), (1, copy), (2, data)))
     assert [first[n] for n in SAME] == [again[n] for n in SAME]
     assert [p[:4] for p in first["curve"]] == [p[:4] for p in again["curve"]]
     assert first["val"] != other["val"] and first["pairs"] == other["pairs"]
-    third = train(config(model, method, seed=1, split_seed=5), data)
+    third = train(config(model, "rigl", seed=1, split_seed=5), data)
     assert third["pairs"] == first["pairs"] and third["val"] != first["val"]
 
 
@@ -147,10 +167,12 @@ def test_walks_are_the_same_without_what_is_kept(data):
 @pytest.mark.parametrize("model", ["walk", "gcn"])
 def test_learns_who_meets_whom(model):
     """More than the numbers of neighbours tell, as the groups are there to be learned."""
-    data = sets.meetings(120, 6, 6000, within=0.95)
-    changes = {"hidden": 64, "features": 16, "epochs": 30, "walks": 10, "length": 10}
+    data = sets.meetings(80, 4, 2500, within=0.95, seed=1)
+    changes = {"hidden": 32, "epochs": 12, "walks": 10, "length": 10, "passes": 20}
     changes |= {"optimizer": "adam", "lr": 0.01} if model == "walk" else {}
-    dense, sparse = (train(config(model, m, **changes), data) for m in ("dense", "rigl"))
+    changes |= {"hidden": 64, "lr": 0.02} if model == "gcn" else {}
+    methods = {"dense": None, "rigl": 0.75}
+    dense, sparse = (train(config(model, m, sparsity=s, **changes), data) for m, s in methods.items())
     assert dense["levels"]["preferential_attachment"] < 0.75
     assert dense["test"] > 0.85 and sparse["test"] > 0.8
 
@@ -216,8 +238,8 @@ def future(links, data):
 
 def test_a_graph_that_knows_the_future_is_refused_and_would_have_shown(monkeypatch):
     """One edge of the future is refused. With the check away, the whole future scores what nobody can know."""
-    data = chance()
-    wanted = config(hidden=32, epochs=40, batch=4096, lr=0.02)
+    data = newcomers()
+    wanted = config(hidden=32, features=16, epochs=30, batch=4096, lr=0.02)
     honest = train(wanted, data)
     assert honest["test"] < 0.65
     graph_of = runs.message_graph
@@ -234,7 +256,7 @@ def test_a_graph_that_knows_the_future_is_refused_and_would_have_shown(monkeypat
         with pytest.raises(Leak, match="graph: must have pairs with events before"):
             train(wanted, data)
     monkeypatch.setattr(runs, "check_past", lambda *args: None)
-    assert train(wanted, data)["test"] > honest["test"] + 0.1
+    assert train(wanted, data)["test"] > honest["test"] + 0.2
 
 
 def test_walks_that_know_the_future_are_refused(monkeypatch, data):
@@ -270,7 +292,7 @@ def test_walks_that_know_the_future_are_refused(monkeypatch, data):
         ({"method": "nothing"}, ValueError, "method must be one of dense, "),
         ({"method": "rigl", "set": {"nothing": 1}}, ValueError, "must have the setting 'nothing'"),
         ({"method": "rigl", "distribution": "global"}, ValueError, "distribution must not be 'global'"),
-        ({"method": "static", "update_every": 3}, ValueError, "update_every must be left out"),
+        ({"method": "gmp", "drop_fraction": 0.3}, ValueError, "drop_fraction must be left out"),
         ({"model": "walk", "method": "kedge"}, ValueError, "model must be one that aggregates"),
         ({"eval_every": 0}, ValueError, "eval_every must be"),
     ],

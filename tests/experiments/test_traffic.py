@@ -169,8 +169,11 @@ def test_agrees_with_pyg(model):
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["dense", "static", "set", "rigl", "gmp", "slr", "admm"])
-@pytest.mark.parametrize("model", ["stgcn", "stgat"])
+@pytest.mark.parametrize(
+    "model, method",
+    [("stgcn", m) for m in ("dense", "set", "rigl", "gmp", "slr")]
+    + [("stgat", m) for m in ("dense", "static", "rigl", "admm")],
+)
 def test_every_family(data, model, method):
     epochs = 12 if method in ("slr", "admm") else 3
     r = train(config(model, method, epochs=epochs), data)
@@ -201,9 +204,8 @@ def test_every_method_trains_or_says_why_not(data, method):
 
 
 @pytest.mark.parametrize("model", ["stgcn", "stgat"])
-@pytest.mark.parametrize("method", ["dense", "rigl"])
-def test_same_seed_same_result(data, model, method):
-    first, again, other = (train(config(model, method, seed=s), data) for s in (1, 1, 2))
+def test_same_seed_same_result(data, model):
+    first, again, other = (train(config(model, "rigl", seed=s), data) for s in (1, 1, 2))
     assert [first[n] for n in SAME] == [again[n] for n in SAME] and first["val"] != other["val"]
 
 
@@ -270,7 +272,10 @@ def test_bad_settings(changes, error, words):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda d: dataclasses.replace(d, minutes=10), "horizons must be multiples of the 10 minutes of a step, got 15"),
+        (
+            lambda d: dataclasses.replace(d, minutes=10),
+            "horizons must be multiples of the 10 minutes",
+        ),
         (lambda d: dataclasses.replace(d, signal=d.signal[:60]), "must have at least 21 steps of val, got 6"),
         (lambda d: dataclasses.replace(d, signal=torch.zeros_like(d.signal)), "a training part that varies"),
     ],

@@ -35,6 +35,7 @@ class LinkConfig(BatchSettings):
     layers          walk: linear maps of the MLP; gcn: convolutions; 2
     features        width of a node's embedding: 8 of walks, which makes 16 for a pair; of gcn 64
     walks, length   random walks from each node, and how many nodes each visits at most
+    passes          over the walks, to learn the embeddings by word2vec
     optimizer       sgd, with Nesterov's momentum 0.9, for walk; adam for gcn
     lr_decay        factor of the learning rate after each epoch
     batch           pairs in a step, with their labels: 1024 of walk, 16384 of gcn
@@ -52,6 +53,7 @@ class LinkConfig(BatchSettings):
     features: int | None = None
     walks: int = 10
     length: int = 10
+    passes: int = 10
     epochs: int | None = None
     optimizer: str | None = None
     lr: float | None = None
@@ -77,7 +79,7 @@ class LinkConfig(BatchSettings):
             if getattr(self, name) is None:
                 setattr(self, name, value)
         one_of("optimizer", self.optimizer, OPTIMIZERS)
-        for name, least in (("features", 1), ("walks", 1), ("length", 2)):
+        for name, least in (("features", 1), ("walks", 1), ("length", 2), ("passes", 1)):
             check(name, getattr(self, name), int, least, math.inf, f"an integer of at least {least}")
         check("lr_decay", self.lr_decay, float, 1e-6, 1.0 + 1e-9, "in [1e-6, 1]")
         self.check_shared()

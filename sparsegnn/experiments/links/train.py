@@ -27,7 +27,6 @@ from sparsegnn.experiments.loop import Account, Selection, make_controller
 from sparsegnn.experiments.measure import PeakMemory
 from sparsegnn.graph import CSRGraph
 
-
 split_once = lru_cache(maxsize=4)(split)  # runs of one study have the same, and walk over it once
 
 
@@ -45,7 +44,8 @@ class Task:
         self.config, self.links, self.device = config, links, device
         self.embeddings = self.graph = None
         if config.model == "walk":
-            made = walk_embeddings(data, links, config.walks, config.length, config.features, config.split_seed)
+            how = (config.walks, config.length, config.features, config.passes)
+            made = walk_embeddings(data, links, *how, config.split_seed)
             self.embeddings = torch.from_numpy(made).to(device)
         else:
             self.graph = message_graph(links)

@@ -10,7 +10,7 @@ import numpy as np
 from sparsegnn.data import EventData
 from sparsegnn.experiments.links.events import Leak, LinkSplit, check_past
 
-WINDOW, PASSES = 5, 5  # of word2vec
+WINDOW = 5  # of word2vec: nodes on either side
 
 
 def temporal_walks(past: EventData, walks: int, length: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -55,8 +55,8 @@ def check_walks(nodes: np.ndarray, times: np.ndarray, data: EventData, links: Li
     check_past("walks", nodes[:, :-1][on], nodes[:, 1:][on], data, links)
 
 
-def embed(nodes: np.ndarray, num_nodes: int, features: int, seed: int) -> np.ndarray:
-    """Embeddings float32 [num_nodes, features] by skip-gram with negative sampling, walks as sentences.
+def embed(nodes: np.ndarray, num_nodes: int, features: int, passes: int, seed: int) -> np.ndarray:
+    """Embeddings float32 [num_nodes, features] by skip-gram with negative sampling; walks are sentences.
 
     One worker, so the same walks and seed give the same numbers.
     """
@@ -66,7 +66,7 @@ def embed(nodes: np.ndarray, num_nodes: int, features: int, seed: int) -> np.nda
         raise ValueError("model 'walk' needs gensim: pip install 'sparsegnn[study]'") from e
     sentences = [[str(i) for i in walk[walk >= 0]] for walk in nodes]
     model = Word2Vec(sentences, vector_size=features, window=WINDOW, min_count=1, sg=1, negative=5, workers=1,
-                     epochs=PASSES, seed=seed % 2**32, hashfxn=_hash)  # fmt: skip
+                     epochs=passes, seed=seed % 2**32, hashfxn=_hash)  # fmt: skip
     return model.wv[[str(i) for i in range(num_nodes)]]
 
 
@@ -76,9 +76,9 @@ def _hash(text: str) -> int:
 
 
 @lru_cache(maxsize=4)  # runs of one study have the same
-def walk_embeddings(data: EventData, links: LinkSplit, walks: int, length: int, features: int,
+def walk_embeddings(data: EventData, links: LinkSplit, walks: int, length: int, features: int, passes: int,
                     seed: int) -> np.ndarray:  # fmt: skip
     """What :func:`temporal_walks`, :func:`check_walks` and :func:`embed` make of the past."""
     nodes, times = temporal_walks(links.past, walks, length, seed)
     check_walks(nodes, times, data, links)
-    return embed(nodes, links.num_nodes, features, seed)
+    return embed(nodes, links.num_nodes, features, passes, seed)
