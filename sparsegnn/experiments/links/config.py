@@ -17,7 +17,7 @@ RECIPES = {
     "walk": {"hidden": 128, "features": 8, "optimizer": "sgd", "lr": 0.05, "lr_decay": 0.98, "weight_decay": 0.0,
              "batch": 1024, "epochs": 20},
     "gcn": {"hidden": 128, "features": 64, "optimizer": "adam", "lr": 0.01, "lr_decay": 1.0, "weight_decay": 0.0,
-            "batch": 16384, "epochs": 40},
+            "batch": 4096, "epochs": 40},
 }  # fmt: skip
 
 
@@ -38,7 +38,7 @@ class LinkConfig(BatchSettings):
     passes          over the walks, to learn the embeddings by word2vec
     optimizer       sgd, with Nesterov's momentum 0.9, for walk; adam for gcn
     lr_decay        factor of the learning rate after each epoch
-    batch           pairs in a step, with their labels: 1024 of walk, 16384 of gcn
+    batch           pairs in a step, with their labels: 1024 of walk, 4096 of gcn
     dropout         between hidden layers; 0
     seed            of weights, batches and the method
     split_seed      of the negative pairs and the walks: runs of other seeds have the same data
