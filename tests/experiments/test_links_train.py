@@ -36,8 +36,8 @@ def config(model="gcn", method="dense", **changes):
         "walks": 3,
         "length": 6,
         "passes": 5,
-        "epochs": 6,
-        "batch": 256,
+        "epochs": 5,
+        "batch": 512,
         "progress": False,
     }
     return LinkConfig(**{"model": model, "method": method, **small, **changes})
@@ -113,13 +113,13 @@ def test_metrics_by_hand():
     + [("gcn", m) for m in ("dense", "static", "rigl", "admm")],
 )
 def test_every_family(data, model, method):
-    epochs = 12 if method in ("slr", "admm") else 6
+    epochs = 12 if method in ("slr", "admm") else 5
     r = train(config(model, method, epochs=epochs), data)
     json.loads(_console.json_text(r))
     assert (r["task"], r["metric"], r["higher_is_better"]) == ("links", "auc", True)
     assert 0 <= r["test"] == r["tests"]["auc"] <= 1 and 0 < r["tests"]["ap"] <= 1 and 0 <= r["val"] <= 1
     pairs = 3 * r["pairs"]["train"]
-    assert r["steps"] == epochs * -(-pairs // 256) and r["config"]["batch"] == 256
+    assert r["steps"] == epochs * -(-pairs // 512) and r["config"]["batch"] == 512
     wanted = 0 if method == "dense" else 0.9
     assert r["sparsity"] == 1 - r["weights"] / r["weights_dense"] and abs(r["sparsity"] - wanted) < 0.03
     assert (r["mask_updates"] > 0) == (method not in ("dense", "static"))
@@ -138,7 +138,7 @@ def test_every_method_trains_or_says_why_not(data, method):
     from controllers.methods import SETTINGS
 
     try:
-        r = train(config("gcn", method, epochs=12, batch=4096, set=SETTINGS.get(method, {})), data)
+        r = train(config("gcn", method, epochs=10, batch=4096, set=SETTINGS.get(method, {})), data)
     except ValueError as e:
         assert "must" in str(e)
     else:
@@ -179,7 +179,7 @@ def test_learns_who_meets_whom(model):
 
 def test_the_test_pairs_never_select(data, monkeypatch):
     """Other labels of the test pairs change the reported test metrics and nothing else."""
-    first = train(config(method="set", epochs=12), data)
+    first = train(config(method="set", epochs=6), data)
 
     def turned(events, seed):
         links = split(events, seed)
@@ -187,7 +187,7 @@ def test_the_test_pairs_never_select(data, monkeypatch):
 
     split = runs.split_once
     monkeypatch.setattr(runs, "split_once", turned)
-    second = train(config(method="set", epochs=12), data)
+    second = train(config(method="set", epochs=6), data)
     assert (first["val"], first["selected_step"]) == (second["val"], second["selected_step"])
     assert first["test"] == pytest.approx(1 - second["test"]) and first["test"] != second["test"]
 
@@ -196,7 +196,7 @@ def test_batches_cover_each_pair_once_an_epoch(data):
     links = runs.split(data, 0)
     task = runs.Task(config(), data, links, torch.device("cpu"))
     batches = list(task.batches())
-    assert [b[0].numel() for b in batches[:-1]] == [256] * (len(batches) - 1)
+    assert [b[0].numel() for b in batches[:-1]] == [512] * (len(batches) - 1)
     source, target, label = (torch.cat(parts) for parts in zip(*batches, strict=True))
     key = sorted(zip(source.tolist(), target.tolist(), label.tolist(), strict=True))
     wanted = zip(links.train.source.tolist(), links.train.target.tolist(), links.train.label.tolist(), strict=True)
