@@ -106,18 +106,21 @@ def test_persistence_by_hand():
 
 
 @pytest.mark.parametrize("model", ["stgcn", "stgat"])
-@pytest.mark.parametrize("layers", [1, 2])
-def test_weight_shapes(model, layers):
-    wanted = config(model, layers=layers)
+@pytest.mark.parametrize("sizes", [{"layers": 1}, {"layers": 2}, {"layers": 1, "stride": 3}])
+def test_weight_shapes(model, sizes):
+    wanted = config(model, **sizes)
     made = {n: tuple(m.weight.shape) for n, m in linears(models.build(wanted)).items()}
     assert made == models.weight_shapes(wanted)
+    data, made = sets.ringroad(6, 100), models.build(wanted)
+    assert made(torch.randn(2, 12, 6), Copies(CSRGraph.from_edge_index(data.edge_index, 6))).shape == (2, 3, 6)
 
 
-def test_over_time_is_a_gated_convolution():
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_over_time_is_a_gated_convolution(stride):
     x, linear = torch.randn(2, 6, 5, 4), torch.nn.Linear(12, 8)
     kernel = linear.weight.view(8, 3, 4).permute(0, 2, 1)[..., None]  # [out, in, time, 1]
-    wanted = F.glu(F.conv2d(x.permute(0, 3, 1, 2), kernel, linear.bias), 1).permute(0, 2, 3, 1)
-    torch.testing.assert_close(models.over_time(x, linear), wanted)
+    wanted = F.glu(F.conv2d(x.permute(0, 3, 1, 2), kernel, linear.bias, (stride, 1)), 1).permute(0, 2, 3, 1)
+    torch.testing.assert_close(models.over_time(x, linear, stride), wanted)
 
 
 def test_copies_are_block_diagonal():
@@ -250,6 +253,7 @@ def test_missing_values_are_no_part_of_the_loss(data):
         ({"hidden": 0}, ValueError, "hidden must be a positive integer"),
         ({"model": "stgat", "hidden": 10, "heads": 4}, ValueError, "hidden must be a multiple of heads 4, got 10"),
         ({"history": 8}, ValueError, "history must be at least 9 for 2 layers, got 8"),
+        ({"history": 8, "layers": 1, "stride": 3}, ValueError, "history must be at least 9 for 1 layers, got 8"),
         ({"history": "12"}, TypeError, "history must be a positive integer"),
         ({"horizons": ()}, ValueError, "horizons must be different minutes"),
         ({"horizons": (30, 15)}, ValueError, "horizons must be different minutes, ascending"),

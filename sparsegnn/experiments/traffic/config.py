@@ -10,7 +10,7 @@ from sparsegnn.controllers import Controller
 from sparsegnn.experiments.method import DENSE, BatchSettings, check, one_of
 
 MODELS = ("stgcn", "stgat")
-SHORTER = 4  # steps by which a block shortens the past: two temporal convolutions over three steps
+WINDOW = 3  # steps that a temporal convolution sees
 
 
 @dataclass
@@ -26,6 +26,7 @@ class TrafficConfig(BatchSettings):
     layers      blocks
     heads       attention heads of stgat, which share the features
     history     steps that are known
+    stride      steps from one window of the first temporal convolution to the next: 3 leaves a third of the work
     horizons    minutes ahead of the last of them
     batch       windows in a step
     split_seed  nothing: the split is by time
@@ -39,6 +40,7 @@ class TrafficConfig(BatchSettings):
     layers: int = 2
     heads: int = 4
     history: int = 12
+    stride: int = 1
     horizons: Sequence[int] = (15, 30, 45)
     epochs: int = 10
     lr: float = 0.003
@@ -59,13 +61,13 @@ class TrafficConfig(BatchSettings):
 
     def __post_init__(self) -> None:
         one_of("model", self.model, MODELS)
-        for name in ("heads", "history"):
+        for name in ("heads", "history", "stride"):
             check(name, getattr(self, name), int, 1, math.inf, "a positive integer")
         self.check_shared()
         if self.model == "stgat" and self.hidden % self.heads:
             raise ValueError(f"hidden must be a multiple of heads {self.heads}, got {self.hidden}")
         if self.remaining < 1:
-            least = SHORTER * self.layers + 1
+            least = WINDOW + self.stride * (2 * self.layers - 1) * (WINDOW - 1)
             raise ValueError(f"history must be at least {least} for {self.layers} layers, got {self.history}")
         if isinstance(self.horizons, str) or not isinstance(self.horizons, Sequence):
             raise TypeError(f"horizons must be a list of minutes, got {self.horizons!r}")
@@ -77,8 +79,9 @@ class TrafficConfig(BatchSettings):
 
     @property
     def remaining(self) -> int:
-        """Steps of the past that the blocks leave."""
-        return self.history - SHORTER * self.layers
+        """Times that the blocks, two temporal convolutions each, leave."""
+        first = (self.history - WINDOW) // self.stride + 1
+        return first - (2 * self.layers - 1) * (WINDOW - 1)
 
     def _check_method(self, cls: type[Controller]) -> None:
         if "edges" in cls.target:

@@ -8,11 +8,10 @@ from torch.nn import functional as F
 
 from sparsegnn.experiments.models import Maker
 from sparsegnn.experiments.models.shapes import Shapes
+from sparsegnn.experiments.traffic.config import WINDOW
 from sparsegnn.graph import CSRGraph
 from sparsegnn.nn import GATConv, GCNConv
 from sparsegnn.nn.functional import activation_dropout
-
-WINDOW = 3  # steps that a temporal convolution sees
 
 
 def weight_shapes(config) -> Shapes:
@@ -36,7 +35,7 @@ def build(config) -> nn.Module:
         else:
             conv = GCNConv(config.hidden, config.hidden, **where)
         ends = (make.linear(f"blocks.{i}.{name}") for name in ("before", "after"))
-        blocks.append(Block(conv, *ends, config.hidden, config.dropout))
+        blocks.append(Block(conv, *ends, config.hidden, config.dropout, 1 if i else config.stride))
     return make.complete(Forecaster(blocks, make.linear("out.0"), make.linear("out.1")))
 
 
@@ -62,13 +61,13 @@ class Copies:
         return self._made[count]
 
 
-def over_time(x: Tensor, linear: nn.Module) -> Tensor:
+def over_time(x: Tensor, linear: nn.Module, stride: int = 1) -> Tensor:
     """A gated temporal convolution: ``a * sigmoid(b)``, ``[a, b] = linear`` of :data:`WINDOW` steps side by side.
 
-    ``x`` [B, T, N, F] becomes [B, T - WINDOW + 1, N, H].
+    ``x`` [B, T, N, F] becomes [B, (T - WINDOW) // stride + 1, N, H].
     """
-    left = x.size(1) - WINDOW + 1
-    return F.glu(linear(torch.cat([x[:, i : i + left] for i in range(WINDOW)], -1)), -1)
+    last = x.size(1) - WINDOW + 1
+    return F.glu(linear(torch.cat([x[:, i : i + last : stride] for i in range(WINDOW)], -1)), -1)
 
 
 class Block(nn.Module):
@@ -77,15 +76,17 @@ class Block(nn.Module):
     Args:
         conv: graph layer, called with features of all batches, times and sensors, and a graph of as many nodes.
         before, after: linear maps of the temporal convolutions.
+        stride: of the first of them.
     """
 
-    def __init__(self, conv: nn.Module, before: nn.Module, after: nn.Module, hidden: int, dropout: float):
+    def __init__(self, conv: nn.Module, before: nn.Module, after: nn.Module, hidden: int, dropout: float,
+                 stride: int = 1):  # fmt: skip
         super().__init__()
         self.before, self.conv, self.after, self.norm = before, conv, after, nn.LayerNorm(hidden)
-        self.dropout = dropout
+        self.dropout, self.stride = dropout, stride
 
     def forward(self, x: Tensor, copies: Copies) -> Tensor:
-        x = over_time(x, self.before)
+        x = over_time(x, self.before, self.stride)
         y = self.conv(x.flatten(0, 2), copies.of(x.size(0) * x.size(1)))
         y = activation_dropout(y, None, F.relu, self.dropout, self.training)
         return self.norm(over_time(y.view(x.shape), self.after))
