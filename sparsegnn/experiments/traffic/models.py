@@ -71,7 +71,7 @@ def over_time(x: Tensor, linear: nn.Module, stride: int = 1) -> Tensor:
 
 
 class Block(nn.Module):
-    """``norm(after(relu(conv(before(x)))))``: time, sensors, time (Yu et al., STGCN, IJCAI 2018).
+    """``norm(after(relu(conv(y) + y)))``, ``y = before(x)``: time, sensors, time (Yu et al., STGCN, IJCAI 2018).
 
     Args:
         conv: graph layer, called with features of all batches, times and sensors, and a graph of as many nodes.
@@ -87,7 +87,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, copies: Copies) -> Tensor:
         x = over_time(x, self.before, self.stride)
-        y = self.conv(x.flatten(0, 2), copies.of(x.size(0) * x.size(1)))
+        rows = x.flatten(0, 2)
+        y = rows + self.conv(rows, copies.of(x.size(0) * x.size(1)))
         y = activation_dropout(y, None, F.relu, self.dropout, self.training)
         return self.norm(over_time(y.view(x.shape), self.after))
 
