@@ -152,7 +152,7 @@ def _refuse(file: _File, meta: dict) -> None:
         raise file.error(f"set without features (no array 'x' or 'x_data'){part}: a feature matrix is needed")
 
 
-def _meta(file: _File) -> dict:
+def meta_of(file: _File) -> dict:
     value, text = file.get("meta", (), "U", "JSON text", MOST_META), None
     try:
         text = value.astype(value.dtype.newbyteorder("<")).tobytes().decode("utf-32-le").rstrip("\0")
@@ -209,21 +209,27 @@ def _masks(file: _File, y: np.ndarray) -> dict[str, np.ndarray]:
     return masks
 
 
+def open_npz(path: str | Path) -> _File:
+    """The file at `path`, nothing of which has been read."""
+    path = Path(path)
+    try:
+        if not path.is_file():
+            raise ValueError(f"{path}: " + ("not a file" if path.exists() else "no such file"))
+        return _File(path)
+    except OSError as e:
+        raise ValueError(f"{path}: cannot be read: {e}") from e
+
+
 def load_npz(path: str | Path, split_seed: int = 0, normalize: bool | None = None) -> GraphData:
     """The graph in `path`. `normalize` divides feature rows by their sum; None does so for CSR (bag-of-words) features.
 
     A set without masks gets a 60/20/20 split over its labelled nodes by `split_seed`.
     """
     path = Path(path)
-    try:
-        if not path.is_file():
-            raise ValueError(f"{path}: " + ("not a file" if path.exists() else "no such file"))
-        file = _File(path)
-    except OSError as e:
-        raise ValueError(f"{path}: cannot be read: {e}") from e
+    file = open_npz(path)
     with file.archive:
         file.header("edge_index")  # that it is missing is said before all else
-        meta = _meta(file)
+        meta = meta_of(file)
         _refuse(file, meta)
         num_nodes = int(file.integers("num_nodes", (), 1, 2**31))
         arrays = {"edge_index": file.integers("edge_index", (2, None), 0, num_nodes)}

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field, fields
 import torch
 
 from sparsegnn import _files, _native
-from sparsegnn.controllers import Controller, registry
-from sparsegnn.controllers.distributions import DISTRIBUTIONS
-from sparsegnn.controllers.settings import shown
+from sparsegnn.controllers import Controller
+from sparsegnn.experiments.method import DENSE as DENSE
+from sparsegnn.experiments.method import MethodSettings, check, one_of
+from sparsegnn.experiments.method import is_plain as is_plain
 from sparsegnn.experiments.models import BACKENDS, MODELS, ROWWISE
-from sparsegnn.pattern import PATTERNS
 
-DENSE = "dense"  # the method that is none
 DEFAULT = "rigl"  # where a sparsity is asked for and no method
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
@@ -28,12 +27,10 @@ RECIPES = {
     "sign": {"hidden": 64, "lr": 0.01, "dropout": 0.5},
     "mlp": {"hidden": 64, "lr": 0.01, "dropout": 0.5},
 }
-#: settings that methods share, which have an option each
-COMMON = ("sparsity", "distribution", "update_every", "stop_at", "drop_fraction")
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(MethodSettings):
     """A training run. None means the recipe of the model or method, or a value that follows from the others.
 
     hidden          width of a hidden layer; for GAT the width per head, 8; of the others 64
@@ -92,22 +89,22 @@ class TrainConfig:
     save: str | None = None
 
     def __post_init__(self) -> None:
-        _one_of("model", self.model, MODELS)
+        one_of("model", self.model, MODELS)
         cls = self.controller
-        _one_of("backend", self.backend, BACKENDS)
+        one_of("backend", self.backend, BACKENDS)
         recipe = RECIPES[self.model]
         self.hidden = recipe["hidden"] if self.hidden is None else self.hidden
         self.lr = recipe["lr"] if self.lr is None else self.lr
         self.dropout = recipe["dropout"] if self.dropout is None else self.dropout
         self.input_dropout = self.dropout if self.input_dropout is None else self.input_dropout
         for name in ("hidden", "layers", "heads", "epochs", "eval_every"):
-            _check(name, getattr(self, name), int, 1, math.inf, "a positive integer")
+            check(name, getattr(self, name), int, 1, math.inf, "a positive integer")
         for name in ("seed", "split_seed"):
-            _check(name, getattr(self, name), int, 0, 2**63, "an integer in [0, 2^63)")
-        _check("lr", self.lr, float, 0.0, 1e31, "in [0, 1e31)")
-        _check("weight_decay", self.weight_decay, float, 0.0, 1e31, "in [0, 1e31)")
+            check(name, getattr(self, name), int, 0, 2**63, "an integer in [0, 2^63)")
+        check("lr", self.lr, float, 0.0, 1e31, "in [0, 1e31)")
+        check("weight_decay", self.weight_decay, float, 0.0, 1e31, "in [0, 1e31)")
         for name in ("dropout", "input_dropout"):
-            _check(name, getattr(self, name), float, 0.0, 1.0, "in [0, 1)")
+            check(name, getattr(self, name), float, 0.0, 1.0, "in [0, 1)")
         self._check_model()
         self._check_common()
         self._check_set(cls)
@@ -127,10 +124,10 @@ class TrainConfig:
 
     def _check_model(self) -> None:
         """What the network is made of."""
-        _one_of("dtype", self.dtype, tuple(DTYPES))
+        one_of("dtype", self.dtype, tuple(DTYPES))
         if self.model == "sign":
             self.hops = 2 if self.hops is None else self.hops
-            _check("hops", self.hops, int, 0, 33, "an integer in [0, 32]")
+            check("hops", self.hops, int, 0, 33, "an integer in [0, 32]")
         elif self.hops is not None:
             raise ValueError(f"hops must be left out for model {self.model!r}, only sign has them, got {self.hops}")
         if self.residual and self.layers < 3:
@@ -140,7 +137,7 @@ class TrainConfig:
             raise ValueError(f"layer_norm must be used with at least 2 layers, got {self.layers}")
         if self.maxk is not None:
             width = self.hidden * (self.heads if self.model == "gat" else 1)
-            _check("maxk", self.maxk, int, 1, width + 1, f"in [1, {width}], the width of a hidden layer")
+            check("maxk", self.maxk, int, 1, width + 1, f"in [1, {width}], the width of a hidden layer")
             if self.layers < 2:
                 raise ValueError(f"maxk must be used with at least 2 layers, got {self.layers}")
         if self.backend == "pyg":
@@ -150,107 +147,14 @@ class TrainConfig:
             if self.model in ROWWISE:
                 raise ValueError(f"model must be one of PyG's graph layers for backend 'pyg', got {self.model!r}")
 
-    @property
-    def controller(self) -> type[Controller] | None:
-        """The class of the method, None for a dense run."""
-        if not isinstance(self.method, str):
-            raise TypeError(f"method must be a name or 'module:Class', got {type(self.method).__name__}")
-        return None if self.method == DENSE else registry.find(self.method, others=(DENSE,))
-
-    def common(self) -> dict:
-        """What the options say of the settings that methods share; the rest is the method's recipe."""
-        given = {name: value for name in COMMON if (value := getattr(self, name)) is not None}
-        start = self.controller.recipe(self.epochs).get("start_at", 0)
-        stop = self.set.get("stop_at", self.stop_at)
-        if isinstance(stop, int) and start > stop:
-            given["start_at"] = stop
-        return {**given, "seed": self.seed}
-
-    def _check_common(self) -> None:
-        if self.update_every is not None:
-            _check("update_every", self.update_every, int, 1, math.inf, "a positive integer")
-        if self.stop_at is not None:
-            _check("stop_at", self.stop_at, int, 1, self.epochs + 1, f"in [1, {self.epochs}], the number of epochs")
-        if self.sparsity is not None:
-            _check("sparsity", self.sparsity, float, 0.0, 1.0, "in [0, 1)")
-        if self.drop_fraction is not None:
-            _check("drop_fraction", self.drop_fraction, float, 0.0, 1.0 + 1e-9, "in [0, 1]")
-        if self.distribution is not None and not isinstance(self.distribution, Mapping):
-            _one_of("distribution", self.distribution, DISTRIBUTIONS)
-        if self.pattern is not None:
-            _one_of("pattern", self.pattern, PATTERNS)
-
-    def _check_set(self, cls: type[Controller] | None) -> None:
-        if not isinstance(self.set, Mapping):
-            raise TypeError(f"set must be a dict of settings, got {type(self.set).__name__}")
-        if cls is None and self.set:
-            raise ValueError(f"set must be empty for method 'dense', which has no settings, got {shown(self.set)}")
-        for name, value in self.set.items():
-            registry.check_setting(cls, name)
-            if not is_plain(value):
-                raise TypeError(f"set must have numbers, texts, lists and dicts, got {name}={shown(value)}")
-        for name in {"sparsity", "distribution"} & self.set.keys():  # of which the model is made too
-            if getattr(self, name) not in (None, self.set[name]):
-                raise ValueError(f"{name} must be given once, got {getattr(self, name)} and, in set, {self.set[name]}")
-            setattr(self, name, self.set[name])
-        self._check_common()
-
-    def _check_dense(self) -> None:
-        self.sparsity = 0.0 if self.sparsity is None else self.sparsity
-        if self.sparsity:
-            raise ValueError(f"sparsity must be 0 for method 'dense', got {self.sparsity}: choose another method")
-        if self.pattern not in (None, "unstructured"):
-            raise ValueError(f"pattern must be 'unstructured' for method 'dense', got {self.pattern!r}")
-
     def _check_method(self, cls: type[Controller]) -> None:
-        known = registry.settings(cls)
         if self.model in ROWWISE and "edges" in cls.target:
             raise ValueError(f"model must be one that aggregates in each step for method {self.method!r}, which "
                              f"removes edges, got {self.model!r}")  # fmt: skip
         if self.maxk is not None and any(word in cls.target for word in ("activations", "embeddings")):
             raise ValueError(f"maxk must be left out for method {self.method!r}, which puts MaxK into the model "
                              f"itself, got {self.maxk}")  # fmt: skip
-        builds = ("sparsity", "distribution") if cls.start == "sparse" else ()  # of which the model is made
-        for name in COMMON:
-            if getattr(self, name) is not None and name not in (*known, *builds):
-                has = ", ".join(n for n in COMMON if n in known) or "none of the others"
-                raise ValueError(f"{name} must be left out for method {self.method!r}, which has no such setting (of "
-                                 f"these it has {has}; all: sparsegnn methods {self.method})")  # fmt: skip
-        if self.sparsity == 0:
-            raise ValueError(f"sparsity must be above 0 for method {self.method!r}, got {self.sparsity}")
-        if self.pattern is not None and cls.start == "plain":
-            raise ValueError(f"pattern must be left out for method {self.method!r}, which takes the model as it is")
-        if self.pattern is None and cls.start != "plain":
-            self.pattern = cls.patterns if cls.patterns in PATTERNS else "unstructured"
-        if cls.start == "sparse":
-            if self.distribution == "global":
-                raise ValueError(f"distribution must not be 'global' for method {self.method!r}, which starts sparse, "
-                                 "without magnitudes to compare: use erk, er or uniform")  # fmt: skip
-            own = {n: p.default for n, p in known.items()} | cls.recipe(self.epochs)
-            default = 0.5 if self.pattern == "2:4" else own.get("sparsity") or 0.9
-            self.sparsity = default if self.sparsity is None else self.sparsity
-            self.distribution = own.get("distribution") or "erk" if self.distribution is None else self.distribution
-
-
-def is_plain(value: object) -> bool:
-    """Whether a value can be written down: in JSON, and in a checkpoint that is loaded as weights only."""
-    if isinstance(value, Mapping):
-        return all(isinstance(k, str) and is_plain(v) for k, v in value.items())
-    if isinstance(value, (list, tuple)):
-        return all(map(is_plain, value))
-    return value is None or type(value) in (bool, int, float, str)
-
-
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def _check(name: str, value: object, kind: type, low: float, high: float, expected: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int):
-        raise TypeError(f"{name} must be {expected}, got {value!r}")
-    if not low <= value < high:  # False for NaN
-        raise ValueError(f"{name} must be {expected}, got {value}")
+        super()._check_method(cls)
 
 
 def check_device(name: str) -> torch.device:

@@ -3,6 +3,7 @@
 from sparsegnn.experiments.models.build import BACKENDS as BACKENDS
 from sparsegnn.experiments.models.build import MODELS as MODELS
 from sparsegnn.experiments.models.build import ROWWISE as ROWWISE
+from sparsegnn.experiments.models.build import Maker as Maker
 from sparsegnn.experiments.models.build import build as build
 from sparsegnn.experiments.models.build import edge_count as edge_count
 from sparsegnn.experiments.models.build import inputs_of as inputs_of

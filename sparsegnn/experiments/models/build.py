@@ -16,7 +16,7 @@ MODELS = ("gcn", "gat", "sage", "gin", "sign", "mlp")
 ROWWISE = ("sign", "mlp")  # of which a node's logits need no other node
 
 
-class _Maker:
+class Maker:
     """Makes the parts of a model: linear maps by name, each with its sparsity."""
 
     def __init__(self, config, shapes: Shapes):
@@ -40,11 +40,19 @@ class _Maker:
         """For the constructor of a layer that makes the map ``name`` itself."""
         return {"sparsity": self.sparsity[name], "pattern": self.patterns[name]} if self.sparsity else {}
 
+    def complete(self, model: nn.Module) -> nn.Module:
+        """The model as the method starts with it: with all weights in sparse layers, of a method that starts dense."""
+        if self.start == "dense":
+            for name in self.shapes:
+                whole = SparseLinear.from_dense(model.get_submodule(name), sparsity=0.0, pattern=self.patterns[name])
+                model.set_submodule(name, whole)
+        return model
+
 
 def build(config, data) -> nn.Module:
     """The model of a TrainConfig for a graph; random weights, drawn from torch's generator."""
     shapes = weight_shapes(config, data.num_features, data.num_classes)
-    make = _Maker(config, shapes)
+    make = Maker(config, shapes)
     hidden = config.hidden * (config.heads if config.model == "gat" else 1)
     norms = [nn.LayerNorm(hidden) for _ in range(config.layers - 1)] if config.layer_norm else []
     between = {"norms": norms, "residual": config.residual}
@@ -55,14 +63,10 @@ def build(config, data) -> nn.Module:
     else:
         convs, activation = _CONVS[config.model](make)
         model = GNN(convs, activation, config.dropout, config.input_dropout, **between)
-    if make.start == "dense":
-        for name in shapes:
-            whole = SparseLinear.from_dense(model.get_submodule(name), sparsity=0.0, pattern=make.patterns[name])
-            model.set_submodule(name, whole)
-    return model
+    return make.complete(model)
 
 
-def _gcn(make: _Maker):
+def _gcn(make: Maker):
     """With what follows a layer fused into it where nothing comes between."""
     config = make.config
     conv, convs = _layers(config.backend).GCNConv, []
@@ -78,7 +82,7 @@ def _gcn(make: _Maker):
     return convs, None if fused or config.maxk is not None else F.relu
 
 
-def _gat(make: _Maker):
+def _gat(make: Maker):
     """Hidden layers concatenate their heads, the last has one."""
     config = make.config
     conv, convs = _layers(config.backend).GATConv, []
@@ -89,7 +93,7 @@ def _gat(make: _Maker):
     return convs, F.elu if config.maxk is None else MaxK(config.maxk)
 
 
-def _sage(make: _Maker):
+def _sage(make: Maker):
     config, convs = make.config, []
     for i in range(config.layers):
         outputs, inputs = make.shapes[f"convs.{i}.lin_l"]
@@ -100,7 +104,7 @@ def _sage(make: _Maker):
     return convs, F.relu if config.maxk is None else MaxK(config.maxk, compressed=True)
 
 
-def _gin(make: _Maker):
+def _gin(make: Maker):
     config = make.config
     conv, convs = _layers(config.backend).GINConv, []
     for i in range(config.layers):
