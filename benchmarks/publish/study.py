@@ -1,0 +1,79 @@
+"""Makes the tables of docs/study.md and its figures from committed results: ``python benchmarks/publish/study.py``.
+
+Reads every ``results/<device>/study_*.jsonl``, which ``sparsegnn study benchmarks/study/NAME.toml`` writes. What stands
+outside of the page's two markers is written by hand.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run by its path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from harness import FOLDER  # noqa: E402
+
+from sparsegnn.study import plots, tables  # noqa: E402
+from sparsegnn.study.results import Net, read  # noqa: E402
+
+PAGE = FOLDER.parent / "docs" / "study.md"
+FIGURES = FOLDER / "figures" / "study"
+BEGIN, END = "<!-- tables:", "<!-- /tables -->"
+NOTE = f"{BEGIN} made by `python benchmarks/publish/study.py` from benchmarks/results/*/study_*.jsonl; do not edit -->"
+SHOWN = ("score_sparsity", "speedup", "score_time")  # figures on the page; the others are beside them
+TITLES = {"nodes": "Node classification", "links": "Temporal link prediction", "traffic": "Traffic forecasting"}
+
+
+def markdown(table: tables.Table) -> str:
+    lines = ["| " + " | ".join(name for name, *_ in table.head) + " |"]
+    lines.append("|" + "|".join("---:" if number else "---" for *_, number in table.head) + "|")
+    lines += ["| " + " | ".join(cell.text.replace("|", "\\|") for cell in row) + " |" for row in table.rows]
+    return "\n".join(lines)
+
+
+def details(view: plots.View, net: Net) -> str:
+    """All cases of a net, folded away."""
+    parts = [f"<details><summary>{net.title}: {tables.answer(view, net)}</summary>"]
+    parts += [markdown(tables.summary(view, net)), "Against narrower dense nets that cost the same, and masks:",
+              markdown(tables.against(view, net)), "</details>"]  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def section(path: Path) -> str:
+    """A study's tables; its figures are drawn."""
+    name = path.stem.removeprefix("study_")
+    view, folder = plots.View(read([path])), FIGURES / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    made, _ = plots.save(view, folder)
+    for picture in (made_path for made_path in map(Path, made) if made_path.suffix == ".png"):
+        picture.unlink()  # the page shows the SVGs
+    parts = [f"## {TITLES.get(name, name)}", where(view), markdown(tables.overview(view))]
+    parts += [f"![{figure}](../benchmarks/figures/study/{name}/{figure}.svg)"
+              for figure in SHOWN if (folder / f"{figure}.svg").is_file()]  # fmt: skip
+    if view.results.failed:
+        parts += ["Runs that failed:", markdown(tables.failures(view))]
+    return "\n\n".join(parts + [details(view, net) for net in view.nets])
+
+
+def where(view: plots.View) -> str:
+    rows = view.results.rows
+    machines = dict.fromkeys(net.machine for net in view.nets)
+    seconds = sum(row.seconds_training for row in rows)
+    return f"{len(rows)} runs, {seconds / 3600:.1f} hours of training in all, on {'; '.join(machines)}."
+
+
+def main() -> int:
+    order = list(TITLES)
+    paths = sorted((FOLDER / "results").glob("*/study_*.jsonl"),
+                   key=lambda p: order.index(n) if (n := p.stem.removeprefix("study_")) in order else 99)  # fmt: skip
+    page = PAGE.read_text()
+    before, after = page[: page.index(BEGIN)], page[page.index(END) :]
+    PAGE.write_text("\n\n".join([before.rstrip(), NOTE, *map(section, paths), after]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
