@@ -220,6 +220,13 @@ def test_learns_more_than_persistence(model):
     assert dense["test"] < 0.6 * level and sparse["test"] < 0.8 * level
 
 
+@pytest.mark.parametrize("method", ["static", "rigl", "set"])
+def test_sparsity_is_that_of_all_layers_where_some_are_full(data, method):
+    """ERK leaves the narrow layers all their weights; the others then have fewer."""
+    r = train(config(method=method, hidden=64, stride=3, epochs=1, batch=150), data)
+    assert r["layers"]["out.1"] == [[0, 0.0]] and abs(r["sparsity"] - 0.9) < 0.001
+
+
 def test_sparse_runs_need_fewer_flops(data):
     dense, sparse = (train(config(method=m, hidden=32), data) for m in ("dense", "static"))
     assert sparse["flops_weights"] < dense["flops_weights"] / 4

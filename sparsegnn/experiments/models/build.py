@@ -41,9 +41,10 @@ class Maker:
         return {"sparsity": self.sparsity[name], "pattern": self.patterns[name]} if self.sparsity else {}
 
     def complete(self, model: nn.Module) -> nn.Module:
-        """The model as the method starts with it: with all weights in sparse layers, of a method that starts dense."""
-        if self.start == "dense":
-            for name in self.shapes:
+        """The model as the method starts with it: layers that have all their weights are sparse ones too, or the method
+        would take its sparsity as that of the others."""
+        for name in self.shapes if self.start != "plain" else ():
+            if self.start == "dense" or not self.sparsity[name]:
                 whole = SparseLinear.from_dense(model.get_submodule(name), sparsity=0.0, pattern=self.patterns[name])
                 model.set_submodule(name, whole)
         return model
