@@ -15,11 +15,16 @@ from sparsegnn.nn.features import dense_features, is_sparse
 class MaskedLinear(inner.Linear):
     """``x @ (weight * mask).T``: all the work of a dense layer, and the mask on top."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
+        """Without the bias."""
         weight = self.weight * self.mask
-        if is_sparse(x):
-            return dense_features("MaskedLinear", x, weight.t())
-        return nn.functional.linear(x, weight, self.bias)
+        return dense_features("MaskedLinear", x, weight.t()) if is_sparse(x) else nn.functional.linear(x, weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.bias is None or is_sparse(x):
+            y = self.product(x)
+            return y if self.bias is None else y + self.bias
+        return nn.functional.linear(x, self.weight * self.mask, self.bias)
 
 
 class MaskedDense(Controller):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import addmm_flop, flop_registry
 
 from sparsegnn.nn.features import dense_features, is_sparse, sparse_features
-from sparsegnn.nn.inner import Linear, is_plain
+from sparsegnn.nn.inner import Linear, is_plain, is_unwatched
 from sparsegnn.nn.linear import SparseLinear
 from sparsegnn.ops._autograd import transformed
 from sparsegnn.ops.sparse_linear import apply as sparse_linear
@@ -18,8 +18,8 @@ flop_registry.setdefault(torch.ops.aten.addmm_, addmm_flop)  # a product as any 
 
 def product(linear: nn.Module, x: Tensor) -> Tensor | None:
     """``x W^T`` without the bias of ``linear``; None where only a call of it will do."""
-    if not is_plain(linear):
-        return None
+    if not is_plain(linear):  # a class of its own may say what it is without the bias
+        return linear.product(x) if hasattr(type(linear), "product") and is_unwatched(linear) else None
     if type(linear) in DENSE:
         w = linear.weight
         return nn.functional.linear(x, w) if x.layout == torch.strided else dense_features("Linear", x, w.t())
