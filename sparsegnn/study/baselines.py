@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from sparsegnn.study import tasks
+
 #: what is compared, as a key of a row, or a function of one
 QUANTITIES: dict[str, Callable[[Mapping], float]] = {
     "weights": lambda row: row["weights"],
@@ -49,7 +51,7 @@ class Widths:
         return width, {"quantity": NAMES[matches], "aimed_at": aim}
 
     def _of_weights(self, aim: float, allowed: list[int], config: object, data: object) -> int:
-        count = functools.cache(lambda width: dense_weights(replace(config, hidden=width), data, self.train))
+        count = functools.cache(lambda width: dense_weights(replace(config, hidden=width), data))
         above = bisect.bisect_right(allowed, aim, key=count)
         return min(allowed[max(0, above - 1) : above + 1], key=lambda width: (abs(count(width) - aim), width))
 
@@ -88,12 +90,6 @@ def interpolated(aim: float, widths: Sequence[int], costs: Sequence[float]) -> f
     return float(np.interp(aim, rising[at], np.asarray(widths)[at]))
 
 
-def dense_weights(config: object, data: object, train: Callable[..., dict]) -> int:
-    """Weights of the linear maps of a dense net: by their shapes where these are known, else by a training."""
-    from sparsegnn.experiments.config import TrainConfig
-    from sparsegnn.experiments.models import weight_shapes
-
-    if isinstance(config, TrainConfig):
-        shapes = weight_shapes(config, data.num_features, data.num_classes)
-        return sum(rows * cols for rows, cols in shapes.values())
-    return train(replace(config, epochs=1, eval_every=1), data)["weights_dense"]
+def dense_weights(config: object, data: object) -> int:
+    """Weights of the linear maps of a dense net, by their shapes."""
+    return sum(rows * columns for rows, columns in tasks.weight_shapes(config, data).values())

@@ -47,6 +47,13 @@ def find(name: str) -> Task:
     return Task(name, config, train)
 
 
+def weight_shapes(config: object, data: object) -> dict[str, tuple[int, int]]:
+    """``{name: (outputs, inputs)}`` of every linear map of the net of these settings on these data."""
+    package = type(config).__module__.rpartition(".")[0]  # beside the settings of a task are its models
+    sizes = (data.num_features, data.num_classes) if isinstance(config, find("nodes").config) else ()
+    return importlib.import_module(f"{package}.models").weight_shapes(config, *sizes)
+
+
 @dataclass(frozen=True)
 class Facts:
     """What a graph says of the cost of a run: its sizes; 0 where they are not known."""

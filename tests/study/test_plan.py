@@ -1,5 +1,6 @@
 """The runs of a configuration: which, in which order, with which names and ids; and widths of nets of equal cost."""
 
+import importlib
 import itertools
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ from study.tiny import TOML, write
 
 from sparsegnn.experiments.models import build, weight_counts
 from sparsegnn.study import tasks
-from sparsegnn.study.baselines import Widths, interpolated, short
+from sparsegnn.study.baselines import Widths, dense_weights, interpolated, short
 from sparsegnn.study.config import read
 from sparsegnn.study.plan import plan
 from sparsegnn.study.progress import Estimate, duration
@@ -99,6 +100,17 @@ def test_width_of_equal_weights_is_the_nearest(tmp_path, model):
         width, about = Widths(None).find("weights", [{"weights": aim}], config, data)
         assert abs(counts[width - 1] - aim) == min(abs(c - aim) for c in counts), aim
         assert about == {"quantity": "weights", "aimed_at": aim}
+
+
+@pytest.mark.parametrize(
+    "task, model", [("links", "walk"), ("links", "gcn"), ("traffic", "stgcn"), ("traffic", "stgat")]
+)
+def test_weights_of_other_tasks_are_those_of_their_models(task, model):
+    found = tasks.find(task)
+    config = found.config(data={"links": "meetings", "traffic": "ringroad"}[task], model=model, hidden=16)
+    models = importlib.import_module(f"{type(config).__module__.rpartition('.')[0]}.models")
+    built = models.build(config, 7) if task == "links" else models.build(config)
+    assert dense_weights(config, None) == weight_counts(built)[1]
 
 
 @pytest.mark.parametrize("matches", ["time", "memory"])
