@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
+from numbers import Integral
 
 from torch import nn
 
@@ -68,7 +69,7 @@ def sparsify(
     check_sparsity(sparsity, op, "unstructured" if named else pattern)
     if pattern == "2:4" and not named and distribution in DISTRIBUTIONS:
         distribution = "uniform"
-    if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
+    if isinstance(rows, bool) or not isinstance(rows, Integral) or rows < 1:
         raise ValueError(f"{op}: rows must be a positive integer, got {rows!r}")
     model = model if inplace else copy.deepcopy(model)
     targets = {name: m for name, m in linears(model).items() if _wanted(op, model, name, m, include, exclude)}

@@ -55,10 +55,11 @@ class CSRGraph:
         Args:
             num_nodes: number of nodes, or ``(M, N)`` = (targets, sources) when bipartite; None: largest index + 1,
                 as long as that takes memory in proportion to the edges.
-            edge_weight: ``[E]``, floating point, in the order of ``edge_index``; differentiable.
+            edge_weight: ``[E]`` or ``[E, 1]``, floating point, in the order of ``edge_index``; differentiable.
         """
         formats.check_edge_index(edge_index)
         rows, cols = formats.size_of(num_nodes, edge_index)
+        edge_weight = formats.flat_weight(edge_weight)
         crow, col, perm = formats.sort_edges(edge_index, rows, cols)
         check_weight("edge_weight", edge_weight, col)
         graph = cls(crow, col, None if edge_weight is None else edge_weight.index_select(0, perm), cols, perm)
@@ -76,7 +77,7 @@ class CSRGraph:
         """
         formats.check_csr(crow, col, num_cols)
         check_weight("val", val, col)
-        num_cols = crow.numel() - 1 if num_cols is None else num_cols
+        num_cols = crow.numel() - 1 if num_cols is None else formats.count("num_cols", num_cols)
         return cls(formats.int32_copy(crow), formats.int32_copy(col), own(val), num_cols)
 
     @classmethod
@@ -140,6 +141,7 @@ class CSRGraph:
         Of a graph whose self-loops were removed that is the list with them; where self-loops were added, behind the
         list comes one weight per node, which counts where its loop is new.
         """
+        edge_weight = formats.flat_weight(edge_weight)
         check_weight("edge_weight", edge_weight, self.col, self.given)
         ordered = edge_weight is None or self.perm is None
         val = own(edge_weight) if ordered else edge_weight.index_select(0, self.perm)

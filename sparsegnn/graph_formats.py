@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -83,12 +84,18 @@ def check_weight(name: str, weight, col: Tensor, given: int | None = None) -> No
         fail(f"{name} must be on the graph's device {col.device}", weight.device)
 
 
-def _count(name: str, n) -> int:
-    if isinstance(n, bool) or not isinstance(n, (int, torch.SymInt)):
+def flat_weight(weight):
+    """Edge weights ``[E, 1]`` as ``[E]``; anything else as it is."""
+    column = isinstance(weight, Tensor) and weight.dim() == 2 and weight.size(1) == 1
+    return weight.squeeze(1) if column else weight
+
+
+def count(name: str, n) -> int:
+    if isinstance(n, bool) or not isinstance(n, (Integral, torch.SymInt)):
         fail(f"{name} must be an int, or (targets, sources)", repr(n), TypeError)
     if not 0 <= n < LIMIT:
         fail(f"{name} must be in [0, 2^31 - 1)", n)
-    return n
+    return n if isinstance(n, torch.SymInt) else int(n)
 
 
 def size_of(num_nodes, edge_index: Tensor) -> tuple[int, int]:
@@ -104,8 +111,8 @@ def size_of(num_nodes, edge_index: Tensor) -> tuple[int, int]:
     if isinstance(num_nodes, (tuple, list)):
         if len(num_nodes) != 2:
             fail("num_nodes must be an int, or (targets, sources)", repr(num_nodes))
-        return _count("num_nodes", num_nodes[0]), _count("num_nodes", num_nodes[1])
-    return (_count("num_nodes", num_nodes),) * 2
+        return count("num_nodes", num_nodes[0]), count("num_nodes", num_nodes[1])
+    return (count("num_nodes", num_nodes),) * 2
 
 
 def sort_edges(edge_index: Tensor, rows: int, cols: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,7 +139,7 @@ def check_csr(crow, col, num_cols) -> None:
             fail(f"{name} must hold data", "a tensor on meta")
     if crow.device != col.device:
         fail(f"col must be on the device of crow, {crow.device}", col.device)
-    n = crow.numel() - 1 if num_cols is None else _count("num_cols", num_cols)
+    n = crow.numel() - 1 if num_cols is None else count("num_cols", num_cols)
     falls = (crow[1:] < crow[:-1]).any()  # not by differences, which wrap
     if crow[0] != 0 or falls or crow[-1] != col.numel():
         where = f"{int(crow[0])} .. {int(crow[-1])}" + (" with a decrease" if falls else "")
@@ -157,9 +164,9 @@ def check_loaded(crow, col, val, num_cols, perm, num_given) -> None:
         check_index(name, t, "[E]", lambda t: t.dim() == 1)
         if t.dtype != torch.int32 or not t.is_contiguous():
             fail(f"{name} must be int32 and contiguous", _describe(t), TypeError)
-    _count("num_cols", num_cols)
+    count("num_cols", num_cols)
     if num_given is not None:
-        _count("num_given", num_given)
+        count("num_given", num_given)
     if not crow.is_meta:
         check_csr(crow, col, num_cols)
     check_weight("val", val, col)

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from sparsegnn.nn import GCN2Conv, SparseLinear
 from sparsegnn.nn.inner import Linear as InnerLinear
 from sparsegnn.nn.sparse_weight import SparseWeight
-from sparsegnn.pyg.products import pyg
+from sparsegnn.pyg.products import is_pygs, pyg
 
 #: modules that only hold others, so that the one around them calls
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
@@ -40,9 +40,8 @@ def staying_dense(model: nn.Module) -> list[Dense]:
     torch's recurrent and attention layers hold."""
     found = [Dense(name, m.weight.numel(), reason) for name, (m, reason) in _judged(model).items()
              if reason is not None and not is_lazy(m.weight)]  # fmt: skip
-    known = () if pyg() is None else (pyg().MessagePassing,)
     for name, module in model.named_modules():
-        if isinstance(module, (*known, *HOLDERS)):
+        if is_pygs(module) or isinstance(module, HOLDERS):
             held = {n: p for n, p in module.named_parameters(recurse=False) if not is_lazy(p)}
             matrices = {
                 n: p for n, p in held.items() if p.dim() > 1 and min(p.shape[-2:]) > 1 and n.startswith(WEIGHTS)
@@ -80,7 +79,7 @@ def _reason(modules: dict, name: str, m: nn.Module, pyg_linear: tuple) -> str | 
         return f"{kind.__name__} has a forward of its own"
     if not plain and (m._modules or m._buffers or set(m._parameters) - {"weight", "bias"}):
         return f"{kind.__name__} holds more than a weight and a bias"
-    convolution = pyg_linear and isinstance(parent, pyg().MessagePassing)
+    convolution = is_pygs(parent)
     if parent is None or (plain and not convolution):
         return None
     if convolution and name.rpartition(".")[2] == "lin_edge":
@@ -136,7 +135,7 @@ def dense_of(parent: nn.Module, layer: SparseLinear) -> nn.Module | nn.Parameter
         weight = layer.to_dense().weight
         return nn.Parameter(weight.detach().t().contiguous(), requires_grad=weight.requires_grad)
     dense, (kind, settings) = layer.to_dense(), getattr(layer, "dense_kind", (None, None))
-    if kind is None and pyg() is not None and isinstance(parent, pyg().MessagePassing):
+    if kind is None and is_pygs(parent):
         kind, settings = pyg().Linear, dict(in_channels=layer.in_features, out_channels=layer.out_features,
                                             weight_initializer="glorot", bias_initializer=None)  # fmt: skip
     if kind is not None:

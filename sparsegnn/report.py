@@ -13,7 +13,7 @@ from sparsegnn import _console, _info, _native, policy
 from sparsegnn.nn import GCN2Conv
 from sparsegnn.nn import linear as _linear
 from sparsegnn.nn import sparse_weight as _sparse_weight
-from sparsegnn.pyg.products import pyg
+from sparsegnn.pyg.products import is_pygs, pyg
 from sparsegnn.pyg.route import OURS, route_of
 
 #: the op that a layer of ours calls
@@ -42,7 +42,7 @@ def summary(model: nn.Module, *, show: bool = True) -> list[dict]:
     rows = [
         _row(name or type(model).__name__, module, seen)
         for name, module in model.named_modules()
-        if _is_convolution(module) or any(True for _ in module.parameters(recurse=False))
+        if is_pygs(module) or any(True for _ in module.parameters(recurse=False))
     ]
     stored = sum(row["weights"] for row in rows)
     missing = sum(row.pop("missing") for row in rows)
@@ -89,10 +89,6 @@ def _row(name: str, module: nn.Module, seen: set[int]) -> dict:
     return row
 
 
-def _is_convolution(module: nn.Module) -> bool:
-    return pyg() is not None and isinstance(module, pyg().MessagePassing)
-
-
 def _linears() -> tuple[type, ...]:
     return (nn.Linear,) if pyg() is None else (nn.Linear, pyg().Linear)
 
@@ -112,7 +108,7 @@ def _route(module: nn.Module) -> str:
 
 def kernel(module: nn.Module) -> str:
     """What multiplies in ``module``: cpu/<instruction set>, cuda, reference, dense or torch 2:4, perhaps "(forced)"."""
-    if _is_convolution(module):
+    if is_pygs(module):
         return _route(module)
     ours = (t.__name__ for t in type(module).__mro__ if t.__module__.startswith("sparsegnn."))
     op = next((OPS[name] for name in ours if name in OPS), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Callable, Mapping
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -14,13 +14,13 @@ UPDATES = 20  # without stop_at; 13 to 14 closed the gap to dense training on th
 
 
 def check_int(op: str, name: str, value, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{op}: {name} must be an integer, got {type(value).__name__}")
     if value < least:
         raise ValueError(f"{op}: {name} must be at least {least}, got {shown(value)}")
     if value >= 2**63:
         raise ValueError(f"{op}: {name} must be below 2^63, got a number of {value.bit_length()} bits")
-    return value
+    return int(value)
 
 
 def check_number(op: str, name: str, value, low: float, high: float, what: str = "a number") -> float:

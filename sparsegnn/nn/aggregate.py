@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 
 from sparsegnn.graph import CSRGraph, extend
+from sparsegnn.nn import exported
+from sparsegnn.nn.exported import EdgeList
 from sparsegnn.nn.inner import is_plain
 from sparsegnn.nn.linear import SparseLinear
 from sparsegnn.nn.loops import pad_rows
 from sparsegnn.nn.maxk import CompressedRows, dense
 from sparsegnn.nn.products import fresh, plus, product, refuse_sparse
+from sparsegnn.nn.reductions import REDUCTIONS, commutes, is_one
 from sparsegnn.ops._fused import fused
 from sparsegnn.ops.spmm import apply as spmm
 from sparsegnn.ops.spmm_gcn import aggregate_first
 from sparsegnn.ops.spmm_linear import apply as spmm_linear
-
-REDUCTIONS = {"add": "sum", "sum": "sum", "mean": "mean", "max": "max", "min": "min"}
 
 
 class Matrix(NamedTuple):
@@ -30,23 +31,25 @@ class Matrix(NamedTuple):
     col_scale: Tensor | None
     diag: Tensor | None
     rows: int  # of the result: the graph of a compiled region may be padded
+    batch: int = 1  # rows of the features that every node has: see sparsegnn.nn.batches
 
     def times(self, factor: float, dtype: torch.dtype) -> Matrix:
         """Of sums and means, for features of ``dtype``, that are multiplied by ``factor``."""
         if self.row_scale is not None:
             return self._replace(row_scale=self.row_scale * factor)
-        dtype, crow = torch.promote_types(dtype, torch.float32), self.graph.crow
-        return self._replace(row_scale=crow.new_full((self.graph.num_rows,), factor, dtype=dtype))
+        wide, graph = torch.promote_types(dtype, torch.float32), self.graph
+        return self._replace(row_scale=torch.full((graph.num_rows,), factor, dtype=wide, device=graph.device))
 
 
-def matrix(graph: CSRGraph, dtype: torch.dtype, aggr: str = "add", normalize: bool = True, improved: bool = False,
+def matrix(graph: CSRGraph, dtype: torch.dtype, aggr: str | list[str] = "add", normalize: bool = True, improved: bool = False,
            add_self_loops: bool = True, explicit: bool = False) -> Matrix:  # fmt: skip
     """A for features of ``dtype``, with the symmetric GCN norm when ``normalize``.
 
     ``explicit``: all of it in ``val``, the self-loops too.
     """
     rows, dtype = graph.num_rows, torch.promote_types(dtype, torch.float32)
-    if normalize and not explicit and REDUCTIONS[aggr] == "sum" and (graph.val is None or not graph.val.requires_grad):
+    explicit = explicit or isinstance(graph, EdgeList)
+    if normalize and not explicit and is_one(aggr, "sum") and (graph.val is None or not graph.val.requires_grad):
         graph, scale, diag = graph.normed(improved, add_self_loops, dtype)
         return Matrix(graph, graph.val, scale, scale, diag, rows)
     if normalize:
@@ -55,13 +58,21 @@ def matrix(graph: CSRGraph, dtype: torch.dtype, aggr: str = "add", normalize: bo
     return Matrix(graph, val, None, None, None, rows)
 
 
-def multiply(a: Matrix, x: Tensor | CompressedRows, aggr: str = "add") -> Tensor:
-    """A x, reduced over the edges of every row."""
-    graph, val, row_scale, col_scale, diag, rows = a
+def multiply(a: Matrix, x: Tensor | CompressedRows, aggr: str | list[str] = "add") -> Tensor:
+    """A x, reduced over the edges of every row; of several reductions the results side by side."""
+    if not isinstance(aggr, str):
+        return torch.cat([multiply(a, x, each) for each in aggr], -1)
+    if a.batch > 1:
+        n, width = x.size(0) // a.batch, x.size(1)
+        y = multiply(a._replace(batch=1), x.reshape(n, a.batch * width), aggr)
+        return y.view(y.size(0) * a.batch, width)
+    graph, val, row_scale, col_scale, diag, rows, _ = a
     reduce = REDUCTIONS[aggr]
     if isinstance(x, CompressedRows) and (reduce in ("max", "min") or graph.num_cols != x.size(0)):
         x = x.to_dense()
     x = x if graph.num_cols == x.size(0) else pad_rows(x, graph.num_cols)
+    if isinstance(graph, EdgeList):
+        return exported.multiply(a, x, reduce)[:rows]
     transpose = graph.transpose() if needs_grad(x) else (None, None, None)
     val = None if val is None else val.to(x.dtype)
     if isinstance(x, CompressedRows):
@@ -72,16 +83,11 @@ def multiply(a: Matrix, x: Tensor | CompressedRows, aggr: str = "add") -> Tensor
     return y if graph.num_rows == rows else y[:rows]
 
 
-def propagate(a: Matrix, x: Tensor | CompressedRows, aggr: str, hops: int) -> Tensor | CompressedRows:
+def propagate(a: Matrix, x: Tensor | CompressedRows, aggr: str | list[str], hops: int) -> Tensor | CompressedRows:
     """A^hops x."""
     for _ in range(hops):
         x = multiply(a, x, aggr)
     return x
-
-
-def commutes(aggr: str) -> bool:
-    """Whether A (x W) = (A x) W."""
-    return aggr not in ("max", "min")
 
 
 def narrower(x: Tensor | CompressedRows, outputs: int) -> bool:
@@ -90,7 +96,7 @@ def narrower(x: Tensor | CompressedRows, outputs: int) -> bool:
 
 
 def transform_hops(layer: str, a: Matrix, x: Tensor | CompressedRows, linear: torch.nn.Module, outputs: int,
-                   aggr: str, hops: int = 1) -> Tensor:  # fmt: skip
+                   aggr: str | list[str], hops: int = 1) -> Tensor:  # fmt: skip
     """``linear(A^hops x)``, at the narrower of the two widths where that is the same; nobody else's."""
     first = narrower(x, outputs) or not commutes(aggr)
     if hops and not first and (y := product(linear, dense(x))) is not None:
@@ -106,12 +112,12 @@ def aggregate_transform(graph: CSRGraph, x: Tensor | CompressedRows, linear: tor
                         normalize: bool = True, improved: bool = False,
                         add_self_loops: bool = True) -> Tensor | None:  # fmt: skip
     """``dropout(act(linear(A x) + bias))`` in one op, or None where that is not possible or not faster."""
-    if not isinstance(x, Tensor) or not isinstance(linear, SparseLinear):
+    if not isinstance(x, Tensor) or not isinstance(linear, SparseLinear) or isinstance(graph, EdgeList):
         return None
     if not fused(x, graph.num_edges, linear.out_features, linear.values.numel()):
         return None
     constant = graph.val is None or not graph.val.requires_grad
-    if REDUCTIONS[aggr] != "sum" or not constant or not is_plain(linear) or not linear.fusible:
+    if not is_one(aggr, "sum") or not constant or not is_plain(linear) or not linear.fusible:
         return None
     dtype = torch.promote_types(x.dtype, torch.float32)
     graph, scale, diag = graph.normed(improved, add_self_loops, dtype) if normalize else (graph, None, None)
@@ -130,6 +136,8 @@ def normalized(graph: CSRGraph, improved: bool, add_self_loops: bool, dtype: tor
         structure, slot = graph.layer_loops()
         val = extend(val, slot, 2.0 if improved else 1.0)
     val = torch.ones(structure.num_edges, dtype=dtype, device=graph.device) if val is None else val.to(dtype)
+    if isinstance(structure, EdgeList):
+        return structure, exported.norm(structure, val)
     deg = torch.ops.sparsegnn.csr_degrees(structure.crow, val)
     present = deg != 0
     scale = torch.where(present, torch.where(present, deg, 1).pow(-0.5), 0)[:, None]

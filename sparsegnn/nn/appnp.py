@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsegnn.nn.aggregate import REDUCTIONS, Matrix, needs_grad
-from sparsegnn.nn.inner import check_activation, check_features
-from sparsegnn.nn.inputs import check_hops
+from sparsegnn.nn.aggregate import Matrix, needs_grad
+from sparsegnn.nn.batches import Lead, batched, lead_of, rows_of
+from sparsegnn.nn.checks import check_activation, check_features, check_hops
+from sparsegnn.nn.exported import EdgeList
 from sparsegnn.nn.maxk import dense
 from sparsegnn.nn.products import plus, refuse_sparse
 from sparsegnn.nn.propagation import Teleport
+from sparsegnn.nn.reductions import is_one
 from sparsegnn.ops._autograd import inverted, recorded, transformed
 
 
@@ -26,13 +28,12 @@ class APPNP(Teleport):
         cached: convert and normalise the graph of the first call, and use it for all later ones.
         add_self_loops: of every node to itself; where ``normalize``.
         normalize: the symmetric GCN norm.
-        aggr: ``"add"`` (or ``"sum"``), ``"mean"``, ``"max"`` or ``"min"``.
-        flow: ``"source_to_target"``, or ``"target_to_source"`` for raw edge lists.
+        aggr, flow, options: see :class:`Convolution`; one reduction.
     """
 
     def __init__(self, K: int, alpha: float, dropout: float = 0.0, cached: bool = False, add_self_loops: bool = True,
-                 normalize: bool = True, *, aggr: str = "add", flow: str = "source_to_target"):  # fmt: skip
-        super().__init__(alpha, aggr, flow, normalize, add_self_loops, cached)
+                 normalize: bool = True, *, aggr="add", flow: str = "source_to_target", **options):  # fmt: skip
+        super().__init__(alpha, aggr, flow, options, normalize, add_self_loops, cached)
         check_activation("APPNP", None, dropout)
         self.K, self.dropout = check_hops("APPNP", K), dropout
 
@@ -44,24 +45,25 @@ class APPNP(Teleport):
         """Propagated features of the nodes.
 
         Args:
-            x: ``[N, F]``, a tensor or :class:`CompressedRows`.
+            x: ``[..., N, F]``, a tensor or :class:`CompressedRows`.
             edge_index: a :class:`CSRGraph`, or anything that ``CSRGraph.from_any`` takes.
-            edge_weight: ``[E]`` in the order of the edges that the graph was made from; differentiable.
+            edge_weight: ``[E]`` or ``[E, 1]`` in the order of the edges that the graph was made from; differentiable.
 
         Returns:
-            ``[N, F]``; ``x`` itself without steps.
+            ``[..., N, F]``; ``x`` itself without steps.
         """
-        check_features("APPNP", x, -1, compressed=True)
+        check_features("APPNP", x, -1, compressed=True, batched=True)
         refuse_sparse("APPNP", x)
+        if lead := lead_of("APPNP", x):
+            return batched(self._forward(rows_of(x, lead), edge_index, edge_weight, lead), lead)
+        return self._forward(x, edge_index, edge_weight)
+
+    def _forward(self, x, edge_index: object, edge_weight: Tensor | None, lead: Lead = ()) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        graph, h = self._graph(x, edge_index, edge_weight), dense(x)
-        a = self._teleporting(graph, x, explicit=dropout > 0)
-        if dropout == 0 and x is h and self.K > 1 and _constant(a, x, self.aggr):
-            val = None if a.val is None else a.val.to(x.dtype)
-            ccol, row, perm = a.graph.transpose()
-            there = a.graph.crow, a.graph.col, val, a.row_scale, a.col_scale, a.diag
-            back = ccol, row, None if val is None else val.index_select(0, perm), a.col_scale, a.row_scale, a.diag
-            return _Steps.apply(x, self.alpha, self.K, perm, *there, *back)
+        graph, h = self._graph(x, edge_index, edge_weight, lead), dense(x)
+        a = self._teleporting(graph, x, lead, explicit=dropout > 0)
+        if dropout == 0 and x is h and self.K > 1 and is_constant(a, x, self.aggr):
+            return steps(a, x, self.alpha, self.K)
         for _ in range(self.K):
             if dropout > 0:
                 a = a._replace(val=F.dropout(a.val, dropout))
@@ -72,11 +74,22 @@ class APPNP(Teleport):
         return f"K={self.K}, alpha={self.alpha}"
 
 
-def _constant(a: Matrix, x: Tensor, aggr: str) -> bool:
+def is_constant(a: Matrix, x: Tensor, aggr: str) -> bool:
     """Whether the gradient of ``x`` is all that is wanted of sums."""
-    if REDUCTIONS[aggr] != "sum" or not needs_grad(x) or torch.compiler.is_compiling() or transformed():
+    if not is_one(aggr, "sum") or not needs_grad(x) or torch.compiler.is_compiling() or transformed():
+        return False
+    if a.batch > 1 or isinstance(a.graph, EdgeList):
         return False
     return a.val is None or not a.val.requires_grad
+
+
+def steps(a: Matrix, x: Tensor, alpha: float, K: int) -> Tensor:
+    """``K`` steps a x + alpha h from x = h on, of sums with a constant ``a``, as one node of autograd."""
+    val = None if a.val is None else a.val.to(x.dtype)
+    ccol, row, perm = a.graph.transpose()
+    there = a.graph.crow, a.graph.col, val, a.row_scale, a.col_scale, a.diag
+    back = ccol, row, None if val is None else val.index_select(0, perm), a.col_scale, a.row_scale, a.diag
+    return _Steps.apply(x, alpha, K, perm, *there, *back)
 
 
 class _Steps(torch.autograd.Function):

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+from functools import partial
+from numbers import Integral
+
 import torch
 from torch import Tensor, nn
 
 from sparsegnn.graph import CSRGraph
-from sparsegnn.nn.inner import check_features, glorot_, inner_linear
+from sparsegnn.nn.checks import check_features, check_size
+from sparsegnn.nn.convolution import Convolution
+from sparsegnn.nn.exported import EdgeList, graph_of
+from sparsegnn.nn.inner import glorot_, inner_linear
+from sparsegnn.nn.inputs import turned, widths_of
 from sparsegnn.nn.loops import FILLS, fill_loops, with_loops
+from sparsegnn.nn.reductions import is_one
 
 
-class AttentionConv(nn.Module):
+class AttentionConv(Convolution):
     """Base of :class:`GATConv` and :class:`GATv2Conv`."""
 
+    node_dim = 0
+
     def __init__(self, in_channels, out_channels, heads, concat, negative_slope, dropout, add_self_loops, edge_dim,
-                 fill_value, residual, sparsity, pattern):  # fmt: skip
-        super().__init__()
+                 fill_value, residual, sparsity, pattern, aggr="add", flow="source_to_target", **options):  # fmt: skip
+        super().__init__(aggr, flow, options)
         op = type(self).__name__
-        if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1:
+        if not is_one(self.aggr, "sum"):
+            raise ValueError(f"{op}: aggr must be 'add' or 'sum', which attention weighs, got {self.aggr!r}: for others "
+                             f"use torch_geometric.nn.{op}")  # fmt: skip
+        if isinstance(heads, bool) or not isinstance(heads, Integral) or heads < 1:
             raise ValueError(f"{op}: heads must be an int of at least 1, got {heads!r}")
+        widths = widths_of(op, in_channels)
+        in_channels = widths if isinstance(in_channels, (tuple, list)) else widths[0]
+        out_channels, heads = check_size(op, "out_channels", out_channels, 1), int(heads)
+        edge_dim = None if edge_dim is None else check_size(op, "edge_dim", edge_dim, -1)
         if not 0 <= dropout <= 1:
             raise ValueError(f"{op}: dropout must be in [0, 1], got {dropout}")
         if isinstance(fill_value, str) and fill_value not in FILLS:
@@ -73,13 +90,31 @@ class AttentionConv(nn.Module):
                 check_features(type(self).__name__, value, width)
         return pair
 
-    def _edges(self, edge_index: object, attr: Tensor | None, m: int, n: int) -> tuple[CSRGraph, Tensor | None]:
+    def _given(self, edge_index: object, m: int | None, n: int, one: bool) -> CSRGraph:
+        """The graph of a call, with ``m`` targets and ``n`` sources; None: as many targets as a matrix says, or as there
+        are sources. ``one``: they are the same."""
+        op = type(self).__name__
+        edge_index = turned(op, edge_index, one) if self.flow == "target_to_source" else edge_index
+        edges = isinstance(edge_index, Tensor) and edge_index.layout == torch.strided
+        if m is not None or edges:
+            return graph_of(edge_index, (n if m is None else m, n))
+        graph = graph_of(edge_index)
+        if graph.num_cols != n:
+            raise ValueError(f"{op}: x must have one row per source of the graph {graph.shape}, got {n}")
+        return graph
+
+    def _attend(self, fused, plain, given: CSRGraph):
+        """The attention of a call: ``plain`` PyTorch where a mask of the edges acts, or a model is exported."""
+        if not self.explain and not isinstance(given, EdgeList):
+            return fused
+        return partial(plain, mask=self._mask(given, self.add_self_loops) if self.explain else None)
+
+    def _edges(self, given: object, graph: CSRGraph, attr: Tensor | None) -> tuple[CSRGraph, Tensor | None]:
         """The graph, with its self-loops, and its edge features [E, edge_dim] in slot order."""
-        graph = CSRGraph.from_any(edge_index, (m, n))
         if self.lin_edge is None:
             attr = None
         elif attr is None:
-            self._no_features(edge_index, graph)
+            self._no_features(given, graph)
         elif attr.size(0) != graph.given:
             op, got = type(self).__name__, list(attr.shape)
             raise ValueError(f"{op}: edge_attr must have {graph.given} rows, got {got}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sparsegnn.nn import exported
 from sparsegnn.ops._autograd import node_apply, transformed
 from sparsegnn.ops.dense_weight import apply as dense_weight
 from sparsegnn.ops.dense_weight import gather
@@ -12,6 +13,8 @@ from sparsegnn.ops.dense_weight import gather
 
 def dense_linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: tuple) -> Tensor:
     """``x @ W.T + bias`` for x [N, K]; ``pattern`` is (crow, col, K, height, width), as of :func:`ops.dense_weight`."""
+    if exported.exporting():
+        return nn.functional.linear(x, exported.dense_weight(values, *pattern), bias)
     if torch.is_grad_enabled() and not _recorded(x):
         return apply_node(x, values, bias, pattern)
     return nn.functional.linear(x, dense_weight(values, *pattern), bias)

@@ -106,9 +106,14 @@ def _products(csr: Structure, ccol: Tensor, block: tuple[int, int]) -> int:
 def checked(layer: str, x: Tensor, inputs: int, dtype: torch.dtype) -> tuple[Structure, Tensor]:
     """The structure and the values of ``x`` [N, inputs], which must be constant and of the weight's ``dtype``."""
     csr, val = parts(layer, x, inputs)
-    if val.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
-        raise TypeError(f"{layer}: x must have the dtype of the weight ({dtype}), got {val.dtype}")
+    check_dtype(layer, "x", val, dtype)
     return csr, val
+
+
+def check_dtype(layer: str, name: str, x: Tensor, dtype: torch.dtype) -> None:
+    """That of the weight, where autocast does not see to it."""
+    if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"{layer}: {name} must have the dtype of the weight ({dtype}), got {x.dtype}")
 
 
 @outside_modes

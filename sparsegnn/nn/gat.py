@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sparsegnn.nn import explained
 from sparsegnn.nn.attention import AttentionConv
 from sparsegnn.nn.inner import Linear, is_plain
 from sparsegnn.nn.loops import pad_rows
@@ -27,14 +28,17 @@ class GATConv(AttentionConv):
         bias, residual: learn an additive bias, and a linear skip connection ``res``.
         sparsity: fraction of the weights that do not exist in the transforms of ``x`` (``lin``, ``res``).
         pattern: where those weights may be, see :class:`SparseLinear`.
+        options: ``flow`` and other arguments of :class:`Convolution`; ``aggr`` must be a sum.
     """
 
     def __init__(self, in_channels: int | tuple[int, int], out_channels: int, heads: int = 1, concat: bool = True,
                  negative_slope: float = 0.2, dropout: float = 0.0, add_self_loops: bool = True,
                  edge_dim: int | None = None, fill_value: float | Tensor | str = "mean", bias: bool = True,
-                 residual: bool = False, *, sparsity: float = 0.0, pattern: str = "unstructured"):  # fmt: skip
+                 residual: bool = False, *, sparsity: float = 0.0, pattern: str = "unstructured",
+                 **options):  # fmt: skip
         super().__init__(in_channels, out_channels, heads, concat, negative_slope, dropout, add_self_loops, edge_dim,
-                         fill_value, residual, sparsity, pattern)  # fmt: skip
+                         fill_value, residual, sparsity, pattern, **options)  # fmt: skip
+        in_channels, out_channels, heads = self.in_channels, self.out_channels, self.heads
         self.lin = self.lin_src = self.lin_dst = None
         if isinstance(in_channels, (tuple, list)):
             self.lin_src, self.lin_dst = (self._linear(width) for width in in_channels)
@@ -56,7 +60,7 @@ class GATConv(AttentionConv):
             edge_index: a :class:`CSRGraph` (which keeps what is derived from it), or anything that
                 ``CSRGraph.from_any`` takes, which is converted at every call.
             edge_attr: ``[E, edge_dim]`` in the order of the edges that the graph was made from; differentiable.
-            size: ``(N, M)``, where it does not follow from ``x``.
+            size: ``(N, M)``, where it does not follow from ``x`` or an adjacency matrix.
 
         Returns:
             ``[M, heads * out_channels]``, or ``[M, out_channels]`` without ``concat``.
@@ -65,7 +69,9 @@ class GATConv(AttentionConv):
         x_src, x_dst = self._features(x)
         res = self.res(x_dst) if self.res is not None and x_dst is not None else None
         h_src = (self.lin or self.lin_src)(x_src)
-        n, m = size or (x_src.size(0), x_src.size(0) if x_dst is None else x_dst.size(0))
+        n, m = size or (x_src.size(0), None if x_dst is None else x_dst.size(0))
+        given = self._given(edge_index, m, n, x_dst is x_src)
+        m, attend = given.num_rows, self._attend(gat, explained.gat, given)
         if self.lin is not None and x_dst is x_src and n == m:  # the op makes the scores
             a_src, a_dst = self.att_src, self.att_dst
         else:
@@ -73,15 +79,15 @@ class GATConv(AttentionConv):
             if x_dst is not None:
                 a_dst = (self.lin or self.lin_dst)(x_dst) @ self._spread(self.att_dst)
             a_dst = a_src.new_zeros(m, self.heads) if a_dst is None else a_dst
-        graph, attr = self._edges(edge_index, edge_attr, m, n)
+        graph, attr = self._edges(edge_index, given, edge_attr)
         a_edge = None if attr is None else self._edge_scores(attr).to(a_src.dtype)
         h_src = h_src.view(-1, self.heads, self.out_channels)
         if graph.num_cols != n:
             h_src = pad_rows(h_src, n + 1)
             if a_src.dim() == 2:
                 a_src, a_dst = pad_rows(a_src, n + 1), pad_rows(a_dst, m + 1)
-        y = gat(graph, h_src, a_src, a_dst, a_edge,
-                bias=self.bias if self.concat else None, **self._options(x_src.device))  # fmt: skip
+        y = attend(graph, h_src, a_src, a_dst, a_edge,
+                   bias=self.bias if self.concat else None, **self._options(x_src.device))  # fmt: skip
         y = y if graph.num_rows == m else y[:m]
         y = y.flatten(1) if self.concat else y.mean(1)
         y = y if res is None else y + res

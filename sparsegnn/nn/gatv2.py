@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sparsegnn.nn import explained
 from sparsegnn.nn.attention import AttentionConv
 from sparsegnn.nn.loops import pad_rows
 from sparsegnn.ops import gatv2
@@ -28,19 +29,20 @@ class GATv2Conv(AttentionConv):
         share_weights: one transform, ``lin_l``, for sources and targets.
         sparsity: fraction of the weights that do not exist in the transforms of ``x`` (``lin_l``, ``lin_r``, ``res``).
         pattern: where those weights may be, see :class:`SparseLinear`.
+        options: ``flow`` and other arguments of :class:`Convolution`; ``aggr`` must be a sum.
     """
 
     def __init__(self, in_channels: int | tuple[int, int], out_channels: int, heads: int = 1, concat: bool = True,
                  negative_slope: float = 0.2, dropout: float = 0.0, add_self_loops: bool = True,
                  edge_dim: int | None = None, fill_value: float | Tensor | str = "mean", bias: bool = True,
                  share_weights: bool = False, residual: bool = False, *, sparsity: float = 0.0,
-                 pattern: str = "unstructured"):  # fmt: skip
+                 pattern: str = "unstructured", **options):  # fmt: skip
         super().__init__(in_channels, out_channels, heads, concat, negative_slope, dropout, add_self_loops, edge_dim,
-                         fill_value, residual, sparsity, pattern)  # fmt: skip
+                         fill_value, residual, sparsity, pattern, **options)  # fmt: skip
         self.share_weights = share_weights
         self.lin_l = self._linear(self._channels()[0], bias)
         self.lin_r = self.lin_l if share_weights else self._linear(self._channels()[1], bias)
-        self.att = nn.Parameter(torch.empty(1, heads, out_channels))
+        self.att = nn.Parameter(torch.empty(1, self.heads, self.out_channels))
         self._complete(bias)
 
     def forward(self, x: Tensor | tuple[Tensor, Tensor], edge_index: object, edge_attr: Tensor | None = None,
@@ -66,11 +68,13 @@ class GATv2Conv(AttentionConv):
         res = None if self.res is None else self.res(x_dst)
         h_src = self.lin_l(x_src).view(shape)
         h_dst = h_src if self.share_weights and x_dst is x_src else self.lin_r(x_dst).view(shape)
-        graph, attr = self._edges(edge_index, edge_attr, h_dst.size(0), h_src.size(0))
+        given = self._given(edge_index, h_dst.size(0), h_src.size(0), x_dst is x_src)
+        attend = self._attend(gatv2, explained.gatv2, given)
+        graph, attr = self._edges(edge_index, given, edge_attr)
         edge = None if attr is None else self.lin_edge(attr).view(shape).to(h_src.dtype)
         m, h_dst = h_dst.size(0), pad_rows(h_dst, graph.num_rows)
         h_src = h_dst if h_src is h_dst else pad_rows(h_src, graph.num_cols)
-        y = gatv2(graph, h_src, h_dst, self.att[0], edge, **self._options(h_src.device))
+        y = attend(graph, h_src, h_dst, self.att[0], edge, **self._options(h_src.device))
         y = y if graph.num_rows == m else y[:m]
         y = y.flatten(1) if self.concat else y.mean(1)
         y = y if res is None else y + res

@@ -8,8 +8,9 @@ from math import log
 import torch
 from torch import Tensor, nn
 
-from sparsegnn.nn.inner import check_features, glorot_, inner_linear
-from sparsegnn.nn.inputs import check_number
+from sparsegnn.nn.batches import batched, lead_of, rows_of
+from sparsegnn.nn.checks import check_features, check_number, check_size
+from sparsegnn.nn.inner import glorot_, inner_linear
 from sparsegnn.nn.linear import SparseLinear
 from sparsegnn.nn.maxk import dense
 from sparsegnn.nn.products import fresh, plus, refuse_sparse
@@ -27,8 +28,7 @@ class GCN2Conv(Teleport):
         cached: convert and normalise the graph of the first call, and use it for all later ones.
         add_self_loops: of every node to itself; where ``normalize``.
         normalize: the symmetric GCN norm.
-        aggr: ``"add"`` (or ``"sum"``), ``"mean"``, ``"max"`` or ``"min"``.
-        flow: ``"source_to_target"``, or ``"target_to_source"`` for raw edge lists.
+        aggr, flow, options: see :class:`Convolution`; one reduction.
         sparsity: fraction of the weights that do not exist; above 0, ``weight1`` and ``weight2`` are
             :class:`SparseLinear`, which hold the transpose of what is a parameter of that name otherwise.
         pattern: where the weights may be, see :class:`SparseLinear`.
@@ -36,12 +36,10 @@ class GCN2Conv(Teleport):
 
     def __init__(self, channels: int, alpha: float, theta: float | None = None, layer: int | None = None,
                  shared_weights: bool = True, cached: bool = False, add_self_loops: bool = True,
-                 normalize: bool = True, *, aggr: str = "add", flow: str = "source_to_target", sparsity: float = 0.0,
-                 pattern: str = "unstructured"):  # fmt: skip
-        super().__init__(alpha, aggr, flow, normalize, add_self_loops, cached)
-        if channels == -1:
-            raise ValueError("GCN2Conv: channels must be at least 1, got -1")
-        self.channels, self.beta = channels, _beta(theta, layer)
+                 normalize: bool = True, *, aggr="add", flow: str = "source_to_target", sparsity: float = 0.0,
+                 pattern: str = "unstructured", **options):  # fmt: skip
+        super().__init__(alpha, aggr, flow, options, normalize, add_self_loops, cached)
+        self.channels, self.beta = check_size("GCN2Conv", "channels", channels, 1), _beta(theta, layer)
         self.weight1 = self._weight(sparsity, pattern)
         if shared_weights:
             self.register_parameter("weight2", None)
@@ -67,28 +65,30 @@ class GCN2Conv(Teleport):
         """Features of the nodes after one step of message passing.
 
         Args:
-            x: ``[N, channels]``, a tensor or :class:`CompressedRows`.
+            x: ``[..., N, channels]``, a tensor or :class:`CompressedRows`.
             x_0: the first features of the nodes, of which rows behind the N do not count; as ``x``.
             edge_index: a :class:`CSRGraph`, or anything that ``CSRGraph.from_any`` takes.
-            edge_weight: ``[E]`` in the order of the edges that the graph was made from; differentiable.
+            edge_weight: ``[E]`` or ``[E, 1]`` in the order of the edges that the graph was made from; differentiable.
 
         Returns:
-            ``[N, channels]``.
+            ``[..., N, channels]``.
         """
-        check_features("GCN2Conv", x, self.channels, compressed=True)
+        check_features("GCN2Conv", x, self.channels, compressed=True, batched=True)
         refuse_sparse("GCN2Conv", x)
         refuse_sparse("GCN2Conv", x_0, "x_0")
-        graph, h = self._graph(x, edge_index, edge_weight), dense(x_0)
+        h, lead = dense(x_0), lead_of("GCN2Conv", x)
         if not isinstance(h, Tensor) or not h.dtype.is_floating_point:
             got = h.dtype if isinstance(h, Tensor) else type(h).__name__
             raise TypeError(f"GCN2Conv: x_0 must be a floating-point Tensor [N, {self.channels}], got {got}")
-        if h.dim() != 2 or h.size(0) < x.size(0) or h.size(1) != self.channels:
+        if h.dim() != len(x.shape) or h.size(0) < x.size(0) or h.shape[1:] != x.shape[1:]:
             raise ValueError(f"GCN2Conv: x_0 must have shape {list(x.shape)} or more rows, got {list(h.shape)}")
         h = h if h.size(0) == x.size(0) else h[: x.size(0)]
-        y = self._multiply(self._teleporting(graph, x), x)
+        x, h = rows_of(x, lead), rows_of(h, lead)
+        graph = self._graph(x, edge_index, edge_weight, lead)
+        y = self._multiply(self._teleporting(graph, x, lead), x)
         if self.weight2 is None:
-            return self._mixed(plus(y, h, self.alpha), self.weight1)
-        return plus(self._mixed(y, self.weight1), self._mixed(h, self.weight2), self.alpha)
+            return batched(self._mixed(plus(y, h, self.alpha), self.weight1), lead)
+        return batched(plus(self._mixed(y, self.weight1), self._mixed(h, self.weight2), self.alpha), lead)
 
     def _mixed(self, h: Tensor, weight: Tensor | nn.Module) -> Tensor:
         """h ((1 - beta) I + beta W)."""

@@ -9,17 +9,21 @@ from torch import Tensor
 from torch.nn import Sequential
 
 from sparsegnn.graph import CSRGraph
-from sparsegnn.nn.aggregate import REDUCTIONS, commutes, matrix, multiply, needs_grad
+from sparsegnn.nn.aggregate import commutes, multiply, needs_grad
+from sparsegnn.nn.batches import Lead, batched
+from sparsegnn.nn.checks import check_number
+from sparsegnn.nn.convolution import Convolution
 from sparsegnn.nn.features import is_sparse
-from sparsegnn.nn.inputs import check_aggregation, check_number, graph_of, pair_of
+from sparsegnn.nn.inputs import graph_of, pair_of
 from sparsegnn.nn.maxk import CompressedRows, dense
 from sparsegnn.nn.products import product, refuse_sparse
+from sparsegnn.nn.reductions import is_one, refuse_several
 from sparsegnn.nn.watched import is_unwatched
 from sparsegnn.ops._autograd import transformed
 from sparsegnn.ops.spmm_gcn import aggregate_first
 
 
-class GINConv(torch.nn.Module):
+class GINConv(Convolution):
     """Drop-in for PyG's ``GINConv``: same arguments, same ``state_dict`` keys, same results to rounding.
 
     Args:
@@ -27,19 +31,17 @@ class GINConv(torch.nn.Module):
             As in PyG it gets new weights here, where it has ``reset_parameters``.
         eps: what a node counts more than a neighbour, to begin with.
         train_eps: learn ``eps``.
-        aggr: ``"add"`` (or ``"sum"``), ``"mean"``, ``"max"`` or ``"min"``.
-        flow: ``"source_to_target"``, or ``"target_to_source"`` for raw edge lists.
+        aggr, flow, options: see :class:`Convolution`; several reductions only where there are no targets.
 
     As in PyG, edge weights of the graph do not count.
     """
 
-    def __init__(self, nn: Callable, eps: float = 0.0, train_eps: bool = False, *, aggr: str = "add",
-                 flow: str = "source_to_target"):  # fmt: skip
-        super().__init__()
-        check_aggregation("GINConv", aggr, flow)
+    def __init__(self, nn: Callable, eps: float = 0.0, train_eps: bool = False, *, aggr="add",
+                 flow: str = "source_to_target", **options):  # fmt: skip
+        super().__init__(aggr, flow, options)
         if not callable(nn):
             raise TypeError(f"GINConv: nn must be a Module or a function, got {type(nn).__name__}")
-        self.nn, self.initial_eps, self.aggr, self.flow = nn, check_number("GINConv", "eps", eps), aggr, flow
+        self.nn, self.initial_eps = nn, check_number("GINConv", "eps", eps)
         if train_eps:
             self.eps = torch.nn.Parameter(torch.empty(1))
         else:
@@ -56,27 +58,29 @@ class GINConv(torch.nn.Module):
         """Features of the nodes after one step of message passing.
 
         Args:
-            x: ``[N, in_channels]``, a tensor or :class:`CompressedRows`; or a pair, of the sources and of the targets
+            x: ``[..., N, in_channels]``, a tensor or :class:`CompressedRows`; or a pair, of the sources and of the targets
                 (None: without them) of a bipartite graph. ``torch.sparse_csr`` or coo where ``nn`` is a ``Sequential``
                 that begins with a linear layer, which is multiplied before the sum then, as where it is narrow.
             edge_index: a :class:`CSRGraph`, or anything that ``CSRGraph.from_any`` takes.
             size: numbers of sources and targets, needed where a pair has no targets.
 
         Returns:
-            what ``nn`` makes of ``[M, in_channels]``.
+            what ``nn`` makes of ``[..., M, in_channels]``.
         """
-        source, target = pair_of("GINConv", x, -1, -1)
+        source, target, lead = pair_of("GINConv", x, -1, -1)
         if target is not None and target.size(1) != source.size(1):
             raise ValueError(f"GINConv: x must have targets as wide as sources ({source.size(1)}), "
                              f"got {target.size(1)}")  # fmt: skip
-        graph = graph_of("GINConv", source, target, edge_index, None, size, self.flow)
+        if target is not None:
+            refuse_several("GINConv", self.aggr, "the result is added to the features of the targets")
+        graph = graph_of("GINConv", source, target, edge_index, None, size, self.flow, lead)
         graph = graph if graph.val is None else graph.weighted(None)
-        y = self._multiplied_first(graph, source, target)
+        y = None if lead else self._multiplied_first(graph, source, target)  # nn may look at the leading sizes
         if y is not None:
             return y
         refuse_sparse("GINConv", source)
         refuse_sparse("GINConv", target)
-        return self.nn(self._sum(graph, source, target))
+        return self.nn(batched(self._sum(graph, source, target, lead), lead))
 
     def _multiplied_first(self, graph: CSRGraph, source, target) -> Tensor | None:
         """The same with the first linear map of ``nn`` before the sum, where that is narrower or x is sparse."""
@@ -99,13 +103,13 @@ class GINConv(torch.nn.Module):
             y = layer(y)
         return y
 
-    def _sum(self, graph: CSRGraph, source, target) -> Tensor:
+    def _sum(self, graph: CSRGraph, source, target, lead: Lead = ()) -> Tensor:
         """(1 + eps) of the targets and their neighbours; in one pass where eps is constant."""
-        a = matrix(graph, source.dtype, self.aggr, normalize=False)
+        a = self._matrix(graph, source, lead)
         if target is None:
             return multiply(a, source, self.aggr)
         root = 1 + self.eps.to(torch.promote_types(source.dtype, torch.float32))
-        if target is source and REDUCTIONS[self.aggr] == "sum" and not needs_grad(root):
+        if target is source and is_one(self.aggr, "sum") and not needs_grad(root):
             return multiply(a._replace(diag=root.expand(graph.num_rows)), source)
         y, target = multiply(a, source, self.aggr), dense(target)
         if transformed():  # root may have a batch that y has not

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from sparsegnn.nn.aggregate import matrix, transform_hops
+from sparsegnn.nn.aggregate import transform_hops
+from sparsegnn.nn.batches import batched
+from sparsegnn.nn.checks import check_size
+from sparsegnn.nn.convolution import Convolution
 from sparsegnn.nn.inner import inner_linear, reset_
-from sparsegnn.nn.inputs import check_aggregation, graph_of, pair_of, widths_of
+from sparsegnn.nn.inputs import graph_of, pair_of, widths_of
 from sparsegnn.nn.maxk import dense
 from sparsegnn.nn.products import add_product
+from sparsegnn.nn.reductions import refuse_several
 
 
-class GraphConv(nn.Module):
+class GraphConv(Convolution):
     """Drop-in for PyG's ``GraphConv``: same arguments, same ``state_dict`` keys when dense, same results to rounding.
 
     Args:
         in_channels: width of ``x``, or a pair: that of sources and of targets (-1: that of the first input).
         out_channels: width of the result.
-        aggr: ``"add"`` (or ``"sum"``), ``"mean"``, ``"max"`` or ``"min"``.
+        aggr, flow, options: see :class:`Convolution`; one reduction.
         bias: learn an additive bias.
-        flow: ``"source_to_target"``, or ``"target_to_source"`` for raw edge lists.
         sparsity: fraction of the weights of ``lin_rel`` and ``lin_root`` that do not exist.
         pattern: where the weights may be, see :class:`SparseLinear`.
     """
 
-    def __init__(self, in_channels: int | tuple[int, int], out_channels: int, aggr: str = "add", bias: bool = True, *,
-                 flow: str = "source_to_target", sparsity: float = 0.0, pattern: str = "unstructured"):  # fmt: skip
-        super().__init__()
-        check_aggregation("GraphConv", aggr, flow)
-        self.in_channels, self.out_channels, self.aggr, self.flow = in_channels, out_channels, aggr, flow
+    def __init__(self, in_channels: int | tuple[int, int], out_channels: int, aggr="add", bias: bool = True, *,
+                 flow: str = "source_to_target", sparsity: float = 0.0, pattern: str = "unstructured",
+                 **options):  # fmt: skip
+        super().__init__(aggr, flow, options)
+        refuse_several("GraphConv", self.aggr, "lin_rel takes in_channels")
         self.sources, self.targets = widths_of("GraphConv", in_channels)
+        self.in_channels, out_channels = in_channels, check_size("GraphConv", "out_channels", out_channels, 1)
+        self.out_channels = out_channels
         self.lin_rel = inner_linear("GraphConv", self.sources, out_channels, sparsity, pattern, bias=bias)
         self.lin_root = inner_linear("GraphConv", self.targets, out_channels, sparsity, pattern)
         self.reset_parameters()
@@ -44,21 +49,21 @@ class GraphConv(nn.Module):
         """Features of the nodes after one step of message passing.
 
         Args:
-            x: ``[N, in_channels]``, a tensor, sparse where most features are 0 and need no gradient, or
+            x: ``[..., N, in_channels]``, a tensor, sparse where most features are 0 and need no gradient, or
                 :class:`CompressedRows`; or a pair, of the sources and of the targets (None: without ``lin_root``) of a
                 bipartite graph.
             edge_index: a :class:`CSRGraph`, or anything that ``CSRGraph.from_any`` takes.
-            edge_weight: ``[E]`` in the order of the edges that the graph was made from; differentiable.
+            edge_weight: ``[E]`` or ``[E, 1]`` in the order of the edges that the graph was made from; differentiable.
             size: numbers of sources and targets, needed where a pair has no targets.
 
         Returns:
-            ``[M, out_channels]``.
+            ``[..., M, out_channels]``.
         """
-        source, target = pair_of("GraphConv", x, self.sources, self.targets)
-        graph = graph_of("GraphConv", source, target, edge_index, edge_weight, size, self.flow)
-        a = matrix(graph, source.dtype, self.aggr, normalize=False)
+        source, target, lead = pair_of("GraphConv", x, self.sources, self.targets)
+        graph = graph_of("GraphConv", source, target, edge_index, edge_weight, size, self.flow, lead)
+        a = self._matrix(graph, source, lead)
         y = transform_hops("GraphConv", a, source, self.lin_rel, self.out_channels, self.aggr)
-        return y if target is None else add_product(y, self.lin_root, dense(target))
+        return batched(y if target is None else add_product(y, self.lin_root, dense(target)), lead)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, aggr={self.aggr!r}"

@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sparsegnn.nn.features import dense_features, is_sparse
+from sparsegnn.nn.checks import check_size
+from sparsegnn.nn.exported import exporting
+from sparsegnn.nn.features import check_dtype, dense_features, is_sparse
 from sparsegnn.nn.linear import SparseLinear
-from sparsegnn.nn.maxk import CompressedRows
 from sparsegnn.nn.watched import is_unwatched
 from sparsegnn.ops.act_dropout import apply as act_dropout
 from sparsegnn.ops.sparse_linear import apply as sparse_linear
@@ -33,10 +34,10 @@ class Linear(nn.Linear):
             super().reset_parameters()
         glorot_(self)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not is_sparse(x):
-            return nn.functional.linear(x, self.weight, self.bias)
-        y = dense_features("Linear", x, self.weight.t())
+    def forward(self, input: Tensor) -> Tensor:
+        if not is_sparse(input):
+            return nn.functional.linear(input, self.weight, self.bias)
+        y = dense_features("Linear", input, self.weight.t())
         return y if self.bias is None else y.add_(self.bias.to(y.dtype))
 
 
@@ -72,11 +73,8 @@ def inner_linear(
     layer: str, in_channels: int, out_channels: int, sparsity: float, pattern: str, bias: bool = False
 ) -> nn.Module:
     """``lin`` of the graph layer named ``layer``; dense when ``sparsity`` is 0."""
-    for name, value, least in (("in_channels", in_channels, -1), ("out_channels", out_channels, 1)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{layer}: {name} must be an int, got {type(value).__name__}")
-        if value < least:
-            raise ValueError(f"{layer}: {name} must be at least {least}, got {value}")
+    in_channels = check_size(layer, "in_channels", in_channels, -1)
+    out_channels = check_size(layer, "out_channels", out_channels, 1)
     if sparsity == 0 and not isinstance(sparsity, bool) and pattern == "unstructured":
         make = LazyLinear if in_channels == -1 else Linear
         args = (out_channels,) if in_channels == -1 else (in_channels, out_channels)
@@ -86,15 +84,6 @@ def inner_linear(
     linear = SparseLinear(in_channels, out_channels, bias=bias, sparsity=sparsity, pattern=pattern)
     glorot_(linear)
     return linear
-
-
-def check_activation(layer: str, act: str | None, dropout: float) -> None:
-    if act not in (None, "relu"):
-        raise ValueError(f"{layer}: act must be None or 'relu', got {act!r}")
-    if isinstance(dropout, bool) or not isinstance(dropout, (int, float)):
-        raise TypeError(f"{layer}: dropout must be a float, got {type(dropout).__name__}")
-    if not 0 <= dropout <= 1:
-        raise ValueError(f"{layer}: dropout must be in [0, 1], got {dropout}")
 
 
 def new_seed(dropout: float, device: torch.device) -> Tensor | None:
@@ -121,6 +110,7 @@ def transform(linear: nn.Module, x: Tensor, bias: Tensor | None, act: str | None
         return finish(nn.functional.linear(x, linear.weight), bias, act, dropout, seed)
     if not isinstance(linear, SparseLinear) or not linear.fusible:
         return finish(linear(x), bias, act, dropout, seed)
+    check_dtype("SparseLinear", "input", x, linear.values.dtype)
     pattern = (linear.crow, linear.col, linear.ccol, linear.row, linear.perm)
     return sparse_linear(x, linear.values, bias, *pattern, act or "none", float(dropout), seed)
 
@@ -129,19 +119,10 @@ def finish(y: Tensor, bias: Tensor | None, act: str | None, dropout: float, seed
            ours: bool = True) -> Tensor:  # fmt: skip
     """``dropout(act(y + bias))``, in one pass over ``y``; may overwrite it where it is ``ours`` and nobody else's."""
     bias = None if bias is None else bias.to(y.dtype)  # in the dtype of autocast
+    if exporting():
+        y = y if bias is None else y + bias
+        return nn.functional.dropout(y if act is None else y.relu(), float(dropout), dropout > 0)
     if act is not None or seed is not None:
         return act_dropout(y, bias, act or "none", float(dropout), seed)
     y = y if ours else y.clone()
     return y if bias is None else y.add_(bias)
-
-
-def check_features(layer: str, x, channels: int, *, compressed: bool = False) -> None:
-    """x must be floating point [N, channels]; any width when ``channels`` is -1."""
-    if isinstance(x, (tuple, list)):
-        raise ValueError(f"{layer}: x must be a Tensor [N, {channels}], got a {type(x).__name__} (no bipartite graphs)")
-    kinds = (Tensor, CompressedRows) if compressed else Tensor
-    if not isinstance(x, kinds) or not x.dtype.is_floating_point:
-        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"{layer}: x must be a floating-point Tensor [N, {channels}], got {got}")
-    if len(x.shape) != 2 or (channels != -1 and channels != x.size(1)):
-        raise ValueError(f"{layer}: x must have shape [N, {channels}], got {list(x.shape)}")

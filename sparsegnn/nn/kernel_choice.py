@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sparsegnn import policy
 from sparsegnn.nn import semi_structured
+from sparsegnn.nn.exported import exporting
 
 
 class KernelChoice(nn.Module):
@@ -32,8 +33,10 @@ class KernelChoice(nn.Module):
         The first that has something to say of :func:`sparsegnn.use_kernel`, ``SPARSEGNN_KERNEL``,
         :meth:`choose_kernel_` and the static policy. The last two speak of a type of device and a precision: those of
         the layer, of autocast, and on a GPU of torch's TF32 setting, as they are at the call. torch's product counts as
-        a sparse kernel: it runs instead of ours where a layer of pattern "2:4" can use it.
+        a sparse kernel: it runs instead of ours where a layer of pattern "2:4" can use it. ONNX gets the dense one.
         """
+        if exporting():
+            return "dense"
         forced, two_of_four = policy.forced(), self.structure == "2:4" and self._device == "cuda"
         if forced is not None and not (two_of_four and forced == "sparse"):
             return forced

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sparsegnn import pattern as patterns
 from sparsegnn.nn import copies, semi_structured
 from sparsegnn.nn.dense_linear import dense_linear
-from sparsegnn.nn.features import is_sparse, sparse_features
+from sparsegnn.nn.features import check_dtype, is_sparse, sparse_features
 from sparsegnn.nn.sparse_weight import SparseWeight
 from sparsegnn.ops.block_linear import apply as block_linear
 from sparsegnn.ops.block_linear import may_round
@@ -21,12 +21,12 @@ from sparsegnn.ops.sparse_linear_probe import probed_linear
 class SparseLinear(SparseWeight):
     """Drop-in for :class:`torch.nn.Linear` that keeps, and multiplies by, only some of the weights.
 
-    ``y = x W^T + bias`` where W has ``values`` [nnz] at the positions ``pattern()`` and zeros elsewhere. There is no
-    ``weight``: ``to_dense()`` makes one.
+    ``y = x W^T + bias`` where W has ``values`` [nnz] at the positions ``pattern()`` and zeros elsewhere. ``weight`` is
+    made of these whenever it is read, and can only be read.
 
     Args:
-        in_features, out_features, bias, device, dtype: as for ``nn.Linear``; ``x`` may have leading batch dimensions,
-            or be a constant [N, in] ``torch.sparse_csr`` or coo tensor, which multiplies by its own nonzeros only.
+        in_features, out_features, bias, device, dtype: as for ``nn.Linear``; the input may have leading dimensions, or
+            be a constant [N, in] ``torch.sparse_csr`` or coo tensor, which multiplies by its own nonzeros only.
         sparsity: fraction of weights that do not exist, in [0, 1); at least one weight stays.
         pattern: ``"unstructured"``; ``"fan_in"`` for the same number of inputs per output; ``"grouped:8"`` (4, 8, 16)
             where so many consecutive outputs share their inputs; ``"block:16x16"`` (16, 32) for dense blocks, whose
@@ -53,7 +53,7 @@ class SparseLinear(SparseWeight):
         Keeps the weights where ``mask`` [out, in] is nonzero, or those of largest magnitude that ``sparsity`` leaves,
         or, with neither, those that are not zero.
         """
-        weight, bias = linear.weight.detach(), linear.bias
+        weight, bias, learned = linear.weight.detach(), linear.bias, getattr(linear, "values", linear.weight)
         if mask is not None and sparsity is not None:
             raise ValueError("SparseLinear: mask and sparsity must not both be given")
         if mask is not None and mask.shape != weight.shape:
@@ -67,7 +67,7 @@ class SparseLinear(SparseWeight):
             patterns.check_sparsity(sparsity, "SparseLinear", pattern)
             crow, col = patterns.from_dense_topk(weight, patterns.count_kept(*weight.shape, sparsity, pattern), pattern)
         layer = cls(*weight.shape[::-1], bias is not None, sparsity=0.5, pattern=pattern, device="meta")
-        layer.values = nn.Parameter(weight.new_empty(0), requires_grad=linear.weight.requires_grad)
+        layer.values = nn.Parameter(weight.new_empty(0), requires_grad=learned.requires_grad)
         layer.set_pattern_(crow, col, patterns.gather(weight, crow, col, pattern))
         layer.shape = layer._shape(weight.device)
         if bias is not None:
@@ -100,33 +100,33 @@ class SparseLinear(SparseWeight):
         self._settle()
         return self.block == (1, 1) and self.probe is None and self.kernel == "sparse"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         self._settle()
-        if is_sparse(x):
-            return sparse_features(self, x, self.bias)
-        rows, kernel, probe = _as_rows(x, self.in_features), self.kernel, self.probe
+        if is_sparse(input):
+            return sparse_features(self, input, self.bias)
+        rows, kernel, probe = _as_rows(input, self.in_features, self._parameters.get("values")), self.kernel, self.probe
         probe = probe if probe is None or self.values.requires_grad else None  # frozen for this call
         if kernel != "2:4" and self.structure == "2:4" and rows.is_cuda:
             semi_structured.explain(self, kernel)
         if kernel == "2:4":
-            weight = self.dense_weight()
-            return _as_shaped(semi_structured.linear(rows, weight if probe is None else weight + probe, self.bias), x)
+            weight = self.dense_weight() if probe is None else self.dense_weight() + probe
+            return _as_shaped(semi_structured.linear(rows, weight, self.bias), input)
         if kernel == "sparse":
             p, b = self._parameters, self._buffers  # an attribute costs 0.6 us
             own = "values" in p and "bias" in p  # else pruned, or parametrized
-            values, bias = (p["values"], p["bias"]) if own else (self.values, self.bias)
-            args = rows, values, bias, b["crow"], b["col"], b["ccol"], b["row"], b["perm"]
+            tensors = (p["values"], p["bias"]) if own else (self.values, self.bias)
+            args = rows, *tensors, b["crow"], b["col"], b["ccol"], b["row"], b["perm"]
             if probe is not None and self.block == (1, 1):  # one dense product may serve both gradients
-                return _as_shaped(probed_linear(*args, probe), x)
+                return _as_shaped(probed_linear(*args, probe), input)
             y = sparse_linear(*args) if self.block == (1, 1) else block_linear(*args, *self.block, may_round(rows))
         elif self._all_exist():
             y = nn.functional.linear(rows, self.dense_weight(), self.bias)
         else:
-            b, sizes = self._buffers, (self.in_features, *self.block)
-            y = dense_linear(rows, self.values, self.bias, (b["crow"], b["col"], *sizes))
+            b = self._buffers
+            y = dense_linear(rows, self.values, self.bias, (b["crow"], b["col"], self.in_features, *self.block))
         if probe is not None:  # adds zeros; backward leaves the dense gradient dy^T x in probe.grad
             y = y + torch.ops.sparsegnn.dense_probe(rows, probe)
-        return y if rows is x else _as_shaped(y, x)
+        return y if rows is input else _as_shaped(y, input)
 
     def extra_repr(self) -> str:
         text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
@@ -136,9 +136,11 @@ class SparseLinear(SparseWeight):
 
 
 @torch.fx.wrap  # one node of a traced graph, so that the check may look at the shape
-def _as_rows(x: Tensor, features: int) -> Tensor:
+def _as_rows(x: Tensor, features: int, values: Tensor | None) -> Tensor:
     if x.dim() == 0 or x.shape[-1] != features:
-        raise ValueError(f"SparseLinear: x must have shape [..., {features}], got {list(x.shape)}")
+        raise ValueError(f"SparseLinear: input must have shape [..., {features}], got {list(x.shape)}")
+    if values is not None and x.dtype != values.dtype:  # None: pruned, or parametrized
+        check_dtype("SparseLinear", "input", x, values.dtype)
     return x if x.dim() == 2 else x.reshape(-1, features)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sparsegnn.graph import CSRGraph
+from sparsegnn.nn.exported import EdgeList
 
 FILLS = {"add": "sum", "sum": "sum", "mean": "mean", "max": "amax", "min": "amin", "mul": "prod"}
 
@@ -13,7 +14,7 @@ FILLS = {"add": "sum", "sum": "sum", "mean": "mean", "max": "amax", "min": "amin
 def with_loops(graph: CSRGraph) -> tuple[CSRGraph, Tensor]:
     """:meth:`CSRGraph.looped`; of a bipartite graph, loops for the nodes that are both source and target. In a compiled
     region the graph may be padded by a row and a column: see :func:`pad_rows`."""
-    if graph.num_rows == graph.num_cols or torch.compiler.is_compiling():
+    if graph.num_rows == graph.num_cols or torch.compiler.is_compiling() or isinstance(graph, EdgeList):
         return graph.layer_loops()
     kept = (graph.rows() != graph.col).nonzero().view(-1)
     both = torch.arange(min(graph.shape), device=graph.device)

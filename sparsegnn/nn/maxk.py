@@ -100,7 +100,7 @@ class MaxK(nn.Module):
     def __init__(self, k: int, group: int | None = None, compressed: bool = False):
         super().__init__()
         check_k("MaxK", k, None, 1 << 15)
-        self.k, self.group, self.compressed = k, group, compressed
+        self.k, self.group, self.compressed = int(k), group if group is None else int(group), compressed
 
     def forward(self, x: Tensor) -> Tensor | CompressedRows:
         """``x`` [..., F], floating point; [N, F] when ``compressed``."""

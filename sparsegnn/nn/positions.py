@@ -9,6 +9,7 @@ from sparsegnn import pattern as patterns
 from sparsegnn.nn import checkpoint, copies, duplicate, fit, storage
 from sparsegnn.nn.fit import DERIVED
 from sparsegnn.nn.kernel_choice import KernelChoice
+from sparsegnn.nn.read_only import refuse
 
 
 class Parametrizations(nn.ModuleDict):
@@ -47,6 +48,8 @@ class Positions(KernelChoice):
             fit.ensure(self)
 
     def __setattr__(self, name: str, value) -> None:
+        if name == "weight":
+            refuse(type(self).__name__, f"an assignment of {type(value).__name__}")
         super().__setattr__(name, Parametrizations() if name == "parametrizations" else value)
 
     def _derive(self, crow: Tensor, col: Tensor, check: bool = True) -> tuple[Tensor, ...]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import addmm_flop, flop_registry
 
-from sparsegnn.nn.features import dense_features, is_sparse, sparse_features
+from sparsegnn.nn.features import check_dtype, dense_features, is_sparse, sparse_features
 from sparsegnn.nn.inner import Linear, is_plain, is_unwatched
 from sparsegnn.nn.linear import SparseLinear
 from sparsegnn.ops._autograd import transformed
@@ -32,6 +32,7 @@ def product(linear: nn.Module, x: Tensor) -> Tensor | None:
         return sparse_features(linear, x, None)
     if not linear.bare:
         return None
+    check_dtype("SparseLinear", "input", x, linear.values.dtype)
     return sparse_linear(x, linear.values, None, linear.crow, linear.col, linear.ccol, linear.row, linear.perm)
 
 

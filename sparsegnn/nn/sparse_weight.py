@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from sparsegnn import pattern as patterns
-from sparsegnn.nn import storage
+from sparsegnn.nn import exported, storage
+from sparsegnn.nn.checks import check_size
 from sparsegnn.nn.fit import DERIVED
 from sparsegnn.nn.moves import Move, check_own
 from sparsegnn.nn.positions import Positions
+from sparsegnn.nn.read_only import read_only
 from sparsegnn.ops.dense_weight import apply as dense_weight
 
 
@@ -28,6 +30,8 @@ class SparseWeight(Positions):
         super().__init__()
         op = type(self).__name__
         patterns.check_sparsity(sparsity, op, pattern)
+        in_features = check_size(op, "in_features", in_features, 0)
+        out_features = check_size(op, "out_features", out_features, 0)
         self.in_features, self.out_features = in_features, out_features
         self.structure = patterns.check_kind(pattern, op)
         self.block = patterns.BLOCKS[pattern]
@@ -55,7 +59,13 @@ class SparseWeight(Positions):
         self._settle()
         if self._all_exist():
             return self.values.view(self.out_features, self.in_features)
-        return dense_weight(self.values, self.crow, self.col, self.in_features, *self.block)
+        make = exported.dense_weight if exported.exporting() else dense_weight
+        return make(self.values, self.crow, self.col, self.in_features, *self.block)
+
+    @property
+    def weight(self) -> Tensor:
+        """:meth:`dense_weight`, for code that reads the weight of an ``nn.Linear``; a write to it raises."""
+        return read_only(self.dense_weight())
 
     def _all_exist(self) -> bool:
         """Whether ``values`` is the dense weight: in CSR order it is in that of a matrix."""

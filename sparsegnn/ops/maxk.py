@@ -4,6 +4,8 @@ Peng et al., MaxK-GNN, ASPLOS 2024 (https://arxiv.org/abs/2312.08656): an activa
 the aggregation behind it reads k. With a ``group``, the k * group / F largest of every ``group`` neighbouring columns.
 """
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
@@ -52,7 +54,7 @@ def _(x, *args, out_shape=None, **kwargs) -> int:
 def check_k(name: str, k: int, group: int | None, width: int) -> int:
     """``group`` as the op wants it (0: none); raise unless ``k`` of ``width`` columns can be kept so."""
     for what, value in (("k", k), ("group", group)):
-        if (isinstance(value, bool) or not isinstance(value, int)) and not (what == "group" and value is None):
+        if (isinstance(value, bool) or not isinstance(value, Integral)) and not (what == "group" and value is None):
             raise TypeError(f"{name}: {what} must be an int, got {type(value).__name__}")
     if not 1 <= k <= width:
         raise ValueError(f"{name}: k must be in [1, {width}], the number of columns, got {k}")
@@ -64,7 +66,7 @@ def check_k(name: str, k: int, group: int | None, width: int) -> int:
         raise ValueError(
             f"{name}: group must divide the {width} columns into parts that keep equally many of k={k}, got {group}"
         )
-    return group
+    return int(group)
 
 
 def maxk(x: Tensor, k: int, group: int | None = None) -> tuple[Tensor, Tensor]:
@@ -83,4 +85,4 @@ def maxk(x: Tensor, k: int, group: int | None = None) -> tuple[Tensor, Tensor]:
     check("maxk", "x", x, ("N", "F"))
     if not x.is_floating_point():
         raise TypeError(f"maxk: x must be floating point, got {x.dtype}")
-    return op(x, k, check_k("maxk", k, group, x.size(1)))
+    return op(x, int(k), check_k("maxk", k, group, x.size(1)))

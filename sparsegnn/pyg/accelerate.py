@@ -7,7 +7,7 @@ import warnings
 from torch import nn
 
 from sparsegnn.pyg import attention, layers
-from sparsegnn.pyg.products import fused_of, product_of, pyg
+from sparsegnn.pyg.products import fused_of, is_pygs, product_of, pyg
 from sparsegnn.pyg.route import install, remove, route_of
 
 
@@ -58,8 +58,7 @@ def remove_all(model: nn.Module) -> None:
 
 def convolutions_of(model: nn.Module) -> list[nn.Module]:
     """PyG's convolutions in a model, each once."""
-    nn_of_pyg = pyg()
-    return [] if nn_of_pyg is None else [m for m in model.modules() if isinstance(m, nn_of_pyg.MessagePassing)]
+    return [m for m in model.modules() if is_pygs(m)]
 
 
 def is_covered(conv) -> bool:

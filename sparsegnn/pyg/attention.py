@@ -14,12 +14,21 @@ from sparsegnn.pyg.products import pyg, reduction_of
 from sparsegnn.pyg.propagate import NotOurs, check_conv, is_ours
 
 
-class _GAT(GATConv):
+class _Made:
+    def _given(self, graph, *sizes):
+        return graph
+
+
+class _GAT(_Made, GATConv):
     def _edge_scores(self, attr: Tensor) -> Tensor:
         if type(self.lin_edge) is not pyg().Linear or not is_plain(self.lin_edge):
             return super()._edge_scores(attr)
         folded = self.lin_edge.weight.unflatten(0, (self.heads, -1)) * self.att_edge[0, :, :, None]
         return attr @ folded.sum(1).t()
+
+
+class _GATv2(_Made, GATv2Conv):
+    pass
 
 
 def of(forward):
@@ -38,7 +47,7 @@ def gat(conv, x, edge_index, edge_attr=None, size=None, return_attention_weights
 
 
 def gatv2(conv, x, edge_index, edge_attr=None, return_attention_weights=None):
-    return _attend(conv, pyg().GATv2Conv, GATv2Conv, x, edge_index, edge_attr, None, return_attention_weights)
+    return _attend(conv, pyg().GATv2Conv, _GATv2, x, edge_index, edge_attr, None, return_attention_weights)
 
 
 def _attend(conv, theirs, ours, x, edge_index, edge_attr, size, weights) -> Tensor:

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparsegnn.nn import inner
+from sparsegnn.nn.aggregate import multiply
+from sparsegnn.nn.appnp import is_constant, steps
 from sparsegnn.nn.inner import finish, is_plain, transform
 from sparsegnn.nn.linear import SparseLinear
 from sparsegnn.ops.spmm_gcn import aggregate_first
@@ -117,11 +119,14 @@ def gin(conv, x, edge_index, size=None):
 
 
 def appnp(conv, x, edge_index, edge_weight=None):
-    """K times (1 - alpha) A x + alpha h; the first factor is in the matrix."""
+    """K times (1 - alpha) A x + alpha h; the first factor is in the matrix, and a constant one is one node of autograd."""
     reduce = _check(conv, x, edge_index)
     if conv.dropout > 0 and conv.training:
         raise NotOurs("dropout of edges")
-    m, start = _normed(conv, x, edge_index, edge_weight, reduce), conv.alpha * x
+    a = _normed(conv, x, edge_index, edge_weight, reduce).times(x.dtype, 1 - conv.alpha)
+    if conv.K > 1 and is_constant(a, x, reduce):
+        return steps(a, x.contiguous(), conv.alpha, conv.K)
+    start = x = x.contiguous()
     for _ in range(conv.K):
-        x = m.product(x, reduce, 1 - conv.alpha).add_(start)
+        x = multiply(a, x, reduce).add_(start, alpha=conv.alpha)
     return x

@@ -12,6 +12,8 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 
+from sparsegnn.nn.convolution import Convolution
+
 REDUCTIONS = {"SumAggregation": "sum", "MeanAggregation": "mean", "MaxAggregation": "max", "MinAggregation": "min"}
 
 
@@ -141,6 +143,12 @@ SPECIAL = ("edge_index", "adj_t", "size", "size_i", "edge_index_i", "ptr", "inde
 def pyg():
     """``torch_geometric.nn`` if the program has imported it, as a model of its must, else None."""
     return sys.modules.get("torch_geometric.nn")
+
+
+def is_pygs(module) -> bool:
+    """Whether a module is a convolution of PyG, or of somebody's on its base: this library's own look like one."""
+    known = pyg()
+    return known is not None and isinstance(module, known.MessagePassing) and not isinstance(module, Convolution)
 
 
 def product_of(conv) -> Product | None:

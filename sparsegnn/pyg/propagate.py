@@ -32,18 +32,22 @@ class Matrix:
     val: Tensor | None = None
     norm: tuple[bool, bool] | None = None  # (improved, add_self_loops)
 
-    def product(self, x: Tensor, reduce: str, factor: float = 1.0, root: Tensor | None = None) -> Tensor:
-        """factor A x, in the dtype that PyG's message has; ``root`` [] x of the node itself is summed along."""
+    def product(self, x: Tensor, reduce: str, root: Tensor | None = None) -> Tensor:
+        """A x, in the dtype that PyG's message has; ``root`` [] x of the node itself is summed along."""
         with torch.autocast(x.device.type, enabled=False) if _autocast(x) else nullcontext():
-            graph, val, scale, diag = self.graph, self.val, None, None
-            wide = torch.promote_types(x.dtype, torch.float32)
-            if self.norm is not None:
-                graph, scale, diag = graph.normed(*self.norm, wide)
-                val = graph.val
-            if root is not None:
-                diag = root.to(wide).expand(graph.num_rows).contiguous()
-            a = aggregate.Matrix(graph, val, scale, scale, diag, graph.num_rows)
-            return aggregate.multiply(a if factor == 1 else a.times(factor, x.dtype), x.contiguous(), reduce)
+            return aggregate.multiply(self.times(x.dtype, root=root), x.contiguous(), reduce)
+
+    def times(self, dtype: torch.dtype, factor: float = 1.0, root: Tensor | None = None) -> aggregate.Matrix:
+        """factor A, as the kernels take it for features of ``dtype``."""
+        graph, val, scale, diag = self.graph, self.val, None, None
+        wide = torch.promote_types(dtype, torch.float32)
+        if self.norm is not None:
+            graph, scale, diag = graph.normed(*self.norm, wide)
+            val = graph.val
+        if root is not None:
+            diag = root.to(wide).expand(graph.num_rows).contiguous()
+        a = aggregate.Matrix(graph, val, scale, scale, diag, graph.num_rows)
+        return a if factor == 1 else a.times(factor, dtype)
 
 
 def _autocast(x: Tensor) -> bool:

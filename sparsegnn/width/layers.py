@@ -379,6 +379,8 @@ KINDS: dict[type[nn.Module], type[Layer]] = {
 def kind_of(module: nn.Module) -> type[Layer] | None:
     """How its channels are known; None where they are not, as of a module that hooks or parametrizations change."""
     kind = KINDS.get(type(module))
+    if not isinstance(getattr(module, "aggr", ""), str):  # several reductions, side by side
+        return None
     if kind is None and "torch_geometric.nn" in sys.modules:
         pyg = sys.modules["torch_geometric.nn"]
         known = {pyg.GCNConv: GCNLayer, pyg.SAGEConv: SAGELayer}.get(type(module))

@@ -322,5 +322,5 @@ def test_bad_arguments():
         SparseLinear.from_dense(nn.Linear(4, 3), torch.ones(3, 4), sparsity=0.5)
     layer = SparseLinear(4, 3)
     for bad in (torch.randn(2, 5), torch.tensor(1.0)):
-        with pytest.raises(ValueError, match=r"SparseLinear: x must have shape \[\.\.\., 4\], got"):
+        with pytest.raises(ValueError, match=r"SparseLinear: input must have shape \[\.\.\., 4\], got"):
             layer(bad)
