@@ -33,8 +33,9 @@ class GraphConv(Convolution):
         super().__init__(aggr, flow, options)
         refuse_several("GraphConv", self.aggr, "lin_rel takes in_channels")
         self.sources, self.targets = widths_of("GraphConv", in_channels)
-        self.in_channels, out_channels = in_channels, check_size("GraphConv", "out_channels", out_channels, 1)
-        self.out_channels = out_channels
+        many = isinstance(in_channels, (tuple, list))
+        self.in_channels = (self.sources, self.targets) if many else self.sources
+        self.out_channels = out_channels = check_size("GraphConv", "out_channels", out_channels, 1)
         self.lin_rel = inner_linear("GraphConv", self.sources, out_channels, sparsity, pattern, bias=bias)
         self.lin_root = inner_linear("GraphConv", self.targets, out_channels, sparsity, pattern)
         self.reset_parameters()

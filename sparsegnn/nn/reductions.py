@@ -16,7 +16,7 @@ def reduction_of(layer: str, aggr) -> str | list[str]:
     if not names:
         raise ValueError(
             f"{layer}: aggr must be one of {', '.join(REDUCTIONS)}, or a list of these or of PyG's modules of them, "
-            f"got {aggr!r}: for others use torch_geometric.nn.{layer} and sparsegnn.accelerate"
+            f"got {' '.join(repr(aggr).split())}: for others use torch_geometric.nn.{layer} and sparsegnn.accelerate"
         )
     return names if len(names) > 1 else names[0]
 

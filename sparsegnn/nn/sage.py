@@ -37,8 +37,9 @@ class SAGEConv(Convolution):
                  **options):  # fmt: skip
         super().__init__(aggr, flow, options)
         self.sources, self.targets = widths_of("SAGEConv", in_channels)
-        self.in_channels, out_channels = in_channels, check_size("SAGEConv", "out_channels", out_channels, 1)
-        self.out_channels = out_channels
+        many = isinstance(in_channels, (tuple, list))
+        self.in_channels = (self.sources, self.targets) if many else self.sources
+        self.out_channels = out_channels = check_size("SAGEConv", "out_channels", out_channels, 1)
         self.normalize, self.root_weight, self.project = normalize, root_weight, project
         if project and self.sources == -1:
             raise ValueError("SAGEConv: in_channels must be given with project, got -1")

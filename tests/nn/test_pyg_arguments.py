@@ -55,7 +55,7 @@ def made(package, name, **more):
 def both(name, ours=None, theirs=None):
     """Ours and PyG's with the same parameters, with such other options."""
     torch.manual_seed(3)
-    a, b = made(nn, name, **(ours or {})), made(pyg, name, **(ours if theirs is None else theirs or {}))
+    a, b = made(nn, name, **(ours or {})), made(pyg, name, **((ours if theirs is None else theirs) or {}))
     for p in a.parameters():
         torch.nn.init.normal_(p, std=0.5)
     b.load_state_dict(a.state_dict())
@@ -273,7 +273,7 @@ def test_options_of_the_base(name):
     (edges, _), x = random_graph(), features()
     plain, first = both(name)
     dim = {} if name in ATTENTION else dict(node_dim=-2)
-    ours, theirs = both(name, dict(decomposed_layers=2, **dim) if name not in ATTENTION else dim)
+    ours, theirs = both(name, dict(decomposed_layers=2, **dim), dim)
     for conv in (ours, theirs):
         conv.load_state_dict(plain.state_dict())
         torch.testing.assert_close(conv(x, edges), first(x, edges))

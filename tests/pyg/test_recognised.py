@@ -60,6 +60,13 @@ class Net(torch.nn.Module):
         return self.conv2(self.conv1(x, edge_index, *more).relu(), edge_index, *more)
 
 
+class Traced(Net):
+    """Of whose calls torch.fx knows the arguments."""
+
+    def forward(self, x, edge_index):
+        return self.conv2(self.conv1(x, edge_index).relu(), edge_index)
+
+
 def both(kind, widths=(WIDTH, 5, 4)):
     torch.manual_seed(2)
     widths = (WIDTH,) * 3 if kind == "APPNP" else widths
@@ -104,7 +111,7 @@ def test_is_one_of_pygs_and_stays_ours(kind):
 def test_gcn2_is_one_of_pygs():
     assert isinstance(nn.GCN2Conv(4, 0.1), pyg.MessagePassing)
     kinds = {getattr(nn, name) for name in vars(nn) if name.endswith("Conv")} | {nn.APPNP}
-    assert all(issubclass(kind, sparsegnn.nn.convolution.Convolution) for kind in kinds) and len(kinds) == 9
+    assert all(issubclass(kind, sparsegnn.nn.convolution.Convolution) for kind in kinds) and len(kinds) == 10
 
 
 def test_pyg_is_not_imported_and_may_come_later():
@@ -175,7 +182,7 @@ def hetero_inputs():
 @pytest.mark.parametrize("kind", BIPARTITE)
 def test_to_hetero(kind, aggr):
     x, edges = hetero_inputs()
-    ours, theirs = (pyg.to_hetero(Net(BIPARTITE[kind], p, (WIDTH, WIDTH, 4)).double(), HETERO, aggr) for p in (nn, pyg))
+    ours, theirs = (pyg.to_hetero(Traced(BIPARTITE[kind], p, (WIDTH, WIDTH, 4)).double(), HETERO, aggr) for p in (nn, pyg))
     for model in (ours, theirs):
         model(x, edges)  # the first call of lazy layers
     theirs.load_state_dict(ours.state_dict())
@@ -186,7 +193,7 @@ def test_to_hetero(kind, aggr):
 
 def test_to_hetero_of_sparse_weights():
     x, edges = hetero_inputs()
-    net = Net(lambda p, i, o: p.SAGEConv((i, i), o, sparsity=0.5), nn, (WIDTH, WIDTH, 4)).double()
+    net = Traced(lambda p, i, o: p.SAGEConv((i, i), o, sparsity=0.5), nn, (WIDTH, WIDTH, 4)).double()
     model = pyg.to_hetero(net, HETERO)
     wanted = sparsegnn.densify(copy.deepcopy(model))(x, edges)
     for name, y in model(x, edges).items():
@@ -196,7 +203,7 @@ def test_to_hetero_of_sparse_weights():
 def test_to_hetero_refuses_as_pygs():
     for package in (nn, pyg):
         with pytest.raises(ValueError, match="add_self_loops"):
-            pyg.to_hetero(Net(KINDS["GCNConv"], package), HETERO)
+            pyg.to_hetero(Traced(KINDS["GCNConv"], package), HETERO)
 
 
 def test_hetero_conv():
@@ -298,7 +305,7 @@ REFUSED = {
     "attention": lambda: explain(AttentionExplainer(), edge_mask_type="object"),
     "graph mask": lambda: explain(GraphMaskExplainer(2, epochs=1, log=False), node_mask_type="attributes",
                                   edge_mask_type="object"),
-    "bases": lambda: pyg.to_hetero_with_bases(Net(BIPARTITE["SAGEConv"], nn), HETERO, 2, {"x": WIDTH}),
+    "bases": lambda: pyg.to_hetero_with_bases(Traced(BIPARTITE["SAGEConv"], nn), HETERO, 2, {"x": WIDTH}),
     "message": lambda: nn.GCNConv(4, 4).message(torch.ones(3, 4)),
     "propagate": lambda: nn.GCNConv(4, 4).propagate(graph(), x=features()),
     "replaced": lambda: setattr(nn.SAGEConv(4, 4), "explain_message", lambda *args: None),
