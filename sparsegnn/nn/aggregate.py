@@ -41,8 +41,8 @@ class Matrix(NamedTuple):
         return self._replace(row_scale=torch.full((graph.num_rows,), factor, dtype=wide, device=graph.device))
 
 
-def matrix(graph: CSRGraph, dtype: torch.dtype, aggr: str | list[str] = "add", normalize: bool = True, improved: bool = False,
-           add_self_loops: bool = True, explicit: bool = False) -> Matrix:  # fmt: skip
+def matrix(graph: CSRGraph, dtype: torch.dtype, aggr: str | list[str] = "add", normalize: bool = True,
+           improved: bool = False, add_self_loops: bool = True, explicit: bool = False) -> Matrix:  # fmt: skip
     """A for features of ``dtype``, with the symmetric GCN norm when ``normalize``.
 
     ``explicit``: all of it in ``val``, the self-loops too.

@@ -28,8 +28,8 @@ class AttentionConv(Convolution):
         super().__init__(aggr, flow, options)
         op = type(self).__name__
         if not is_one(self.aggr, "sum"):
-            raise ValueError(f"{op}: aggr must be 'add' or 'sum', which attention weighs, got {self.aggr!r}: for others "
-                             f"use torch_geometric.nn.{op}")  # fmt: skip
+            raise ValueError(f"{op}: aggr must be 'add' or 'sum', which attention weighs, got {self.aggr!r}: for "
+                             f"others use torch_geometric.nn.{op}")  # fmt: skip
         if isinstance(heads, bool) or not isinstance(heads, Integral) or heads < 1:
             raise ValueError(f"{op}: heads must be an int of at least 1, got {heads!r}")
         widths = widths_of(op, in_channels)
@@ -90,11 +90,11 @@ class AttentionConv(Convolution):
                 check_features(type(self).__name__, value, width)
         return pair
 
-    def _given(self, edge_index: object, m: int | None, n: int, one: bool) -> CSRGraph:
-        """The graph of a call, with ``m`` targets and ``n`` sources; None: as many targets as a matrix says, or as there
-        are sources. ``one``: they are the same."""
+    def _given(self, edge_index: object, m: int | None, n: int) -> CSRGraph:
+        """The graph of a call, with ``m`` targets and ``n`` sources; None: as many targets as a matrix says, or as
+        there are sources."""
         op = type(self).__name__
-        edge_index = turned(op, edge_index, one) if self.flow == "target_to_source" else edge_index
+        edge_index = turned(op, edge_index, m in (None, n)) if self.flow == "target_to_source" else edge_index
         edges = isinstance(edge_index, Tensor) and edge_index.layout == torch.strided
         if m is not None or edges:
             return graph_of(edge_index, (n if m is None else m, n))

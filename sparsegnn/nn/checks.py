@@ -30,7 +30,7 @@ def check_activation(layer: str, act: str | None, dropout: float) -> None:
 
 
 def check_features(layer: str, x, channels: int, *, compressed: bool = False, batched: bool = False) -> None:
-    """x must be floating point [N, channels], when ``batched`` [..., N, channels]; any width when ``channels`` is -1."""
+    """x must be floating point [N, channels], or, ``batched``, [..., N, channels]; any width where that is -1."""
     if isinstance(x, (tuple, list)):
         raise ValueError(f"{layer}: x must be a Tensor [N, {channels}], got a {type(x).__name__} (no bipartite graphs)")
     kinds = (Tensor, CompressedRows) if compressed else Tensor

@@ -23,8 +23,8 @@ class Convolution(Recognised, nn.Module):
     """Base of the graph layers.
 
     Args:
-        aggr: ``"add"`` (or ``"sum"``), ``"mean"``, ``"max"`` or ``"min"``; PyG's module that does the same; or a list of
-            these, whose results are concatenated, where the layer has a place for that.
+        aggr: ``"add"`` (or ``"sum"``), ``"mean"``, ``"max"`` or ``"min"``; PyG's module that does the same; or a list
+            of these, whose results are concatenated, where the layer has a place for that.
         flow: ``"source_to_target"``, or ``"target_to_source"`` for raw edge lists.
         options: other arguments of PyG's ``MessagePassing``. ``node_dim`` must be -2; ``decomposed_layers`` changes no
             result and nothing here; ``aggr_kwargs`` must be empty.

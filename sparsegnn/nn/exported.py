@@ -79,7 +79,9 @@ def graph_of(obj, size: tuple[int, int] | None = None):
         return EdgeList(obj[1].long(), obj[0].long(), None, *size)
     graph = CSRGraph.from_any(obj, size)
     target = rows_of(graph.crow, graph.num_edges)
-    return EdgeList(target, graph.col.long(), graph.val, *graph.shape, None if graph.perm is None else graph.perm.long())
+    return EdgeList(
+        target, graph.col.long(), graph.val, *graph.shape, None if graph.perm is None else graph.perm.long()
+    )
 
 
 def rows_of(crow: Tensor, edges: int) -> Tensor:

@@ -70,7 +70,7 @@ class GATConv(AttentionConv):
         res = self.res(x_dst) if self.res is not None and x_dst is not None else None
         h_src = (self.lin or self.lin_src)(x_src)
         n, m = size or (x_src.size(0), None if x_dst is None else x_dst.size(0))
-        given = self._given(edge_index, m, n, x_dst is x_src)
+        given = self._given(edge_index, m, n)
         m, attend = given.num_rows, self._attend(gat, explained.gat, given)
         if self.lin is not None and x_dst is x_src and n == m:  # the op makes the scores
             a_src, a_dst = self.att_src, self.att_dst

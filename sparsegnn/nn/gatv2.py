@@ -68,7 +68,7 @@ class GATv2Conv(AttentionConv):
         res = None if self.res is None else self.res(x_dst)
         h_src = self.lin_l(x_src).view(shape)
         h_dst = h_src if self.share_weights and x_dst is x_src else self.lin_r(x_dst).view(shape)
-        given = self._given(edge_index, h_dst.size(0), h_src.size(0), x_dst is x_src)
+        given = self._given(edge_index, h_dst.size(0), h_src.size(0))
         attend = self._attend(gatv2, explained.gatv2, given)
         graph, attr = self._edges(edge_index, given, edge_attr)
         edge = None if attr is None else self.lin_edge(attr).view(shape).to(h_src.dtype)

@@ -58,9 +58,9 @@ class GINConv(Convolution):
         """Features of the nodes after one step of message passing.
 
         Args:
-            x: ``[..., N, in_channels]``, a tensor or :class:`CompressedRows`; or a pair, of the sources and of the targets
-                (None: without them) of a bipartite graph. ``torch.sparse_csr`` or coo where ``nn`` is a ``Sequential``
-                that begins with a linear layer, which is multiplied before the sum then, as where it is narrow.
+            x: ``[..., N, in_channels]``, a tensor or :class:`CompressedRows`; or a pair, of the sources and of the
+                targets (None: without them) of a bipartite graph. ``torch.sparse_csr`` or coo where ``nn`` is a
+                ``Sequential`` that begins with a linear layer, which multiplies before the sum, as where it is narrow.
             edge_index: a :class:`CSRGraph`, or anything that ``CSRGraph.from_any`` takes.
             size: numbers of sources and targets, needed where a pair has no targets.
 

@@ -54,7 +54,7 @@ def graph_of(layer: str, source, target, edge_index: object, edge_weight: Tensor
             raise ValueError(f"{layer}: size must give {known} {name} as x does, got {tuple(size)}")
     rows = size[1] if rows is None and size is not None else rows
     if flow == "target_to_source":
-        edge_index = turned(layer, edge_index, target is source)
+        edge_index = turned(layer, edge_index, rows == columns)
     graph = edge_index
     if not isinstance(graph, CSRGraph) or exported.exporting():
         edges = isinstance(graph, Tensor) and graph.layout == torch.strided
@@ -66,15 +66,15 @@ def graph_of(layer: str, source, target, edge_index: object, edge_weight: Tensor
     return graph if edge_weight is None else graph.weighted(edge_weight)
 
 
-def turned(layer: str, edge_index: object, one: bool = True) -> Tensor:
-    """An edge list whose edges go the other way; matrices say themselves which way theirs go, and of pairs PyG does
-    not say which is which. ``one``: x is no pair."""
+def turned(layer: str, edge_index: object, square: bool) -> Tensor:
+    """An edge list whose edges go the other way; matrices say themselves which way theirs go. PyG counts the targets of
+    another number of sources wrongly."""
     if not isinstance(edge_index, Tensor) or edge_index.layout != torch.strided:
         raise ValueError(
             f"{layer}: edge_index must be a Tensor [2, E] with flow='target_to_source', got {edge_index!r}: transpose "
             "the matrix, and leave flow as it is"
         )
-    if not one:
-        raise ValueError(f"{layer}: x must be a Tensor with flow='target_to_source', got a pair: give edge_index.flip(0) "
-                         "and (sources, targets), and leave flow as it is")  # fmt: skip
+    if not square:
+        raise ValueError(f"{layer}: x must have as many targets as sources with flow='target_to_source', got others: "
+                         "give edge_index.flip(0), and leave flow as it is")  # fmt: skip
     return edge_index.flip(0)

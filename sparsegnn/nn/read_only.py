@@ -41,5 +41,5 @@ def read_only(weight: Tensor) -> Tensor:
 
 
 def refuse(layer: str, got: str, error: type[Exception] = AttributeError):
-    raise error(f"{layer}: weight must only be read, as it is made of the values each time, got {got}: write to values, "
-                "or use set_pattern_() for other positions, or SparseLinear.from_dense()")  # fmt: skip
+    raise error(f"{layer}: weight must only be read, as it is made of the values each time, got {got}: write to "
+                "values, or use set_pattern_() for other positions, or SparseLinear.from_dense()")  # fmt: skip

@@ -60,8 +60,8 @@ class SAGEConv(Convolution):
         """Features of the nodes after one step of message passing.
 
         Args:
-            x: ``[..., N, in_channels]``, a tensor or :class:`CompressedRows`; or a pair, of the sources and of the targets
-                (None: without ``root_weight``) of a bipartite graph.
+            x: ``[..., N, in_channels]``, a tensor or :class:`CompressedRows`; or a pair, of the sources and of the
+                targets (None: without ``root_weight``) of a bipartite graph.
             edge_index: a :class:`CSRGraph`, or anything that ``CSRGraph.from_any`` takes.
             size: numbers of sources and targets, needed where a pair has no targets.
 

@@ -119,7 +119,7 @@ def gin(conv, x, edge_index, size=None):
 
 
 def appnp(conv, x, edge_index, edge_weight=None):
-    """K times (1 - alpha) A x + alpha h; the first factor is in the matrix, and a constant one is one node of autograd."""
+    """K times (1 - alpha) A x + alpha h; the first factor is in the matrix, and with a constant one all is one node."""
     reduce = _check(conv, x, edge_index)
     if conv.dropout > 0 and conv.training:
         raise NotOurs("dropout of edges")

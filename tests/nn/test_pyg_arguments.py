@@ -198,7 +198,7 @@ def test_several_reductions(aggr):
         for options in (dict(bias=False), dict(bias=False, normalize=False)):
             convs = both("GCNConv", options | dict(aggr=SEVERAL[aggr]()), options | dict(aggr=SEVERAL[aggr]()))
             assert_close(*(results(conv, x, edges, weight) for conv in convs))
-        wide = [getattr(p, "GINConv")(torch.nn.Identity(), aggr=SEVERAL[aggr]()).double() for p in (nn, pyg)]
+        wide = [p.GINConv(torch.nn.Identity(), aggr=SEVERAL[aggr]()).double() for p in (nn, pyg)]
         assert_close(*([conv((x, None), edges, size=(N, N))] for conv in wide))
     lazy = nn.SAGEConv(-1, 4, aggr=SEVERAL[aggr]()).double()
     assert lazy(features(), edges).shape == (N, 4) and lazy.lin_l.in_features == WIDTH * len(lazy.aggr)
@@ -259,11 +259,18 @@ def test_flow(name):
 
 
 @pytest.mark.parametrize("name", ["SAGEConv", "GraphConv", "GINConv", *ATTENTION])
-def test_flow_of_pairs_is_refused(name):
-    conv, (edges, _), x = made(nn, name, flow="target_to_source"), random_graph(), features()
-    torch.testing.assert_close(conv((x, x), edges), conv(x, edges))
-    with pytest.raises(ValueError, match=rf"{name}: x must be a Tensor with flow=.* give edge_index.flip\(0\)"):
-        conv((x, features()), edges)
+def test_flow_of_pairs(name):
+    """Of as many targets as sources as PyG, which counts others wrongly."""
+    (edges, _), x, target = random_graph(), features(), features().flip(0)
+    ours, theirs = both(name, dict(flow="target_to_source"))
+    torch.testing.assert_close(ours((x, target), edges), theirs((x, target), edges))
+    torch.testing.assert_close(ours((x, x), edges), theirs(x, edges))
+    message = rf"{name}: x must have as many targets as sources with flow=.* give edge_index.flip\(0\)"
+    with pytest.raises(ValueError, match=message):
+        ours((x, target[:36]), edges)
+    if name != "GATv2Conv":
+        with pytest.raises(ValueError, match=message):
+            ours((x, None), edges, size=(N, 36))
     with pytest.raises(ValueError, match=f"{name}: flow must be"):
         made(nn, name, flow="up")
 

@@ -83,7 +83,10 @@ def test_lazy_and_sparse():
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda x: SAGEConv(6, 4, aggr="lstm"), "SAGEConv: aggr must be one of add, sum, mean, max, min, got 'lstm'"),
+        (
+            lambda x: SAGEConv(6, 4, aggr="lstm"),
+            "SAGEConv: aggr must be one of add, sum, mean, max, min, or .* got 'lstm'",
+        ),
         (lambda x: SAGEConv(-1, 4, project=True), "SAGEConv: in_channels must be given with project, got -1"),
         (lambda x: SAGEConv(7, 4)(x, edges()), r"SAGEConv: x must have shape \[N, 7\], got \[30, 6\]"),
         (lambda x: SAGEConv(6, 4)((x, None), edges()), "SAGEConv: size must be given where x has no targets"),

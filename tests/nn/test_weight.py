@@ -1,4 +1,4 @@
-"""``SparseLinear.weight``: the dense weight for whoever reads that of an nn.Linear, which nobody writes to unnoticed."""
+"""``SparseLinear.weight``: the dense weight for who reads that of an nn.Linear, which nobody writes to unnoticed."""
 
 import copy
 import pickle
@@ -53,8 +53,8 @@ def test_is_not_saved_and_moves_along():
 WRITES = {
     "fill_": lambda w: w.fill_(1), "init": lambda w: nn.init.normal_(w), "xavier": lambda w: nn.init.xavier_uniform_(w),
     "data": lambda w: w.data.normal_(), "detach": lambda w: w.detach().zero_(), "copy_": lambda w: w.copy_(w + 1),
-    "item": lambda w: w.__setitem__(0, 1.0), "add": lambda w: w.__iadd__(1), "freeze": lambda w: w.requires_grad_(False),
-    "out": lambda w: torch.mul(torch.ones(16, 32), 2, out=w), "set data": lambda w: setattr(w, "data", w + 1),
+    "item": lambda w: w.__setitem__(0, 1.0), "add": lambda w: w.__iadd__(1),
+    "freeze": lambda w: w.requires_grad_(False), "out": lambda w: torch.mul(torch.ones(16, 32), 2, out=w), "set data": lambda w: setattr(w, "data", w + 1),
     "flag": lambda w: setattr(w, "requires_grad", False), "parameter": lambda w: nn.Parameter(w),
     "clip": lambda w: torch.clamp_(w, 0, 1), "constant": lambda w: nn.init.constant_(tensor=w, val=1),
 }  # fmt: skip
@@ -111,7 +111,10 @@ def test_from_dense_of_a_sparse_layer():
 def test_torchs_transformer_in_evaluation(kernel):
     torch.manual_seed(0)
     block = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, dropout=0.0)
-    model, x = sparsegnn.sparsify(nn.TransformerEncoder(block, 2, enable_nested_tensor=False), 0.5), torch.randn(3, 7, 32)
+    model, x = (
+        sparsegnn.sparsify(nn.TransformerEncoder(block, 2, enable_nested_tensor=False), 0.5),
+        torch.randn(3, 7, 32),
+    )
     dense = sparsegnn.densify(copy.deepcopy(model))
     assert sum(isinstance(m, SparseLinear) for m in model.modules()) == 4
     for mode in (True, False):
@@ -158,7 +161,9 @@ def test_another_dtype_is_refused(pattern, kernel):
     sparse = layer(pattern)
     with sparsegnn.use_kernel(kernel):
         for dtype in (torch.float64, torch.bfloat16, torch.int64):
-            with pytest.raises(TypeError, match=r"input must have the dtype of the weight \(torch.float32\), got torch."):
+            with pytest.raises(
+                TypeError, match=r"input must have the dtype of the weight \(torch.float32\), got torch."
+            ):
                 sparse(torch.ones(5, 32, dtype=dtype))
         with torch.autocast("cpu", torch.bfloat16):
             assert sparse(torch.ones(5, 32).bfloat16()).dtype == torch.bfloat16

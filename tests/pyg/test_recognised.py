@@ -40,7 +40,8 @@ KINDS = {
     "SAGEConv": lambda p, i, o: p.SAGEConv(i, o), "SAGEConv, max": lambda p, i, o: p.SAGEConv(i, o, aggr="max"),
     "SAGEConv, two": lambda p, i, o: p.SAGEConv(i, o, aggr=["mean", "min"]),
     "GraphConv": lambda p, i, o: p.GraphConv(i, o), "GraphConv, mean": lambda p, i, o: p.GraphConv(i, o, aggr="mean"),
-    "GINConv": lambda p, i, o: p.GINConv(mlp(i, o)), "GINConv, trained": lambda p, i, o: p.GINConv(mlp(i, o), train_eps=True),
+    "GINConv": lambda p, i, o: p.GINConv(mlp(i, o)),
+    "GINConv, trained": lambda p, i, o: p.GINConv(mlp(i, o), train_eps=True),
     "SGConv": lambda p, i, o: p.SGConv(i, o, K=2, cached=False), "TAGConv": lambda p, i, o: p.TAGConv(i, o, K=2),
     "APPNP": lambda p, i, o: p.APPNP(2, 0.2), "GATConv": lambda p, i, o: p.GATConv(i, o, heads=2, concat=False),
     "GATConv, no loops": lambda p, i, o: p.GATConv(i, o, add_self_loops=False),
@@ -182,7 +183,9 @@ def hetero_inputs():
 @pytest.mark.parametrize("kind", BIPARTITE)
 def test_to_hetero(kind, aggr):
     x, edges = hetero_inputs()
-    ours, theirs = (pyg.to_hetero(Traced(BIPARTITE[kind], p, (WIDTH, WIDTH, 4)).double(), HETERO, aggr) for p in (nn, pyg))
+    ours, theirs = (
+        pyg.to_hetero(Traced(BIPARTITE[kind], p, (WIDTH, WIDTH, 4)).double(), HETERO, aggr) for p in (nn, pyg)
+    )
     for model in (ours, theirs):
         model(x, edges)  # the first call of lazy layers
     theirs.load_state_dict(ours.state_dict())
