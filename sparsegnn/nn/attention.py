@@ -109,12 +109,12 @@ class AttentionConv(Convolution):
             return fused
         return partial(plain, mask=self._mask(given, self.add_self_loops) if self.explain else None)
 
-    def _edges(self, given: object, graph: CSRGraph, attr: Tensor | None) -> tuple[CSRGraph, Tensor | None]:
+    def _edges(self, edge_index: object, graph: CSRGraph, attr: Tensor | None) -> tuple[CSRGraph, Tensor | None]:
         """The graph, with its self-loops, and its edge features [E, edge_dim] in slot order."""
         if self.lin_edge is None:
             attr = None
         elif attr is None:
-            self._no_features(given, graph)
+            self._no_features(edge_index, graph)
         elif attr.size(0) != graph.given:
             op, got = type(self).__name__, list(attr.shape)
             raise ValueError(f"{op}: edge_attr must have {graph.given} rows, got {got}")

@@ -53,10 +53,10 @@ def test_is_not_saved_and_moves_along():
 WRITES = {
     "fill_": lambda w: w.fill_(1), "init": lambda w: nn.init.normal_(w), "xavier": lambda w: nn.init.xavier_uniform_(w),
     "data": lambda w: w.data.normal_(), "detach": lambda w: w.detach().zero_(), "copy_": lambda w: w.copy_(w + 1),
-    "item": lambda w: w.__setitem__(0, 1.0), "add": lambda w: w.__iadd__(1),
-    "freeze": lambda w: w.requires_grad_(False), "out": lambda w: torch.mul(torch.ones(16, 32), 2, out=w), "set data": lambda w: setattr(w, "data", w + 1),
-    "flag": lambda w: setattr(w, "requires_grad", False), "parameter": lambda w: nn.Parameter(w),
-    "clip": lambda w: torch.clamp_(w, 0, 1), "constant": lambda w: nn.init.constant_(tensor=w, val=1),
+    "item": lambda w: w.__setitem__(0, 1.0), "add": lambda w: w.__iadd__(1), "clip": lambda w: torch.clamp_(w, 0, 1),
+    "freeze": lambda w: w.requires_grad_(False), "out": lambda w: torch.mul(torch.ones(16, 32), 2, out=w),
+    "set data": lambda w: setattr(w, "data", w + 1), "flag": lambda w: setattr(w, "requires_grad", False),
+    "parameter": lambda w: nn.Parameter(w), "constant": lambda w: nn.init.constant_(tensor=w, val=1),
 }  # fmt: skip
 
 
