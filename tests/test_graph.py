@@ -348,7 +348,7 @@ pair = torch.tensor([[0, 1], [1, 2]])
         (lambda: CSRGraph.from_edge_index(pair, True), TypeError, "num_nodes must be an int"),
         (lambda: CSRGraph.from_edge_index(pair, (1, 2, 3)), ValueError, "num_nodes must be an int, or"),
         (lambda: CSRGraph.from_edge_index(pair, 3, torch.ones(3)), ValueError, r"edge_weight must have shape \[2\]"),
-        (lambda: CSRGraph.from_edge_index(pair, 3, torch.ones(2, 1)), ValueError, r"edge_weight must have shape \[2\]"),
+        (lambda: CSRGraph.from_edge_index(pair, 3, torch.ones(1, 2)), ValueError, r"edge_weight must have shape \[2\]"),
         (lambda: CSRGraph.from_edge_index(pair, 3, pair[0]), TypeError, "edge_weight must be a floating-point Tensor"),
         (lambda: CSRGraph.from_edge_index(pair, 3, torch.ones(2, device="meta")), ValueError, "on the graph's device"),
         (lambda: from_csr([], []), TypeError, "crow must be int32 or int64, got float32"),

@@ -55,8 +55,10 @@ def test_sparse_linear(tmp_path):
 
 
 WITHOUT = {
-    "gcn": lambda: nn.GCNConv(6, 9, act="relu", dropout=0.5, sparsity=0.5), "gcn max": lambda: nn.GCNConv(6, 4, aggr="max"),
-    "gcn kept": lambda: nn.GCNConv(6, 9, cached=True), "sage": lambda: nn.SAGEConv(6, 4, ["mean", "min"], normalize=True),
+    "gcn": lambda: nn.GCNConv(6, 9, act="relu", dropout=0.5, sparsity=0.5),
+    "gcn max": lambda: nn.GCNConv(6, 4, aggr="max"),
+    "gcn kept": lambda: nn.GCNConv(6, 9, cached=True),
+    "sage": lambda: nn.SAGEConv(6, 4, ["mean", "min"], normalize=True),
     "gin": lambda: nn.GINConv(torch.nn.Sequential(SparseLinear(6, 5, sparsity=0.5), torch.nn.ReLU())),
     "gat": lambda: nn.GATConv(6, 4, heads=2, sparsity=0.5), "gat v2": lambda: nn.GATv2Conv(6, 4, add_self_loops=False),
 }  # fmt: skip
