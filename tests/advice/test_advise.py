@@ -195,18 +195,20 @@ def test_no_linear_layers():
 
 
 def test_a_lever_that_the_model_refuses():
-    """Its forward uses the weight itself, which a sparse layer has not."""
+    """Its forward writes to the weight, which a sparse layer makes of its values."""
 
-    class Reads(nn.Module):
+    class Clips(nn.Module):
         def __init__(self):
             super().__init__()
             self.a, self.b = nn.Linear(16, 32), nn.Linear(32, 8)
 
         def forward(self, x):
-            return self.b(self.a(x).relu()) * self.a.weight.mean()
+            with torch.no_grad():
+                self.a.weight.clamp_(-1, 1)
+            return self.b(self.a(x).relu())
 
-    found = simulated(Reads(), product=1e-6)
-    assert "no attribute 'weight'" in found["left_out"]["98 % sparse weights (grouped:8)"]
+    found = simulated(Clips(), product=1e-6)
+    assert "weight must only be read" in found["left_out"]["98 % sparse weights (grouped:8)"]
     assert not [row for row in found["options"] if row["levers"]["sparsity"]]
 
 
