@@ -1,6 +1,9 @@
 """Accelerated models in DistributedDataParallel: two ranks train the model that one process with both parts trains."""
 
 import faulthandler
+import os
+import signal
+import time
 
 import pytest
 import torch
@@ -33,18 +36,31 @@ def train(name, rank, ranks, sparsity):
 
 
 def worker(rank, folder):
-    torch.set_num_threads(1)
-    faulthandler.dump_traceback_later(100, exit=True)  # where it waits, in place of a wait without end
+    torch.set_num_threads(1)  # the threads of OpenMP do not survive a fork: a second one waits for them without end
+    faulthandler.register(signal.SIGUSR1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     found = {(name, s): train(name, rank, 2, s) for name in MODELS for s in (None, 0.5)}
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.timeout(150)
+def run(folder, seconds=100):
+    """Both ranks; where they wait for each other without end, an error, behind what they wait at."""
+    context = torch.multiprocessing.start_processes(worker, (folder,), nprocs=2, join=False, start_method="fork")
+    end = time.monotonic() + seconds
+    while not context.join(timeout=1):
+        if time.monotonic() > end:
+            for process in context.processes:
+                os.kill(process.pid, signal.SIGUSR1)
+            time.sleep(1)
+            for process in context.processes:
+                process.kill()
+            raise TimeoutError(f"the ranks are not done after {seconds} s: see where they are above")
+
+
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch has no gloo")
 def test_two_ranks_train_as_one(tmp_path):
-    torch.multiprocessing.start_processes(worker, (str(tmp_path),), nprocs=2, start_method="fork")
+    run(str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for (name, sparsity), (state, paths) in first.items():
         wanted, _ = train(name, 0, 1, sparsity)
