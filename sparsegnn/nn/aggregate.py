@@ -38,7 +38,7 @@ class Matrix(NamedTuple):
         if self.row_scale is not None:
             return self._replace(row_scale=self.row_scale * factor)
         wide, graph = torch.promote_types(dtype, torch.float32), self.graph
-        return self._replace(row_scale=torch.full((graph.num_rows,), factor, dtype=wide, device=graph.device))
+        return self._replace(row_scale=graph.col.new_full((graph.num_rows,), factor, dtype=wide))
 
 
 def matrix(graph: CSRGraph, dtype: torch.dtype, aggr: str | list[str] = "add", normalize: bool = True,

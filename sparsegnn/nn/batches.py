@@ -22,9 +22,11 @@ def rows_of(x, lead: Lead):
 
 def lead_of(layer: str, *features) -> Lead:
     """The leading sizes of one tensor, or those of several together."""
+    if all(x is None or x.dim() == 2 for x in features):
+        return ()
     sizes = [tuple(x.shape[:-2]) for x in features if x is not None]
     try:
-        lead = tuple(torch.broadcast_shapes(*sizes)) if any(sizes) else ()
+        lead = tuple(torch.broadcast_shapes(*sizes))
     except RuntimeError:
         raise ValueError(f"{layer}: x must have the same leading sizes in sources and targets, got {sizes}") from None
     if 0 in lead:

@@ -37,8 +37,8 @@ def check_features(layer: str, x, channels: int, *, compressed: bool = False, ba
     if not isinstance(x, kinds) or not x.dtype.is_floating_point:
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"{layer}: x must be a floating-point Tensor [N, {channels}], got {got}")
-    many = batched and isinstance(x, Tensor) and x.layout == torch.strided and len(x.shape) > 2
-    if (len(x.shape) != 2 and not many) or (channels != -1 and channels != x.shape[-1]):
+    many = batched and x.dim() > 2 and x.layout == torch.strided
+    if (x.dim() != 2 and not many) or (channels != -1 and channels != x.size(-1)):
         raise ValueError(f"{layer}: x must have shape [N, {channels}], got {list(x.shape)}")
 
 

@@ -44,12 +44,12 @@ class Convolution(Recognised, nn.Module):
         _check_options(layer, options or {}, self.node_dim)
         self._edge_mask = self._loop_mask = None
 
-    def _matrix(self, graph: CSRGraph, x: Tensor, lead: Lead = (), explicit: bool = False, **norm) -> Matrix:
-        """The matrix of ``graph`` for features like ``x``; ``norm``: arguments of :func:`matrix`, without: none."""
-        norm = norm or {"normalize": False}
-        mask = self._mask(graph, norm["normalize"] and norm["add_self_loops"]) if self.explain else None
-        a = matrix(graph, x.dtype, self.aggr, explicit=explicit or mask is not None, **norm)
-        if mask is not None:
+    def _matrix(self, graph: CSRGraph, x: Tensor, lead: Lead = (), explicit: bool = False,
+                norm: tuple[bool, bool, bool] = (False, False, False)) -> Matrix:  # fmt: skip
+        """The matrix of ``graph`` for features like ``x``; ``norm``: (normalize, improved, add_self_loops)."""
+        a = matrix(graph, x.dtype, self.aggr, *norm, explicit or bool(self.explain))
+        if self.explain:
+            mask = self._mask(graph, norm[0] and norm[2])
             a = a._replace(val=a.val * mask.to(a.val.dtype))
         return a._replace(batch=math.prod(lead)) if lead else a
 

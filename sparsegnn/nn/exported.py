@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from sparsegnn.graph import CSRGraph
 from sparsegnn.graph_formats import check_weight, flat_weight
 
 
 def exporting() -> bool:
-    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return recorded and torch.onnx.is_in_onnx_export()
+    return (is_compiling() or torch._C._is_tracing()) and torch.onnx.is_in_onnx_export()
 
 
 @dataclass(eq=False)

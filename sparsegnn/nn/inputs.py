@@ -35,9 +35,12 @@ def pair_of(layer: str, x, sources: int, targets: int):
     check_features(layer, source, sources, compressed=True, batched=True)
     if target is not None:
         check_features(layer, target, targets, compressed=True, batched=True)
-    lead, one = lead_of(layer, source, target), target is source
-    source = rows_of(source, lead)
-    return source, source if one else None if target is None else rows_of(target, lead), lead
+    if target is source:
+        lead = lead_of(layer, source)
+        source = rows_of(source, lead)
+        return source, source, lead
+    lead = lead_of(layer, source, target)
+    return rows_of(source, lead), None if target is None else rows_of(target, lead), lead
 
 
 def graph_of(layer: str, source, target, edge_index: object, edge_weight: Tensor | None = None,
@@ -47,8 +50,10 @@ def graph_of(layer: str, source, target, edge_index: object, edge_weight: Tensor
     Args:
         target: features of the targets, or None: then ``size`` (sources, targets) or the graph says how many.
     """
-    batch = math.prod(lead)
-    columns, rows = source.size(0) // batch, None if target is None else target.size(0) // batch
+    columns, rows = source.size(0), None if target is None else target.size(0)
+    if lead:
+        batch = math.prod(lead)
+        columns, rows = columns // batch, None if rows is None else rows // batch
     for name, known, given in zip(("sources", "targets"), (columns, rows), size, strict=True) if size else ():
         if None not in (known, given) and known != given:
             raise ValueError(f"{layer}: size must give {known} {name} as x does, got {tuple(size)}")

@@ -58,6 +58,9 @@ class CompressedRows:
     def shape(self) -> torch.Size:
         return torch.Size((self.values.shape[0], self.width))
 
+    def dim(self) -> int:
+        return 2
+
     def size(self, dim: int | None = None):
         return self.shape if dim is None else self.shape[dim]
 

@@ -39,7 +39,7 @@ class Propagation(Convolution):
 
     def _graph(self, x: Tensor, edge_index: object, edge_weight: Tensor | None, lead: Lead = ()) -> CSRGraph:
         """The graph of a call, which has one node for every row of ``x``, or for as many as ``lead`` says."""
-        graph, n = self._cached_graph, x.size(0) // math.prod(lead)
+        graph, n = self._cached_graph, x.size(0) // math.prod(lead) if lead else x.size(0)
         recorded = exporting()
         if graph is None or not self._cached_of.fits(edge_index):
             if not recorded and isinstance(edge_index, CSRGraph) and edge_weight is None and self.flow == FLOWS[0]:
@@ -56,7 +56,8 @@ class Propagation(Convolution):
         return graph
 
     def _matrix(self, graph: CSRGraph, x: Tensor, lead: Lead = (), explicit: bool = False) -> Matrix:
-        return super()._matrix(graph, x, lead, explicit, **self._options())
+        options = self.normalize, self.improved, self.add_self_loops
+        return super()._matrix(graph, x, lead, explicit, options)
 
     def _options(self) -> dict:
         names = ("normalize", "improved", "add_self_loops")
