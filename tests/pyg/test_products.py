@@ -274,3 +274,15 @@ def test_refused_features_take_the_old_path():
     with watched() as watch:
         y = conv(torch.arange(N)[:, None], INDEX)
     assert watch.kernels == 0 and y.dtype == torch.int64 and paths(conv) == {"": "features of another kind"}
+
+
+@pytest.mark.parametrize("weighted", ["none", "constant", "learned"])
+def test_constant_steps_of_appnp_are_one_node(weighted):
+    """Where each step is one, what flows to x is a tensor for every step."""
+    conv, x = sparsegnn.accelerate(pyg.APPNP(4, 0.1).double()), features(N, 6)
+    y, w = None, weights(weighted)
+    for _ in range(2):
+        y = conv(x, INDEX, w)
+    one = type(y.grad_fn).__name__ == "_StepsBackward"
+    assert one == (weighted != "learned")
+    check(pyg.APPNP(4, 0.1).double(), lambda m: m(x, INDEX, w), x, *((w,) if weighted == "learned" else ()))
