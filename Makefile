@@ -17,7 +17,7 @@ RUN = PATH="$(abspath $(BIN)):$(PATH)" SPARSEGNN_STRICT=1 OMP_WAIT_POLICY=passiv
 PYTEST = $(RUN) $(BIN)/pytest -n $(MAX_JOBS) --maxprocesses 8 --dist loadfile
 export MAX_JOBS
 
-.PHONY: demo test test-deep bench wheel test-wheel lint format clean dev build-emulator build-sanitized build-cuda
+.PHONY: demo test test-deep bench wheel test-wheel lint format clean dev build-emulator build-sanitized build-ptx build-cuda
 
 # Trains dense and 90 %-sparse GCN and GAT and prints one table: under five minutes on two cores.
 demo: $(VENV)/.demo
@@ -28,10 +28,10 @@ test: $(VENV)/.test
 	$(RUN) $(MAKE) -s build-emulator
 	$(PYTEST) $(ARGS)
 
-# What takes longer: sanitizers, the other instruction sets, fuzz, soak, what nvcc makes of the CUDA kernels, the wheel;
-# without the last two, which take longest: make test-deep SKIP="nvcc wheel".
+# What takes longer: sanitizers, the other instruction sets, fuzz, soak, the PTX of the CUDA kernels on the CPU, their
+# machine code (nvcc), the wheel; without the last two, which take longest: make test-deep SKIP="nvcc wheel".
 test-deep: $(VENV)/.test
-	$(RUN) $(MAKE) -s build-emulator build-sanitized $(if $(filter nvcc,$(SKIP)),,build-cuda)
+	$(RUN) $(MAKE) -s build-emulator build-sanitized build-ptx $(if $(filter nvcc,$(SKIP)),,build-cuda)
 	$(PYTEST) --deep -m "deep$(SKIP:%= and not %)" $(ARGS)
 
 # Kernel microbenchmarks against dense torch, torch.sparse and the torch-sparse family.
@@ -100,7 +100,14 @@ build-emulator:
 build-sanitized:
 	cmake --build build/emulator -j $(MAX_JOBS) --target sparsegnn_emulated_asan
 
-# The CUDA library, PTX and register use of its kernels; nothing where nvcc is missing.
+CUDA_TREE = $(CMAKE) -B build/cuda -DSPARSEGNN_CUDA=auto -DSPARSEGNN_EMULATOR=ON -DSPARSEGNN_OUTPUT=$(CURDIR)/build/cuda/lib
+
+# What runs the PTX of the CUDA kernels on the CPU; nothing where nvcc is missing, as below.
+build-ptx:
+	$(CUDA_TREE)
+	cmake --build build/cuda -j $(MAX_JOBS) --target sparsegnn_ptx
+
+# The CUDA library, PTX and register use of its kernels.
 build-cuda:
-	$(CMAKE) -B build/cuda -DSPARSEGNN_CUDA=auto -DSPARSEGNN_OUTPUT=$(CURDIR)/build/cuda/lib
+	$(CUDA_TREE)
 	cmake --build build/cuda -j $(MAX_JOBS) --target cuda_checks

@@ -1,5 +1,5 @@
-# libsparsegnn_cuda.so, and for every csrc/cuda/<op>.cu its PTX and what ptxas says of its kernels (target `cuda_checks`,
-# read by tests/test_cuda_build.py).
+# libsparsegnn_cuda.so, and for every csrc/cuda/<op>.cu its PTX (target `cuda_ptx`, which tests/ptx runs) and what ptxas
+# says of its kernels (target `cuda_checks`, read by tests/test_cuda_build.py).
 # Needs nvcc alone: no GPU, and torch's CPU build will do.
 if(NOT CMAKE_CUDA_ARCHITECTURES)
   set(CMAKE_CUDA_ARCHITECTURES "80-real;90" CACHE STRING "SASS for sm_80 and sm_90, PTX for what comes later" FORCE)
@@ -18,6 +18,7 @@ if(NOT CMAKE_CUDA_COMPILER)
     message(FATAL_ERROR "SPARSEGNN_CUDA=on, but nvcc was not found or does not work")
   endif()
   add_custom_target(cuda_checks)
+  add_custom_target(sparsegnn_ptx)
   return()
 endif()
 set(CMAKE_CUDA_STANDARD 17)  # CMake 3.25 knows no CUDA20
@@ -39,22 +40,30 @@ endif()
 # the library must ask for libtorch.so even though nothing in it is used at link time.
 target_link_libraries(sparsegnn_cuda PRIVATE torch_stable -Wl,--no-as-needed torch torch_cpu)
 
-# One cubin per op for sm_90, from the very files of the library.
+# The PTX and the cubin of every op for sm_90, from the very files of the library.
+set(ptx_files)
 set(ptxas_logs)
 foreach(entry ${cuda_entries})
   get_filename_component(op ${entry} NAME_WE)
-  set(log "${CMAKE_BINARY_DIR}/ptxas/${op}.txt")
+  set(stem "${CMAKE_BINARY_DIR}/ptxas/${op}")
   add_custom_command(
-    OUTPUT ${log}
+    OUTPUT ${stem}.ptx
     COMMAND ${CMAKE_COMMAND} -E make_directory "${CMAKE_BINARY_DIR}/ptxas"
-    COMMAND sh -c "\"$0\" \"$@\" > '${log}.tmp' 2>&1 || { cat '${log}.tmp'; exit 1; }" ${CMAKE_CUDA_COMPILER}
-            -std=c++17 -O3 -arch=sm_90 -cubin -keep -keep-dir "${CMAKE_BINARY_DIR}/ptxas" -Xptxas -v -DNDEBUG -DUSE_CUDA -DTORCH_STABLE_ONLY
-            -DTORCH_TARGET_VERSION=0x020a000000000000 -isystem "${SPARSEGNN_TORCH}/include" ${entry} -MD -MF ${log}.d
-            -MT ${log} -o "${CMAKE_BINARY_DIR}/ptxas/${op}.cubin"
-    COMMAND ${CMAKE_COMMAND} -E rename ${log}.tmp ${log}
-    DEPENDS ${entry} DEPFILE ${log}.d
+    COMMAND ${CMAKE_CUDA_COMPILER} -std=c++17 -O3 -arch=sm_90 -ptx -DNDEBUG -DUSE_CUDA -DTORCH_STABLE_ONLY
+            -DTORCH_TARGET_VERSION=0x020a000000000000 -isystem "${SPARSEGNN_TORCH}/include" ${entry} -MD -MF ${stem}.d
+            -MT ${stem}.ptx -o ${stem}.ptx
+    DEPENDS ${entry} DEPFILE ${stem}.d
+    COMMENT "Making the PTX of ${op}" VERBATIM)
+  add_custom_command(
+    OUTPUT ${stem}.txt
+    COMMAND sh -c "\"$0\" \"$@\" > '${stem}.tmp' 2>&1 || { cat '${stem}.tmp'; exit 1; }" ${CMAKE_CUDA_COMPILER}
+            -arch=sm_90 -cubin -Xptxas -v ${stem}.ptx -o ${stem}.cubin
+    COMMAND ${CMAKE_COMMAND} -E rename ${stem}.tmp ${stem}.txt
+    DEPENDS ${stem}.ptx
     COMMENT "Asking ptxas about ${op}" VERBATIM)
-  list(APPEND ptxas_logs ${log})
+  list(APPEND ptx_files ${stem}.ptx)
+  list(APPEND ptxas_logs ${stem}.txt)
 endforeach()
+add_custom_target(cuda_ptx DEPENDS ${ptx_files})
 add_custom_target(cuda_checks DEPENDS ${ptxas_logs})
 add_dependencies(cuda_checks sparsegnn_cuda)

@@ -31,6 +31,7 @@ PEERS = ("numpy", "torch-geometric", "torch-scatter", "torch-sparse", "scikit-le
 
 def info() -> dict:
     """Versions, build flags, environment variables, and for each op what runs on CPU and CUDA and why."""
+    reasons = {name: _native.reason(name) for name in ("cpu", "cuda")}
     return {
         "versions": {
             "sparsegnn": __version__,
@@ -43,12 +44,12 @@ def info() -> dict:
             "threads": torch.get_num_threads(),
             "isa": _isa(),
             "malloc": "keeps memory" if _malloc.kept else "default",
-            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            "gpus": _gpus(),
         },
-        "libraries": {name: _native.reason(name) or "loaded" for name in _native.status},
+        "libraries": {name: reasons[name] or "loaded" for name in _native.status},
         "build": _build(),
         "environment": {name: os.environ.get(name) for name in VARIABLES},
-        "ops": [{"op": name, "cpu": _kernel(name, "cpu"), "cuda": _kernel(name, "cuda")} for name in _ops()],
+        "ops": [{"op": op} | {name: _kernel(op, name, why) for name, why in reasons.items()} for op in _ops()],
     }
 
 
@@ -75,11 +76,18 @@ def _ops() -> list[str]:
     return sorted(name.rpartition("::")[2].partition(".")[0] for name in LIBRARY._op_defs)
 
 
-def _kernel(op: str, device: str) -> str:
-    """`compiled`, `PyTorch` (by design), or `fallback: why`."""
+def _gpus() -> list[str]:
+    """Names of the GPUs, or why those that are there cannot be used."""
+    count = torch.cuda.device_count()  # by the driver's library of management, where torch has CUDA
+    if count and (wrong := _native.gpu_error()):
+        return [f"{count} that CUDA cannot use: {wrong}"]
+    return [torch.cuda.get_device_name(i) for i in range(count)]
+
+
+def _kernel(op: str, device: str, reason: str) -> str:
+    """`compiled`, `PyTorch` (by design), or `fallback: why`; `reason`: why no kernel of the device runs."""
     from sparsegnn.ops._library import COMPOSITE
 
-    reason = _native.reason(device)
     try:
         present = _native.has_kernel(op, device.upper())
     except RuntimeError:  # an op without a schema in this process

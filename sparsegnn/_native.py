@@ -100,7 +100,11 @@ def check_isa() -> None:
 def reason(device: str) -> str:
     """Why the kernels of a type of device do not run, "" where they do. Asks the GPU: not to be called on import."""
     found = status.get(device, f"no kernels for device {device}")
-    return unsupported_gpu() if device == "cuda" and not found and torch.cuda.is_available() else found
+    if found or device != "cuda":
+        return found
+    if wrong := gpu_error():
+        return f"loaded, but no GPU can be used: {wrong}"
+    return unsupported_gpu()
 
 
 def has_kernel(op: str, key: str) -> bool:
@@ -146,6 +150,16 @@ def missing_isa(built: list[str], here: list[str]) -> str:
 # --- GPUs: is there code for this one? -------------------------------------------------------------------------------
 
 LEAST_CAPABILITY = (8, 0)  # cp.async, conversion to bfloat16
+
+
+def gpu_error() -> str:
+    """Why CUDA can use no GPU, in its own words; "" where it can. device_count() is no answer: it does not ask CUDA."""
+    try:
+        torch.cuda.init()
+        torch.cuda.get_device_capability()
+    except Exception as error:  # a RuntimeError without a driver or with one too old, an AssertionError without CUDA
+        return " ".join(str(error).split()) or type(error).__name__
+    return ""
 
 
 def unsupported_gpu(device: int | str | torch.device | None = None) -> str:

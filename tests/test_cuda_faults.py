@@ -360,7 +360,7 @@ def foreign_gpu(monkeypatch):
     """A machine whose GPU the library, which is loaded, has no code for."""
     monkeypatch.setitem(_native.status, "cuda", "")
     monkeypatch.setattr(_native, "architectures", lambda library: frozenset({("SASS", 80)}))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H200")
@@ -381,6 +381,31 @@ def test_a_gpu_that_the_build_is_not_for(foreign_gpu):
     assert content["libraries"]["cuda"].startswith("NVIDIA H200: this build has no kernels")
     assert {row["cuda"].partition(":")[0] for row in content["ops"]} <= {"fallback", "PyTorch"}
     assert sparsegnn.report.kernel_of("spmm", "cuda") == "reference"
+
+
+@pytest.mark.parametrize("count, words", [(0, "Found no NVIDIA driver on your system."), (1, "The NVIDIA driver on your system is too old (found version 11040).\n Update it."), (2, "")])
+def test_no_gpu_that_cuda_can_use(monkeypatch, count, words):
+    """The library is loaded, and management sees GPUs, but CUDA does not start: each op says why; nothing is raised."""
+    import sparsegnn
+    from sparsegnn.experiments.config import check_device
+
+    def fail(device=None):
+        raise RuntimeError(words)
+
+    monkeypatch.setitem(_native.status, "cuda", "")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    for name in ("init", "get_device_name", "get_device_capability"):
+        monkeypatch.setattr(torch.cuda, name, fail)
+    monkeypatch.setattr(_native, "has_kernel", lambda op, key: True)
+    said = " ".join(words.split()) or "RuntimeError"
+    content = sparsegnn.info(show=False)
+    assert content["libraries"]["cuda"] == f"loaded, but no GPU can be used: {said}"
+    assert content["machine"]["gpus"] == ([f"{count} that CUDA cannot use: {said}"] if count else [])
+    wanted = {f"fallback: loaded, but no GPU can be used: {said}", "PyTorch"}
+    assert {row["cuda"] for row in content["ops"]} <= wanted and {row["cpu"] for row in content["ops"]} == {"compiled"}
+    assert sparsegnn.report.kernel_of("spmm", "cuda") == "reference"
+    with pytest.raises(ValueError, match="is not there" if count == 0 else "device 'cuda' cannot be used: "):
+        check_device("cuda")
 
 
 def test_a_library_that_is_not_loaded_is_not_asked(monkeypatch):

@@ -37,7 +37,9 @@ __global__ void __launch_bounds__(kTopologyThreads) topology_mark_kernel(Topolog
   if (e >= a.entries) return;
   a.source[e] = -1;  // in case a bad pattern leaves it unwritten
   const int64_t c = a.col[e];
-  if (c >= 0 && c < a.cols) w.map[row_of_edge(a.crow, a.rows, e) * a.cols + c] = static_cast<int32_t>(e + 1);
+  if (c < 0 || c >= a.cols) return;
+  int32_t* mark = w.map + row_of_edge(a.crow, a.rows, e) * a.cols + c;
+  atomicMax(mark, static_cast<int32_t>(e + 1));  // of entries that a bad pattern has twice the last counts
 }
 
 template <typename T>

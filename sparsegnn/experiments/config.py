@@ -169,6 +169,8 @@ def check_device(name: str) -> torch.device:
         raise ValueError(
             f"device {name!r} is not there: torch {torch.__version__} sees {torch.cuda.device_count()} GPU(s)"
         )
+    if device.type == "cuda" and (wrong := _native.gpu_error()):
+        raise ValueError(f"device {name!r} cannot be used: {wrong}")
     if device.type == "cuda" and not _native.status["cuda"] and (wrong := _native.unsupported_gpu(device)):
         raise ValueError(f"device must be one that the kernels run on, got {name!r}: {wrong}")
     return device

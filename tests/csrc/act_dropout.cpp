@@ -16,7 +16,8 @@ py::object act_dropout(const py::array& x, const py::object& bias, const std::st
     const int64_t rows = x.shape(0), width = x.shape(1);
     Array<T> in(x), y({rows, width});
     Optional<T> b(bias);
-    const auto how = cuda::linear_epilogue<acc_t<T>>(act == "relu", dropout, &seed);
+    Array<int64_t> seed_there = on_device(seed);
+    const auto how = cuda::linear_epilogue<acc_t<T>>(act == "relu", dropout, seed_there.data());
     const cuda::ActDropoutArguments<T> a = {in.data(), b.data(), y.data(), rows, width, how};
     check(cuda::launch_act_dropout(a, activation(act), nullptr));
     return y.numpy();
@@ -32,7 +33,8 @@ py::object act_dropout_backward(const py::array& dy, const py::object& y, const 
     Array<T> g(dy), dx({rows, width}), dbias({width});
     Optional<T> result(y);
     Array<char> workspace({cuda::act_dropout_workspace_bytes<T>(rows, width)});
-    const auto how = cuda::linear_epilogue<acc_t<T>>(act == "relu", dropout, &seed);
+    Array<int64_t> seed_there = on_device(seed);
+    const auto how = cuda::linear_epilogue<acc_t<T>>(act == "relu", dropout, seed_there.data());
     const cuda::ActDropoutBackwardArguments<T> a = {g.data(),
                                                     result.data(),
                                                     need_dx ? dx.data() : nullptr,

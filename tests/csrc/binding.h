@@ -41,8 +41,10 @@ class Array {
  public:
   explicit Array(std::vector<py::ssize_t> shape) : shape_(std::move(shape)), size_(1) {
     for (py::ssize_t n : shape_) size_ *= n;
-    bytes_.reset(static_cast<char*>(std::malloc((size_ + shift_) * sizeof(T))));
-    std::memset(bytes_.get(), 0xFF, (size_ + shift_) * sizeof(T));
+    const size_t bytes = (size_ + shift_) * sizeof(T);
+    bytes_.reset(static_cast<char*>(std::malloc(bytes)));
+    std::memset(bytes_.get(), 0xFF, bytes);
+    allocation_ = std::make_unique<emulator::Allocation>(bytes_.get(), bytes);
   }
   explicit Array(const py::array& source) : Array(shape_of(source)) {
     if (!source.dtype().is(dtype_of<T>()))
@@ -68,7 +70,16 @@ class Array {
   int64_t size_;
   const int64_t shift_ = misalignment();
   std::unique_ptr<char, Free> bytes_;
+  std::unique_ptr<emulator::Allocation> allocation_;
 };
+
+// A number that kernels read from the device.
+template <typename T>
+Array<T> on_device(T value) {
+  Array<T> one({1});
+  *one.data() = value;
+  return one;
+}
 
 // An argument that may be None: data() is then null.
 template <typename T>

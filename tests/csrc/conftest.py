@@ -1,4 +1,4 @@
-"""The emulated CUDA kernels as a module of functions over numpy arrays, and the oracles' dtypes."""
+"""The CUDA kernels on the host, as a module of functions over numpy arrays, and the oracles' dtypes."""
 
 import importlib.util
 import os
@@ -7,29 +7,50 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-#: "sparsegnn_emulated_asan" under ASan and UBSan (set by test_emulator.py, which also preloads their libraries)
+ROOT = Path(__file__).parents[2]
+#: what runs the kernels: "sparsegnn_emulated" made by the host's compiler, "sparsegnn_emulated_asan" under ASan and
+#: UBSan (set by test_emulator.py, which also preloads their libraries), or "sparsegnn_ptx": what nvcc made of them, on
+#: the machine of tests/ptx (set by its tests)
 VARIANT = os.environ.get("SPARSEGNN_EMULATED", "sparsegnn_emulated")
-#: element types of that module, see CMakeLists.txt
-TYPES = ["float32", "float16"] if VARIANT.endswith("_asan") else ["float32", "bfloat16"]
+#: element types of that module, see CMakeLists.txt; the second is of 16 bits
+TYPES = {
+    "sparsegnn_emulated": ["float32", "bfloat16"],
+    "sparsegnn_emulated_asan": ["float32", "float16"],
+    "sparsegnn_ptx": ["float32", "bfloat16", "float16", "float64"],
+}[VARIANT]
 HALF = TYPES[1]
-BUILD = Path(os.environ.get("SPARSEGNN_EMULATOR_BUILD", Path(__file__).parents[2] / "build" / "emulator"))
+EMULATOR_BUILD = Path(os.environ.get("SPARSEGNN_EMULATOR_BUILD", ROOT / "build" / "emulator"))
+CUDA_BUILD = Path(os.environ.get("SPARSEGNN_CUDA_BUILD", ROOT / "build" / "cuda"))
+counts_loads = pytest.mark.skipif(VARIANT == "sparsegnn_ptx", reason="counts the loads of the source")
 
 
 def locate(name: str = VARIANT) -> Path:
     """The compiled module, or a failure under SPARSEGNN_STRICT=1 (as `make test` runs), else a skip."""
-    found = sorted((BUILD / name).glob("sparsegnn_emulated*.so"))
+    build, target = (CUDA_BUILD, "ptx") if name == "sparsegnn_ptx" else (EMULATOR_BUILD, "emulator")
+    found = sorted((build / name).glob("sparsegnn_emulated*.so"))
     if not found:
-        message = f"{BUILD / name} has no module; build it with `make build-emulator`"
+        message = f"{build / name} has no module; build it with `make build-{target}`"
         (pytest.fail if os.environ.get("SPARSEGNN_STRICT") == "1" else pytest.skip)(message)
     return found[0]
 
 
-@pytest.fixture(scope="session")
-def emulated_module():
-    spec = importlib.util.spec_from_file_location("sparsegnn_emulated", locate())
+def load(name: str = VARIANT):
+    """The module; that of the PTX machine with the PTX of every op."""
+    spec = importlib.util.spec_from_file_location("sparsegnn_emulated", locate(name))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if name == "sparsegnn_ptx":
+        for path in sorted((CUDA_BUILD / "ptxas").glob("*.ptx")):
+            module.ptx_load(path.read_text())
     return module
+
+
+@pytest.fixture(scope="session")
+def emulated_module():
+    module = load()
+    yield module
+    if path := os.environ.get("SPARSEGNN_PTX_RAN"):  # a file for the names of the kernels that have run
+        Path(path).write_text("\n".join(module.ptx_ran()))
 
 
 @pytest.fixture(params=["forward", "reversed", "shuffled"])

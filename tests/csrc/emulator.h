@@ -17,10 +17,17 @@
 
 #include "machine.h"
 #include "tensor_core.h"
+#if defined(SPARSEGNN_PTX)
+#include "allocation.h"  // of tests/ptx
+#endif
 
 // ---- CUDA's names
 
+#if defined(SPARSEGNN_PTX)
+#define __global__ extern inline __attribute__((gnu_inline))  // declared alone: what runs is nvcc's
+#else
 #define __global__ inline
+#endif
 #define __device__
 #define __host__
 #define __forceinline__ inline
@@ -64,6 +71,15 @@ inline uint16_t to_fp16(float x) {
   return sign | static_cast<uint16_t>((magnitude - (112u << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13);
 }
 
+#if !defined(SPARSEGNN_PTX)
+// Memory that kernels may touch: here the sanitizers know it.
+struct Allocation {
+  Allocation(const void*, size_t) {}
+};
+#else
+using ptx::Allocation;
+#endif
+
 inline void check_access(const char* what, const void* p, size_t alignment) {
   machine().check_access(what, p, alignment);
 }
@@ -71,7 +87,12 @@ inline void check_access(const char* what, const void* p, size_t alignment) {
 template <typename... P, typename... A>
 cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t, A&&... arguments) {
   const std::tuple<P...> parameters(std::forward<A>(arguments)...);
+#if defined(SPARSEGNN_PTX)
+  const auto bytes = [](const P&... p) { return std::vector<ptx::Argument>{{&p, sizeof(p)}...}; };
+  return ptx::launch(reinterpret_cast<void*>(kernel), std::apply(bytes, parameters), grid, block, shared_bytes);
+#else
   return machine().run([&] { std::apply(kernel, parameters); }, grid, block, shared_bytes);
+#endif
 }
 
 // A value of at most eight bytes through the 64-bit slot of a warp intrinsic.

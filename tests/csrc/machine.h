@@ -70,11 +70,15 @@ class Machine {
   void* shared() { return shared_.get(); }
   int lane() const { return current_->index % 32; }
 
-  cudaError_t run(const std::function<void()>& body, dim3 grid, dim3 block, size_t shared_bytes) {
+  bool possible(dim3 grid, dim3 block, size_t shared_bytes) const {
     const uint64_t threads = uint64_t{block.x} * block.y * block.z, blocks = uint64_t{grid.x} * grid.y * grid.z;
-    if (threads == 0 || threads > 1024 || block.z > 64 || blocks == 0 || grid.x > 0x7fffffffu || grid.y > grid_rows ||
-        grid.z > grid_rows || shared_bytes > 227 * 1024)
-      return cudaErrorInvalidConfiguration;
+    return threads > 0 && threads <= 1024 && block.z <= 64 && blocks > 0 && grid.x <= 0x7fffffffu &&
+           grid.y <= grid_rows && grid.z <= grid_rows && shared_bytes <= 227 * 1024;
+  }
+
+  cudaError_t run(const std::function<void()>& body, dim3 grid, dim3 block, size_t shared_bytes) {
+    if (!possible(grid, block, shared_bytes)) return cudaErrorInvalidConfiguration;
+    const uint64_t threads = uint64_t{block.x} * block.y * block.z, blocks = uint64_t{grid.x} * grid.y * grid.z;
     body_ = &body;
     block_size = block;
     grid_size = grid;

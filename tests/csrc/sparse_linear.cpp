@@ -30,9 +30,10 @@ py::object sparse_linear(const py::array& x, const py::array& values, const py::
     cuda::LinearPlan plan = cuda::linear_plan(batch, inputs, outputs, sizeof(T));
     if (!given.is_none()) plan = forward_plan(given.cast<std::tuple<int, int, int, int>>(), inputs);
     Array<char> workspace({cuda::sparse_linear_workspace_bytes<T>(plan, outputs, c.size())});
-    const cuda::SparseLinearArguments<T> arguments = {
-        a.data(), v.data(), b.data(), p.data(), c.data(), t.data(),
-        y.data(), batch,    inputs,   outputs,  c.size(), cuda::linear_epilogue<acc_t<T>>(relu, dropout, &seed)};
+    Array<int64_t> seed_there = on_device(seed);
+    const auto how = cuda::linear_epilogue<acc_t<T>>(relu, dropout, seed_there.data());
+    const cuda::SparseLinearArguments<T> arguments = {a.data(), v.data(), b.data(), p.data(), c.data(), t.data(),
+                                                      y.data(), batch,    inputs,   outputs,  c.size(), how};
     check(cuda::launch_sparse_linear(arguments, plan, workspace.data() - misalignment(), nullptr));
     return y.numpy();
   });
@@ -73,7 +74,8 @@ py::object sparse_linear_mask(const py::array& dy, const py::object& y, double d
     const int64_t batch = dy.shape(0), outputs = dy.shape(1);
     Array<T> g(dy), out({batch, outputs});
     Optional<T> result(y);
-    const auto how = cuda::linear_epilogue<acc_t<T>>(!y.is_none(), dropout, &seed);
+    Array<int64_t> seed_there = on_device(seed);
+    const auto how = cuda::linear_epilogue<acc_t<T>>(!y.is_none(), dropout, seed_there.data());
     check(cuda::launch_sparse_linear_mask<T>(g.data(), result.data(), batch, outputs, how, out.data(), nullptr));
     return out.numpy();
   });

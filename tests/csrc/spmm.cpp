@@ -64,6 +64,7 @@ py::array spmm_far_row(int64_t width) {
   Array<int32_t> crow({2}), col({1});
   crow.data()[0] = 0, crow.data()[1] = 1, col.data()[0] = static_cast<int32_t>(n - 1);
   Array<bf16> y({1, width});
+  const emulator::Allocation allocation(p, bytes);
   cuda::SpmmArguments<bf16> a = {};
   a.x = x, a.crow = crow.data(), a.col = col.data(), a.y = y.data(), a.rows = 1, a.width = width, a.edges = 1;
   const cudaError_t error = cuda::launch_spmm(a, cuda::Reduce::sum, nullptr, nullptr);

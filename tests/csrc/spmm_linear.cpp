@@ -39,9 +39,10 @@ py::object spmm_linear(const py::array& x, const py::tuple& graph, const py::arr
     if (!per_lane.is_none()) plan.per_lane = per_lane.cast<int>(), plan.stride = stride_of(plan.per_lane);
     Array<char> workspace(
         {cuda::spmm_linear_workspace_bytes<T>(plan, outputs, c.size(), g.col.size(), inputs, g.window(window))});
-    const cuda::SparseLinearArguments<T> arguments = {
-        nullptr,  v.data(), b.data(), p.data(), c.data(), nullptr,
-        y.data(), rows,     inputs,   outputs,  c.size(), cuda::linear_epilogue<acc_t<T>>(relu, dropout, &seed)};
+    Array<int64_t> seed_there = on_device(seed);
+    const auto how = cuda::linear_epilogue<acc_t<T>>(relu, dropout, seed_there.data());
+    const cuda::SparseLinearArguments<T> arguments = {nullptr,  v.data(), b.data(), p.data(), c.data(), nullptr,
+                                                      y.data(), rows,     inputs,   outputs,  c.size(), how};
     check(cuda::launch_spmm_linear(g.arguments(a.data(), inputs), arguments, plan, g.window(window),
                                    workspace.data() - misalignment(), nullptr));
     return y.numpy();

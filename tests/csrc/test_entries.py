@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import BUILD
+from .conftest import EMULATOR_BUILD
 
 TESTS = Path(__file__).parents[1]
 #: some of every op: plain graphs, hubs, nothing at all, layouts, public functions; all of it passes but takes minutes
@@ -23,7 +23,7 @@ SELECTION = (
 
 def run(cwd: Path, tests: list[Path], selection: str) -> int:
     """How many tests pass with the entries in place of the CPU library, and no fallback allowed."""
-    folder = BUILD / "sparsegnn_emulated_entries"
+    folder = EMULATOR_BUILD / "sparsegnn_emulated_entries"
     if not (folder / "libsparsegnn_cpu.so").is_file():
         strict = os.environ.get("SPARSEGNN_STRICT") == "1"
         (pytest.fail if strict else pytest.skip)(f"{folder} has no library; build it with `make build-emulator`")

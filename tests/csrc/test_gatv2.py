@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from .conftest import Dtype
+from .conftest import Dtype, counts_loads
 from .test_gat import close_to, dropout_factor
 
 
@@ -91,6 +91,7 @@ def test_misaligned_rows_take_the_scalar_path(emulated, csr, dtype):
     emulated.set_misalignment(0)
 
 
+@counts_loads
 @pytest.mark.parametrize("heads, width", [(2, 8), (1, 48)])
 def test_hub_is_shared_by_many_warps(emulated, csr, heads, width):
     """No warp reads more of the hub than a window's edges for each of its groups."""

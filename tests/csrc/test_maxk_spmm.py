@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from .conftest import Dtype
+from .conftest import Dtype, counts_loads
 
 
 def compressed(g, dtype, width, k, group=0):
@@ -80,6 +80,7 @@ def test_scales_and_diagonal(emulated, csr, dtype, given):
     check(emulated, g, dtype, 12, 5, True, scales, given % 3 == 0)
 
 
+@counts_loads
 @pytest.mark.parametrize("group", [0, 8])
 def test_hub_is_shared_by_many_warps(emulated, csr, group):
     """No warp reads more than two windows of edges, however long the longest row; vectors of four where k allows."""

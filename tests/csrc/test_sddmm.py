@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from .conftest import counts_loads
+
 WIDTHS = [1, 2, 3, 4, 7, 8, 16, 24, 31, 32, 33, 64, 67, 130]
 
 
@@ -50,6 +52,7 @@ def test_zero_width(emulated, csr):
     np.testing.assert_array_equal(emulated.sddmm(*empty, g.crow, g.col), np.zeros(5))
 
 
+@counts_loads
 def test_hub_is_shared_by_many_warps(emulated, csr):
     degrees = np.full(200, 4)
     degrees[60] = 10_000

@@ -8,6 +8,8 @@ import scipy.sparse
 
 from sparsegnn.ops import _fused
 
+from .conftest import counts_loads
+
 WIDTHS = [
     1,
     2,
@@ -137,6 +139,7 @@ def test_same_bits_in_every_order(emulated_module, csr):
     assert len(set(results)) == 1
 
 
+@counts_loads
 @pytest.mark.parametrize("width", [4, 128])
 def test_hub_is_shared_by_many_warps(emulated, csr, width):
     """No warp gathers more than a window's rows for each of its groups, however long the longest row."""

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
+from .conftest import counts_loads
 from .test_sparse_linear import Weight
 
 
@@ -158,6 +159,7 @@ def test_not_finite_features_stay_where_they_are(emulated, csr):
     np.testing.assert_array_equal(np.isnan(layer.backward(emulated)[1]), layer.w.col == 2)
 
 
+@counts_loads
 def test_hub_is_shared_by_all_warps_of_its_block(emulated, csr):
     """No warp gathers much more than an eighth of the block's rows, though one row has nearly all of the edges."""
     from .conftest import Dtype
