@@ -161,7 +161,8 @@ void function(Reader& r) {  // of one float
   const bool flushed = r.take("ftz");
   const Type t = r.type();
   same(r, t, 1);
-  r.to().execute = on_floats<Operation, 1>(r, t, {flushed, false});
+  const bool both = flushed && t == Type::f64;  // rcp.approx.ftz.f64
+  r.to().execute = both ? uniform<Flushed<Operation>, double, 1>() : on_floats<Operation, 1>(r, t, {flushed, false});
 }
 
 template <typename Operation>
