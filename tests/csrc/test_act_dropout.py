@@ -19,10 +19,10 @@ def slope(z, act):
     return {"none": np.ones_like(z), "relu": z > 0, "elu": np.where(z > 0, 1, np.exp(np.minimum(z, 0)))}[act]
 
 
-def factors(emulated, rows, columns, dropout):
+def factors(emulated, rows, columns, dropout, real):
     """Of sparse_linear at the same seed, which test_sparse_linear.py compares with the CPU's."""
-    ones, none = np.ones(columns, np.float32), np.zeros(0, np.int32)
-    return emulated.sparse_linear(np.zeros((rows, 1), np.float32), none.astype(np.float32), ones,
+    ones, none = np.ones(columns, real), np.zeros(0, np.int32)
+    return emulated.sparse_linear(np.zeros((rows, 1), real), none.astype(real), ones,
                                   np.zeros(columns + 1, np.int32), none, dropout=dropout, seed=-7)  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def factors(emulated, rows, columns, dropout):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_forward_and_backward(emulated, dtype, shape, act, dropout):
     x, bias, dy = dtype.pack(normal(*shape)), dtype.pack(normal(shape[1])), dtype.pack(normal(*shape)[::-1])
-    factor = factors(emulated, *shape, dropout) if dropout else np.ones(shape)
+    factor = factors(emulated, *shape, dropout, dtype.accumulator) if dropout else np.ones(shape)
     z = dtype.unpack(x) + dtype.unpack(bias)
     y = emulated.act_dropout(x, bias, act, dropout, -7)
     dtype.close(y, activation(z, act) * factor)
