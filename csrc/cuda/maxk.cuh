@@ -7,9 +7,9 @@
 // layout     x, y row-major; index uint8_t up to 256 columns, int16_t above
 // work       N * (F * s + k * (s + 1)) bytes; no flop
 // schedule   a warp takes a row, or one group of its columns: 128-bit loads, keys in registers up to 1024 columns, the
-//            threshold by bracketing as on the CPU (csrc/cpu/maxk.kernel.cpp), a warp's sum for every count; what stays
-//            is collected in shared memory and leaves in whole sectors. Groups of 4, 8 and 16 columns: a thread takes
-//            a group and compares every pair; of 2 and 32: a warp takes 32 columns and compares by shuffles
+//            threshold by bracketing as on the CPU, a warp's sum for every count; what stays is collected in shared
+//            memory and leaves in whole sectors. Groups of 4, 8 and 16 columns: a thread takes a group and compares
+//            every pair; of 2 and 32: a warp takes 32 columns and compares by shuffles
 // numerics   comparisons of integers; the same choice as on the CPU
 // see        sparsegnn/ops/maxk.py, tests/csrc/test_maxk.py, benchmarks/ops/bench_maxk.py
 #pragma once
@@ -22,8 +22,7 @@ struct MaxkArguments {  // device pointers
   const T* x;
   T* values;
   I* index;
-  int64_t rows, width, k;
-  int64_t group, kept;  // columns of a group, and how many of them stay
+  int64_t rows, width, k, group, kept;  // columns of a group, and how many of them stay
 };
 
 // Compressed rows and dense ones; `to` is written.
@@ -253,13 +252,14 @@ inline dim3 maxk_grid(int64_t items, int64_t each) { return dim3(static_cast<uns
 
 template <int V, typename T, typename I>
 cudaError_t launch_maxk_select(const MaxkArguments<T, I>& a, cudaStream_t stream) {
-  const auto chunks = [&](int64_t keys) { return a.group <= keys * kWarp; };
-  const auto kernel = V <= 4 && chunks(4) ? maxk_select_kernel<T, I, V, max(1, 4 / V)>
-                      : chunks(8)         ? maxk_select_kernel<T, I, V, 8 / V>
-                      : chunks(16)        ? maxk_select_kernel<T, I, V, 16 / V>
-                      : chunks(32)        ? maxk_select_kernel<T, I, V, 32 / V>
-                                          : maxk_select_kernel<T, I, V, 0>;
-  const int bytes = chunks(32) ? static_cast<int>(ceil_div(a.kept * (sizeof(T) + sizeof(I)), 16) * 16) : 0;
+  const auto fits = [&](int64_t keys) { return a.group <= keys * kWarp; };
+  auto kernel = V <= 4 && fits(4) ? maxk_select_kernel<T, I, V, max(1, 4 / V)> : maxk_select_kernel<T, I, V, 8 / V>;
+  if constexpr (sizeof(I) > 1)  // else there are at most 256 columns
+    kernel = fits(8)    ? kernel
+             : fits(16) ? maxk_select_kernel<T, I, V, 16 / V>
+             : fits(32) ? maxk_select_kernel<T, I, V, 32 / V>
+                        : maxk_select_kernel<T, I, V, 0>;
+  const int bytes = fits(32) ? static_cast<int>(ceil_div(a.kept * (sizeof(T) + sizeof(I)), 16) * 16) : 0;
   return launch(kernel, maxk_grid(a.rows * (a.width / a.group), kMaxkWarps), kMaxkThreads, kMaxkWarps * bytes, stream,
                 a, maxk_guess(a.group, a.kept), bytes, can_vectorise(4, a.kept, a.values, a.index));
 }

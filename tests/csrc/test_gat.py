@@ -110,7 +110,8 @@ def test_graphs(emulated, graph, dtype):
 
 @pytest.mark.parametrize("heads, width", [(1, 1), (1, 3), (3, 5), (8, 8), (2, 24), (1, 70), (5, 16)])
 def test_odd_heads_and_widths(emulated, csr, dtype, heads, width):
-    run(emulated, dtype, csr([3, 0, 21, 1, 5, 0, 2], 9, seed=width), heads, width)
+    for edge in (False, True):
+        run(emulated, dtype, csr([3, 0, 21, 1, 5, 0, 2], 9, seed=width), heads, width, edge=edge)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])

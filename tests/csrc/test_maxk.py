@@ -46,6 +46,16 @@ def test_choice(emulated, dtype, shape, kind):
     np.testing.assert_array_equal(dtype.unpack(values), np.take_along_axis(dtype.unpack(x), wanted, 1))
 
 
+#: keys in 1, 2, 4, ... registers of a lane or in none, by vectors or not; groups that a thread compares in wide rows
+WIDE = [(330, 30, 33), (402, 40, 201), (400, 40, 200), (301, 30, 0), (601, 20, 0), (1501, 10, 0), (512, 64, 8)]
+WIDE += [(512, 96, 16)]
+
+
+@pytest.mark.parametrize("shape", WIDE, ids=str)
+def test_wide_rows(emulated, dtype, shape):
+    test_choice(emulated, dtype, shape, "special")
+
+
 @pytest.mark.parametrize("shape", [(256, 32, 0), (256, 32, 8), (256, 128, 16), (40, 10, 4)], ids=str)
 def test_misaligned_rows(emulated, dtype, shape):
     width, k, group = shape

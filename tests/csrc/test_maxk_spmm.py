@@ -66,6 +66,18 @@ def test_grouped_rows(emulated, csr, dtype, shape):
         check(emulated, csr(degrees, 7, seed=width), dtype, width, k, True, scales, group=group)
 
 
+#: (width, k, group): entries of an edge by vectors of every length, rows of y by four columns or one at a time
+LAYOUTS = [(30, 6, 0), (30, 8, 0), (30, 6, 5), (301, 5, 0), (301, 22, 0), (301, 40, 0), (308, 44, 7), (308, 88, 7)]
+LAYOUTS += [(308, 176, 7), (400, 200, 4)]
+
+
+@pytest.mark.parametrize("shape", LAYOUTS, ids=str)
+def test_layouts(emulated, csr, dtype, shape):
+    width, k, group = shape
+    for degrees in ([3, 0, 700, 1, 40, 0, 2], [3, 0, 7, 1, 4, 0, 2]):
+        check(emulated, csr(degrees, 7, seed=width), dtype, width, k, mean=True, group=group)
+
+
 def test_rows_that_are_not_grouped_stay_within_their_sums(emulated, csr):
     """A wrong promise gives wrong numbers, never an access out of bounds (ASan runs this too)."""
     g = csr([3, 0, 300, 1], 9)

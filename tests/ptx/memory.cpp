@@ -7,11 +7,6 @@
 
 namespace sparsegnn::ptx {
 
-Memory& memory() {
-  static Memory m;
-  return m;
-}
-
 Allocation::Allocation(const void* p, size_t bytes) : begin_(reinterpret_cast<uint64_t>(p)) {
   memory().add(begin_, bytes);
 }

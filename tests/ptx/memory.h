@@ -44,6 +44,9 @@ class Memory {
   std::map<uint64_t, Region> regions_;
 };
 
-Memory& memory();
+inline Memory& memory() {
+  static Memory m;
+  return m;
+}
 
 }  // namespace sparsegnn::ptx

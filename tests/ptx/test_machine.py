@@ -125,7 +125,7 @@ def test_small_and_large_accesses_meet(machine):
     ("ld.global.u32 %r4, [%rd2+2];", "misaligned: needs 4 bytes"),
     ("st.shared.u32 [%r1+128], 0;", "(128|192) bytes after the begin of shared memory of 128;"),
     ("cvta.shared.u64 %rd3, 0; ld.global.u32 %r4, [%rd3];", "by an access to global memory"),
-    ("ld.param.u64 %rd3, [hand_made_param_0+4];", "out of the bounds of the parameters"),
+    ("ld.param.u64 %rd3, [hand_made_param_0+4];", "out of the bounds of a parameter"),
     ("bra $L; $L: bra $L;", "the kernel does not end"),
 ])  # fmt: skip
 def test_accesses_that_are_wrong(machine, statement, wrong):

@@ -52,27 +52,41 @@ void store(Warp& w, const Instruction& i) {  // the address, and one, two or fou
   });
 }
 
-// From a parameter by its number, in `detail`, or by an address in one of them.
+// Of the bytes of one parameter, all within it.
+void check_parameter(Warp& w, const Instruction& i, int lane, uint64_t at, uint32_t bytes, const Argument& argument) {
+  const auto begin = reinterpret_cast<uint64_t>(argument.value);
+  if (at < begin || at + bytes > begin + argument.bytes) w.launch->fail(w, i, lane, "out of the bounds of a parameter");
+}
+
+template <typename T>
+void take(Warp& w, const Instruction& i, int lane, uint64_t at) {
+  for (int k = 0; k < i.count - 1; ++k) {
+    T x;
+    std::memcpy(&x, reinterpret_cast<const unsigned char*>(at) + size_t(k) * sizeof(T), sizeof(T));
+    if (i.operand[k] != kNone) put(w.bytes(i.operand[k]), i.width[k], lane, x);
+  }
+}
+
+// Of the parameter whose number is in `detail`.
 template <typename T>
 void load_parameter(Warp& w, const Instruction& i) {
-  const int n = i.count - 1;
-  const uint32_t bytes = uint32_t(n * sizeof(T));
+  const Argument& argument = w.launch->arguments()[i.detail];
+  const uint64_t at = reinterpret_cast<uint64_t>(argument.value) + uint64_t(i.offset);
+  check_parameter(w, i, __builtin_ctz(w.lanes), at, uint32_t((i.count - 1) * sizeof(T)), argument);
+  w.each([&](int lane) { take<T>(w, i, lane, at); });
+}
+
+// By an address in one of the parameters.
+template <typename T>
+void load_parameter_at(Warp& w, const Instruction& i) {
   const std::vector<Argument>& arguments = w.launch->arguments();
   w.each([&](int lane) {
-    const bool named = i.detail != kNone;
-    const uint64_t at =
-        named ? reinterpret_cast<uint64_t>(arguments[i.detail].value) + uint64_t(i.offset) : address_of(w, i, n, lane);
-    bool inside = false;
-    for (size_t k = named ? i.detail : 0; k < (named ? i.detail + 1 : arguments.size()); ++k) {
-      const auto begin = reinterpret_cast<uint64_t>(arguments[k].value);
-      inside = inside || (at >= begin && at + bytes <= begin + arguments[k].bytes);
-    }
-    if (!inside) w.launch->fail(w, i, lane, "out of the bounds of the parameters");
-    for (int k = 0; k < n; ++k) {
-      T x;
-      std::memcpy(&x, reinterpret_cast<const unsigned char*>(at) + size_t(k) * sizeof(T), sizeof(T));
-      if (i.operand[k] != kNone) put(w.bytes(i.operand[k]), i.width[k], lane, x);
-    }
+    const uint64_t at = address_of(w, i, i.count - 1, lane);
+    const Argument* here = &arguments.front();
+    for (const Argument& a : arguments)
+      if (at - reinterpret_cast<uint64_t>(a.value) < a.bytes) here = &a;
+    check_parameter(w, i, lane, at, uint32_t((i.count - 1) * sizeof(T)), *here);
+    take<T>(w, i, lane, at);
   });
 }
 
@@ -97,7 +111,10 @@ void decode_load(Reader& r) {
   if (!parameter && r.parameter >= 0) r.unknown("use of a parameter");
   if (constant && space != Space::global) r.unknown("modifier .nc");
   r.to().detail = parameter ? uint32_t(r.parameter) : uint32_t(space) | (constant ? kConstant : 0);
-  const auto make = [&](auto x) -> Execute { return parameter ? load_parameter<decltype(x)> : load<decltype(x)>; };
+  const auto make = [&](auto x) -> Execute {
+    using T = decltype(x);
+    return !parameter ? load<T> : r.parameter >= 0 ? load_parameter<T> : load_parameter_at<T>;
+  };
   r.to().execute = pick<uint8_t, uint16_t, uint32_t, uint64_t, int8_t, int16_t, int32_t, int64_t>(r, t, make);
 }
 
