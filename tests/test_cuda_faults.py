@@ -383,9 +383,16 @@ def test_a_gpu_that_the_build_is_not_for(foreign_gpu):
     assert sparsegnn.report.kernel_of("spmm", "cuda") == "reference"
 
 
-@pytest.mark.parametrize("count, words", [(0, "Found no NVIDIA driver on your system."), (1, "The NVIDIA driver on your system is too old (found version 11040).\n Update it."), (2, "")])
+@pytest.mark.parametrize(
+    "count, words",
+    [
+        (0, "Found no NVIDIA driver on your system."),
+        (1, "The NVIDIA driver on your system is too old (found version 11040).\n Update it."),
+        (2, ""),
+    ],
+)
 def test_no_gpu_that_cuda_can_use(monkeypatch, count, words):
-    """The library is loaded, and management sees GPUs, but CUDA does not start: each op says why; nothing is raised."""
+    """The library is loaded, and management sees GPUs, but CUDA does not start: each op says why."""
     import sparsegnn
     from sparsegnn.experiments.config import check_device
 

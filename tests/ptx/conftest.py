@@ -2,10 +2,11 @@
 
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 from csrc.conftest import CUDA_BUILD, load
+
+from .names import kernels
 
 NAME = "sparsegnn_ptx"
 ORDERS = ("forward", "reversed", "shuffled")
@@ -33,9 +34,14 @@ def machine(request, module):
     return module
 
 
+def shipped() -> set[str]:
+    """The kernels of every op, as nvcc names them."""
+    return {name for path in (CUDA_BUILD / "ptxas").glob("*.ptx") for name in kernels(path.read_text())}
+
+
 def ptx_of(op: str) -> str:
     """What nvcc made of csrc/cuda/<op>.cu."""
-    return (Path(CUDA_BUILD) / "ptxas" / f"{op}.ptx").read_text()
+    return (CUDA_BUILD / "ptxas" / f"{op}.ptx").read_text()
 
 
 def kernel(body: str, parameters: int = 1, name: str = "hand_made") -> str:

@@ -40,7 +40,9 @@ def integers(dtype, seed=0) -> np.ndarray:
 def floats(dtype=np.float32, seed=0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     special = [0.0, -0.0, np.inf, -np.inf, np.nan, 1.5, 2.5, -2.5, 1e-40, -1e-40, 3.4e38]
-    return np.concatenate([special, rng.standard_normal(LANES - len(special)) * 10.0 ** rng.integers(-6, 6)]).astype(dtype)
+    return np.concatenate([special, rng.standard_normal(LANES - len(special)) * 10.0 ** rng.integers(-6, 6)]).astype(
+        dtype
+    )
 
 
 def by_python(f, *sources, bits: int) -> np.ndarray:
@@ -55,7 +57,8 @@ def same_bits(actual, expected):
 @pytest.mark.parametrize("sign", "us")
 @pytest.mark.parametrize("bits", [16, 32, 64])
 @pytest.mark.parametrize("op, f", [
-    ("add", lambda a, b: a + b), ("sub", lambda a, b: a - b), ("mul.lo", lambda a, b: a * b), ("min", min), ("max", max),
+    ("add", lambda a, b: a + b), ("sub", lambda a, b: a - b), ("mul.lo", lambda a, b: a * b),
+    ("min", min), ("max", max),
 ], ids=lambda v: v if isinstance(v, str) else "")  # fmt: skip
 def test_integers_of_both_signs(machine, op, f, bits, sign):
     dtype = np.dtype(f"{'i' if sign == 's' else 'u'}{bits // 8}")
@@ -313,7 +316,9 @@ def test_matrix_products(machine, dtype):
             return matrix[row, column].view(np.uint32)
         low, high = matrix[row, 2 * column], matrix[row, 2 * column + 1]
         if dtype == "f16":
-            return low.astype(np.float16).view(np.uint16) | high.astype(np.float16).view(np.uint16).astype(np.uint32) << 16
+            return (
+                low.astype(np.float16).view(np.uint16) | high.astype(np.float16).view(np.uint16).astype(np.uint32) << 16
+            )
         return low.view(np.uint32) >> 16 | high.view(np.uint32)
 
     registers = [word(a, group, thread), word(a, group + 8, thread), word(a, group, thread + 4),

@@ -52,7 +52,8 @@ def test_what_a_barrier_orders(machine, barrier, distance, wrong):
 
 
 def test_a_barrier_of_some_lanes_orders_these(machine):
-    """Lanes 4 k to 4 k + 3 meet under a mask of their own: they are ordered among each other, not with the next four."""
+    """Lanes 4 k to 4 k + 3 meet under a mask of their own: ordered among each other, not with the next four."""
+
     def body(distance):
         return f"""{MINE}
             shr.u32 %r5, %r1, 2; shl.b32 %r5, %r5, 2; and.b32 %r5, %r5, 31; shl.b32 %r6, 15, %r5;
@@ -67,6 +68,7 @@ def test_a_barrier_of_some_lanes_orders_these(machine):
 
 def test_order_is_passed_on(machine):
     """Lane 0 and lane 1 meet, then lane 1 and lane 2: what lane 0 wrote before is there for lane 2, not for lane 3."""
+
     def body(reader):
         return f"""{MINE}
             setp.ne.u32 %p1, %r1, 0; setp.ne.u32 %p2, %r1, 1; setp.ne.u32 %p3, %r1, 2; setp.ne.u32 %p4, %r1, {reader};
@@ -140,7 +142,7 @@ def test_shared_memory_by_its_generic_address(machine):
 
 
 @pytest.mark.parametrize("body, wrong", [
-    ("@%p1 bar.sync 0;", r"divergent barrier in block \(0, 0, 0\): 32 .* at __syncthreads, 0 at a .*, 32 have returned"),
+    ("@%p1 bar.sync 0;", r"divergent barrier in block \(0, 0, 0\): 32 .*__syncthreads, 0 at a .*, 32 have returned"),
     ("@%p1 ret; bar.sync 0;", "32 thread.s. wait at __syncthreads, 0 at a warp intrinsic, 32 have returned"),
     ("@%p1 shfl.sync.idx.b32 %r3, %r1, 0, 31, 0x55555555;", "the mask of a warp intrinsic lacks the caller"),
     ("@%p1 bar.sync 0; @!%p1 bar.warp.sync -1;", "32 .* at __syncthreads, 32 at a warp intrinsic, 0 have returned"),
@@ -159,7 +161,7 @@ def test_tensor_cores_need_all_lanes(machine):
 
 
 def test_parted_lanes_meet_again(machine):
-    """Every lane loops as often as its number says; then all shuffle, and lanes that have returned are not waited for."""
+    """Every lane loops as its number says; then all shuffle, and those that have returned are not waited for."""
     body = f"""{MINE} mov.u32 %r2, 0;
         $L: setp.ge.u32 %p1, %r2, %r1; @%p1 bra $M; add.u32 %r2, %r2, 1; bra $L;
         $M: setp.gt.u32 %p2, %r1, 20; @%p2 ret;
@@ -169,7 +171,9 @@ def test_parted_lanes_meet_again(machine):
 
 
 def test_what_shuffles_read_of_nobody(machine):
-    body = f"{MINE} setp.eq.u32 %p2, %r1, 7; @%p2 ret; shfl.sync.idx.b32 %r3, %r1, 7, 31, -1; st.global.u32 [%rd2], %r3;"
+    body = (
+        f"{MINE} setp.eq.u32 %p2, %r1, 7; @%p2 ret; shfl.sync.idx.b32 %r3, %r1, 7, 31, -1; st.global.u32 [%rd2], %r3;"
+    )
     got = run(machine, body, np.zeros(32, np.uint32), block=32)[0]
     assert set(np.delete(got, 7)) == {0xCBCBCBCB}
 
