@@ -15,13 +15,15 @@ if not __package__:  # run by its path
 from harness import FOLDER  # noqa: E402
 
 from sparsegnn.study import plots, tables  # noqa: E402
+from sparsegnn.study.plots import draw  # noqa: E402
 from sparsegnn.study.results import Net, read  # noqa: E402
 
 PAGE = FOLDER.parent / "docs" / "study.md"
 FIGURES = FOLDER / "figures" / "study"
 BEGIN, END = "<!-- tables:", "<!-- /tables -->"
 NOTE = f"{BEGIN} made by `python benchmarks/publish/study.py` from benchmarks/results/*/study_*.jsonl; do not edit -->"
-SHOWN = ("score_sparsity", "speedup", "score_time")  # figures on the page; the others are beside them
+SHOWN = ("score_sparsity", "speedup", "score_time")  # figures on the page
+KEPT = (*SHOWN, "score_flops", "score_bytes")  # and beside them; `sparsegnn plot` makes the others
 TITLES = {"nodes": "Node classification", "links": "Temporal link prediction", "traffic": "Traffic forecasting"}
 
 
@@ -47,9 +49,11 @@ def section(path: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
         old.unlink()
-    made, _ = plots.save(view, folder)
-    for picture in (made_path for made_path in map(Path, made) if made_path.suffix == ".png"):
-        picture.unlink()  # the page shows the SVGs
+    found, _ = plots.figures(view)
+    for figure in (f for f in found if f.name in KEPT):
+        for path in map(Path, draw.save(figure, folder)):
+            if path.suffix != ".svg":
+                path.unlink()
     parts = [f"## {TITLES.get(name, name)}", where(view), markdown(tables.overview(view))]
     parts += [f"![{figure}](../benchmarks/figures/study/{name}/{figure}.svg)"
               for figure in SHOWN if (folder / f"{figure}.svg").is_file()]  # fmt: skip

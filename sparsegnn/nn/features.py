@@ -53,13 +53,14 @@ def is_sparse(x) -> bool:
 
 
 class _Probed(torch.autograd.Function):
-    """``y``, whose gradient leaves that of a dense weight, dy^T X, in ``probe.grad``."""
+    """``y`` itself, which is no one else's yet; its gradient leaves that of a dense weight, dy^T X, in ``probe.grad``."""
 
     @staticmethod
     def forward(ctx, y, probe, csr, val):
         ctx.csr = csr
         ctx.save_for_backward(csr.transposed(val))
-        return y.view_as(y)
+        ctx.mark_dirty(y)  # not a view, which could not be changed in place
+        return y
 
     @staticmethod
     def backward(ctx, dy):

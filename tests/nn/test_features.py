@@ -93,6 +93,29 @@ def test_every_pattern_on_both_kernels_and_with_a_probe(pattern, kernel):
         torch.testing.assert_close(linear(x), wanted.detach(), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("change", [torch.relu_, lambda y: y.add_(y.detach()), lambda y: torch.dropout_(y, 0.0, True)])
+@pytest.mark.parametrize("probed", [False, True])
+@pytest.mark.parametrize("kernel", ["sparse", "dense"])
+@pytest.mark.parametrize("features", ["dense", "csr"])
+@pytest.mark.parametrize("pattern", ["unstructured", "grouped:8", "block:16x16", "2:4"])
+def test_outputs_may_be_changed_in_place(pattern, features, kernel, probed, change):
+    """As those of nn.Linear; also in the steps in which a method collects the gradient of the dense weight."""
+    x = matrix(70, 96, torch.float32, seed=2)
+    torch.manual_seed(3)
+    linear = SparseLinear(96, 64, sparsity=0.5, pattern=pattern)
+    weight, bias = linear.to_dense().weight.detach().requires_grad_(), linear.bias.detach().clone().requires_grad_()
+    wanted = change(torch.nn.functional.linear(x, weight, bias))
+    wanted.square().sum().backward()
+    linear.probe = torch.zeros(64, 96, requires_grad=True) if probed else None
+    with use_kernel(kernel):
+        y = change(linear(x if features == "dense" else x.to_sparse_csr()))
+        y.square().sum().backward()
+    torch.testing.assert_close(y, wanted)
+    torch.testing.assert_close(linear.bias.grad, bias.grad)
+    if probed:
+        torch.testing.assert_close(linear.probe.grad, weight.grad)
+
+
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 @pytest.mark.parametrize("outputs", [7, 16, 32, 64])
 def test_precision(dtype, tolerance, outputs):
