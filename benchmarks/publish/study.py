@@ -22,8 +22,7 @@ PAGE = FOLDER.parent / "docs" / "study.md"
 FIGURES = FOLDER / "figures" / "study"
 BEGIN, END = "<!-- tables:", "<!-- /tables -->"
 NOTE = f"{BEGIN} made by `python benchmarks/publish/study.py` from benchmarks/results/*/study_*.jsonl; do not edit -->"
-SHOWN = ("score_sparsity", "speedup", "score_time")  # figures on the page
-KEPT = (*SHOWN, "score_flops", "score_bytes")  # and beside them; `sparsegnn plot` makes the others
+SHOWN = ("score_sparsity", "speedup", "score_time")  # figures on the page; `sparsegnn plot` makes the others, too
 TITLES = {"nodes": "Node classification", "links": "Temporal link prediction", "traffic": "Traffic forecasting"}
 
 
@@ -50,7 +49,7 @@ def section(path: Path) -> str:
     for old in folder.iterdir():
         old.unlink()
     found, _ = plots.figures(view)
-    for figure in (f for f in found if f.name in KEPT):
+    for figure in (f for f in found if f.name in SHOWN):
         for path in map(Path, draw.save(figure, folder)):
             if path.suffix != ".svg":
                 path.unlink()
