@@ -53,7 +53,7 @@ def is_sparse(x) -> bool:
 
 
 class _Probed(torch.autograd.Function):
-    """``y`` itself, which is no one else's yet; its gradient leaves that of a dense weight, dy^T X, in ``probe.grad``."""
+    """``y`` itself, no one else's yet, whose gradient leaves that of a dense weight, dy^T X, in ``probe.grad``."""
 
     @staticmethod
     def forward(ctx, y, probe, csr, val):
