@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
@@ -97,21 +96,10 @@ class TrainConfig(MethodSettings):
         self.lr = recipe["lr"] if self.lr is None else self.lr
         self.dropout = recipe["dropout"] if self.dropout is None else self.dropout
         self.input_dropout = self.dropout if self.input_dropout is None else self.input_dropout
-        for name in ("hidden", "layers", "heads", "epochs", "eval_every"):
-            check(name, getattr(self, name), int, 1, math.inf, "a positive integer")
-        for name in ("seed", "split_seed"):
-            check(name, getattr(self, name), int, 0, 2**63, "an integer in [0, 2^63)")
-        check("lr", self.lr, float, 0.0, 1e31, "in [0, 1e31)")
-        check("weight_decay", self.weight_decay, float, 0.0, 1e31, "in [0, 1e31)")
-        for name in ("dropout", "input_dropout"):
-            check(name, getattr(self, name), float, 0.0, 1.0, "in [0, 1)")
+        counts = ("hidden", "layers", "heads", "epochs", "eval_every")
+        self._check_numbers(*counts, shares=("dropout", "input_dropout"))
         self._check_model()
-        self._check_common()
-        self._check_set(cls)
-        if cls is None:
-            self._check_dense()
-        else:
-            self._check_method(cls)
+        self._check_choice(cls)
         if self.backend == "pyg" and cls is not None:
             raise ValueError(f"method must be 'dense' for backend 'pyg', whose layers are dense, got {self.method!r}")
         for name in ("residual", "layer_norm", "cuda_graph"):

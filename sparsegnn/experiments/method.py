@@ -43,6 +43,26 @@ class MethodSettings:
             given["start_at"] = stop
         return {**given, "seed": self.seed}
 
+    def _check_numbers(self, *counts: str, shares: tuple[str, ...] = ("dropout",)) -> None:
+        """Those of the training: what is counted, seeds, Adam's settings or SGD's, and what is dropped out."""
+        for name in counts:
+            check(name, getattr(self, name), int, 1, math.inf, "a positive integer")
+        for name in ("seed", "split_seed"):
+            check(name, getattr(self, name), int, 0, 2**63, "an integer in [0, 2^63)")
+        for name in ("lr", "weight_decay"):
+            check(name, getattr(self, name), float, 0.0, 1e31, "in [0, 1e31)")
+        for name in shares:
+            check(name, getattr(self, name), float, 0.0, 1.0, "in [0, 1)")
+
+    def _check_choice(self, cls: type[Controller] | None) -> None:
+        """The method, None for a dense run, and all of its settings."""
+        self._check_common()
+        self._check_set(cls)
+        if cls is None:
+            self._check_dense()
+        else:
+            self._check_method(cls)
+
     def _check_common(self) -> None:
         if self.update_every is not None:
             check("update_every", self.update_every, int, 1, math.inf, "a positive integer")
@@ -139,20 +159,8 @@ class BatchSettings(MethodSettings):
 
     def check_shared(self) -> None:
         """What all tasks have, last of all checks."""
-        for name in ("hidden", "layers", "epochs", "batch", "eval_every"):
-            check(name, getattr(self, name), int, 1, math.inf, "a positive integer")
-        for name in ("seed", "split_seed"):
-            check(name, getattr(self, name), int, 0, 2**63, "an integer in [0, 2^63)")
-        check("lr", self.lr, float, 0.0, 1e31, "in [0, 1e31)")
-        check("weight_decay", self.weight_decay, float, 0.0, 1e31, "in [0, 1e31)")
-        check("dropout", self.dropout, float, 0.0, 1.0, "in [0, 1)")
-        cls = self.controller
-        self._check_common()
-        self._check_set(cls)
-        if cls is None:
-            self._check_dense()
-        else:
-            self._check_method(cls)
+        self._check_numbers("hidden", "layers", "epochs", "batch", "eval_every")
+        self._check_choice(self.controller)
 
 
 def is_plain(value: object) -> bool:
