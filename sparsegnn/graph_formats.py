@@ -50,7 +50,8 @@ def _are_wrapped(*values) -> bool:
 
 def _describe(value) -> str:
     if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} of shape {list(value.shape)}"
+        layout = "" if value.layout == torch.strided else f", {value.layout}"
+        return f"{str(value.dtype).removeprefix('torch.')} of shape {list(value.shape)}{layout}"
     return type(value).__name__
 
 
@@ -76,8 +77,8 @@ def check_weight(name: str, weight, col: Tensor, given: int | None = None) -> No
     if weight is None:
         return
     size = col.shape[0] if given is None else given
-    if not isinstance(weight, Tensor) or not weight.is_floating_point():
-        fail(f"{name} must be a floating-point Tensor of shape [{size}]", _describe(weight), TypeError)
+    if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.layout != torch.strided:
+        fail(f"{name} must be a dense floating-point Tensor of shape [{size}]", _describe(weight), TypeError)
     if weight.shape != (size,):
         fail(f"{name} must have shape [{size}]", list(weight.shape))
     if weight.device != col.device:
@@ -86,8 +87,9 @@ def check_weight(name: str, weight, col: Tensor, given: int | None = None) -> No
 
 def flat_weight(weight):
     """Edge weights ``[E, 1]`` as ``[E]``; anything else as it is."""
-    column = isinstance(weight, Tensor) and weight.dim() == 2 and weight.size(1) == 1
-    return weight.squeeze(1) if column else weight
+    if not isinstance(weight, Tensor) or weight.layout != torch.strided or weight.dim() != 2 or weight.size(1) != 1:
+        return weight
+    return weight.squeeze(1)
 
 
 def count(name: str, n) -> int:

@@ -49,10 +49,9 @@ def cell(k: int, m: int, sparsity: float, rate: str, quick: bool) -> Group:
                     return torch.autograd.grad(layer(x), leaves, dy)
 
             def want(layer=layer) -> list[torch.Tensor]:
-                dense = getattr(layer, "weight", None)
-                w = (layer.dense_weight() if dense is None else dense).detach().double()
+                w = layer.weight.detach().double()
                 dw = dy.double().t() @ x.detach().double()
-                if dense is None:
+                if layer is not dense:
                     dw = pattern.gather(dw, *layer.pattern(), layer.structure)
                 return [dy.double() @ w, dw, dy.double().sum(0)]
 
