@@ -29,9 +29,9 @@ test: $(VENV)/.test
 	$(PYTEST) $(ARGS)
 
 # What takes longer: sanitizers, the other instruction sets, fuzz, soak, the PTX of the CUDA kernels on the CPU, their
-# machine code (nvcc), the wheel; without the last two, which take longest: make test-deep SKIP="nvcc wheel".
+# machine code (nvcc), the wheel. Without what takes longest: make test-deep SKIP="nvcc wheel asan" (asan: the emulator).
 test-deep: $(VENV)/.test
-	$(RUN) $(MAKE) -s build-emulator build-sanitized build-ptx $(if $(filter nvcc,$(SKIP)),,build-cuda)
+	$(RUN) $(MAKE) -s build-emulator $(if $(filter asan,$(SKIP)),,build-sanitized) build-ptx $(if $(filter nvcc,$(SKIP)),,build-cuda)
 	$(PYTEST) --deep -m "deep$(SKIP:%= and not %)" $(ARGS)
 
 # Kernel microbenchmarks against dense torch, torch.sparse and the torch-sparse family.
@@ -96,7 +96,7 @@ build-emulator:
 	$(CMAKE) -B build/emulator -DSPARSEGNN_CUDA=off -DSPARSEGNN_EMULATOR=ON
 	cmake --build build/emulator -j $(MAX_JOBS) --target sparsegnn_emulated sparsegnn_emulated_entries
 
-# The emulator and, for the instruction sets that run here, the CPU library, under sanitizers.
+# The emulator under sanitizers; the CPU library under them is built by tests/test_sanitizers.py.
 build-sanitized:
 	cmake --build build/emulator -j $(MAX_JOBS) --target sparsegnn_emulated_asan
 

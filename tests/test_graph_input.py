@@ -78,7 +78,7 @@ BAD = {  # name: (call, exception, message)
     "crow of numbers": (lambda: csr(CROW.float()), TypeError, "crow must be int32 or int64, got float32"),
     "col of complex": (lambda: csr(col=COL.cfloat()), TypeError, "col must be int32 or int64, got complex64"),
     "col sparse": (lambda: csr(col=COL.to_sparse()), TypeError, "col must be an integer Tensor"),
-    "complex weights": (lambda: csr(val=torch.ones(4, dtype=torch.cfloat)), TypeError, "val must be a dense floating-point"),
+    "complex weights": (lambda: csr(val=torch.ones(4, dtype=torch.cfloat)), TypeError, "val must be a dense float"),
     "weights sparse": (lambda: csr(val=torch.ones(4).to_sparse()), TypeError, "val must be a dense .*sparse_coo"),
     "no columns": (lambda: csr(num_cols=-1), ValueError, r"num_cols must be in \[0, "),
     "many columns": (lambda: csr(num_cols=2**31), ValueError, r"num_cols must be in \[0, "),

@@ -114,6 +114,7 @@ def run_code(code: str) -> subprocess.CompletedProcess:
     return run_sanitized("-c", textwrap.dedent(prelude) + textwrap.dedent(code))
 
 
+@pytest.mark.asan
 @pytest.mark.deep
 @pytest.mark.parametrize(
     "code, report, line",
@@ -129,6 +130,7 @@ def test_out_of_bounds_access_is_reported(code, report, line):
     assert done.returncode != 0 and report in done.stderr and line in done.stderr, done.stderr
 
 
+@pytest.mark.asan
 @pytest.mark.deep
 def test_clean_kernels_pass_the_sanitizers():
     done = run_code("""
@@ -146,6 +148,7 @@ def test_clean_kernels_pass_the_sanitizers():
     assert done.returncode == 0 and "ERROR" not in done.stderr, done.stderr
 
 
+@pytest.mark.asan
 @pytest.mark.deep
 @pytest.mark.timeout(1500)
 @pytest.mark.skipif("SPARSEGNN_EMULATED" in os.environ, reason="this is the inner run")

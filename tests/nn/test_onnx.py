@@ -69,11 +69,15 @@ WITH = {
 }  # fmt: skip
 
 
+SOME = ("gcn", "gcn kept", "sage", "gat", "tag")  # a layer takes a second; all of them in the deep tests
+
+
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.deep)])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_convolutions(weighted, tmp_path):
+def test_convolutions(weighted, every, tmp_path):
     """One file serves every edge list, of any length; nothing of the export stays in the layers."""
     torch.manual_seed(0)
-    kinds = WITH if weighted else WITHOUT
+    kinds = {name: make for name, make in (WITH if weighted else WITHOUT).items() if every or name in SOME}
     model, index, more = Each({name: make() for name, make in kinds.items()}), edges(), edges(1, 40)
     number = torch.export.Dim.DYNAMIC
     calls = [(torch.randn(N, 6), i, *((torch.rand(i.size(1)) + 0.1,) if weighted else ())) for i in (index, more)]
