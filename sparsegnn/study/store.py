@@ -51,8 +51,9 @@ class Store:
         os.close(self._handle)
 
     def add(self, row: dict) -> None:
-        """Write a row, all of it or nothing; OSError where the disk is full."""
-        line = _console.json_text({"id": row["id"], **row}).encode() + b"\n"
+        """Write a row, all of it or nothing, its floats to seven digits; OSError where the disk is full."""
+        exact = _console.json_text({"id": row["id"], **row})
+        line = _console.json_text(json.loads(exact, parse_float=_seven_digits)).encode() + b"\n"
         end = os.fstat(self._handle).st_size
         try:
             self._write(line)
@@ -102,6 +103,10 @@ class Store:
                 start += len(line)
         if start and not line.endswith(b"\n"):  # a whole row, whose line break is missing
             self._write(b"\n")
+
+
+def _seven_digits(text: str) -> float:
+    return float(f"{float(text):.7g}")
 
 
 def _row(line: bytes) -> dict | None:

@@ -30,6 +30,12 @@ def test_rows_come_back(tmp_path):
         assert store.rows["b"]["case"] == "later" and len(store.rows) == 2
 
 
+def test_floats_have_seven_digits_and_integers_all(tmp_path):
+    row = {"id": "a", "curve": [[12345678901, 2.7387723210063086, None]], "lr": 1e-10 / 3, "whole": 2.0}
+    assert json.loads(written(tmp_path / "out.jsonl", [row])) == {
+        "id": "a", "curve": [[12345678901, 2.738772, None]], "lr": 3.333333e-11, "whole": 2.0}  # fmt: skip
+
+
 def test_a_line_that_is_torn_anywhere(tmp_path):
     path = tmp_path / "out.jsonl"
     content = written(path)
