@@ -14,6 +14,7 @@ row-major inside a block.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from numbers import Real
 
 import torch
@@ -242,6 +243,12 @@ def tiles(matrix: Tensor, kind: str, op: str = "pattern") -> Tensor:
     return matrix.reshape(rows, BLOCKS[kind][0], cols, BLOCKS[kind][1]).transpose(1, 2)
 
 
+def block_sums(matrix: Tensor, kind: str) -> Tensor:
+    """[M / height, K / width]: the sum over every block of ``matrix`` [M, K]."""
+    rows, cols = block_grid(*matrix.shape, kind, "pattern")
+    return matrix.reshape(rows, BLOCKS[kind][0], cols, BLOCKS[kind][1]).sum((1, 3))
+
+
 def gather(matrix: Tensor, crow: Tensor, col: Tensor, kind: str) -> Tensor:
     """The values [nnz] of ``matrix`` [M, K] at the positions of a pattern of this kind."""
     return tiles(matrix, kind)[rows_of(crow, col), col.long()].flatten()
@@ -292,13 +299,26 @@ def subset(crow: Tensor, col: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
     return torch.searchsorted(slots, crow.long()).int(), col[slots]
 
 
-def rearrange(tensor: Tensor, source: Tensor, start: float | Tensor = 0) -> Tensor:
-    """``tensor[source]`` with ``start`` where ``source`` is -1: anything held per weight, after the positions moved.
+def mover(source: Tensor) -> Callable[[Tensor, float | Tensor], Tensor]:
+    """``move(tensor, start)``: ``tensor[source]`` with ``start`` where ``source`` is -1, for several tensors.
 
-    ``tensor`` [nnz] may hold several weights per position: it then moves block by block.
+    For anything held per weight, after the positions moved. ``tensor`` [nnz] may hold several weights per position: it
+    then moves block by block.
     """
-    moved = tensor.reshape(source.numel(), -1)[source.clamp(min=0).long()]
-    return moved.masked_fill_((source < 0)[:, None], start).view(tensor.shape)
+    index, new = source.clamp(min=0), source < 0
+
+    def move(tensor: Tensor, start: float | Tensor = 0) -> Tensor:
+        if tensor.numel() == source.numel():
+            return tensor.reshape(-1).index_select(0, index).masked_fill_(new, start).view(tensor.shape)
+        blocks = tensor.reshape(source.numel(), -1).index_select(0, index)
+        return blocks.masked_fill_(new[:, None], start).view(tensor.shape)
+
+    return move
+
+
+def rearrange(tensor: Tensor, source: Tensor, start: float | Tensor = 0) -> Tensor:
+    """:func:`mover` for one tensor."""
+    return mover(source)(tensor, start)
 
 
 def check_pattern(crow: Tensor, col: Tensor, rows: int, cols: int, op: str = "pattern") -> None:

@@ -171,6 +171,25 @@ def test_blocks(kind):
     assert col.tolist() == [40 // width] and crow[17 // height] == 0 and crow[17 // height + 1] == 1
 
 
+def test_a_mover_moves_several():
+    """Blocks of weights as a whole, other types and shapes; what is new starts where it is told to."""
+    move = pattern.mover(torch.tensor([2, -1, 0], dtype=torch.int32))
+    assert move(torch.tensor([1.0, 2.0, 3.0]), 5).tolist() == [3.0, 5.0, 1.0]
+    assert move(torch.arange(6, dtype=torch.float64), torch.tensor(7.0)).tolist() == [4, 5, 7, 7, 0, 1]
+    assert move(torch.tensor([[1, 2, 3]])).tolist() == [[3, 0, 1]]
+    assert pattern.mover(torch.zeros(0, dtype=torch.int32))(torch.zeros(0)).shape == (0,)
+
+
+@pytest.mark.parametrize("kind", pattern.BLOCKS)
+def test_block_sums(kind):
+    height, width = pattern.BLOCKS[kind]
+    w = torch.randint(-50, 50, (64, 96)).double()
+    blocks = pattern.tiles(w, kind)
+    wanted = [[int(blocks[i, j].sum()) for j in range(96 // width)] for i in range(64 // height)]
+    for given in (w, w.t().contiguous().t()):
+        assert pattern.block_sums(given, kind).tolist() == wanted
+
+
 def test_top_mask_is_top_row_by_row():
     """With ties, NaN, infinities, and rows that take none or all."""
     torch.manual_seed(0)

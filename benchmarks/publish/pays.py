@@ -6,15 +6,17 @@ import math
 from pathlib import Path
 
 from harness import FOLDER
-from training.pays import CLOSE, FASTER, NETS, SMALLER, Run, Verdict, judge
+from training.pays import CLOSE, FASTER, NETS, ROUNDS, SMALLER, Run, Verdict, case_of, judge, rounds_of, spread
 
 FIGURE = "pays"
+LEAST = {"time": FASTER, "memory": SMALLER}
 DENSE, SPARSE = "#0000a7", "#c1272d"
 
 
 def envelope(found: list[Run]) -> list[tuple[float, float]]:
     """The best accuracy that one of these runs has after so many seconds: steps up, at (seconds, accuracy)."""
-    points = sorted((steps * run.seconds, reached) for run in found for steps, reached in run.curve)
+    timed = [run for run in found if math.isfinite(run.seconds)]
+    points = sorted((steps * run.seconds, reached) for run in timed for steps, reached in run.curve)
     best, steps = -1.0, []
     for seconds, reached in points:
         if reached > best:
@@ -44,6 +46,54 @@ def table(verdicts: dict[str, Verdict]) -> str:
     return "\n".join(lines)
 
 
+def percent(accuracy: float) -> str:
+    return f"{100 * accuracy:.2f} %"
+
+
+def why(net: str, found: list[Run]) -> str:
+    """One sentence: with what it pays, or what keeps it from paying."""
+    v, sparse = judge(found), [run for run in found if not run.dense]
+    if v is None or not sparse:
+        return f"{net}: no {'dense' if v is None else 'sparse'} net was trained yet."
+    said = [words for kind in ("time", "memory") if v.ratio(kind) >= LEAST[kind] and (words := compared(v, kind))]
+    if said:
+        return f"{net}: {' and '.join(said)}: it pays."
+    best = max(sparse, key=lambda run: run.accuracy)
+    if v.smallest[False] is None:
+        points = 100 * (v.target - best.accuracy)
+        return (f"{net}: no sparse net is accurate enough; the best, {best.label}, has {percent(best.accuracy)}, "
+                f"{points:.2f} points below the target of {percent(v.target)}.")  # fmt: skip
+    said = [words for kind in ("time", "memory") if (words := compared(v, kind))]
+    said = said or [f"{v.smallest[False].label} is accurate enough, but was not timed"]
+    return f"{net}: {' and '.join(said)}{rest(v)}."
+
+
+def compared(v: Verdict, kind: str) -> str:
+    """The sparse net beside the dense one, by time or memory; "" where one of them is not known."""
+    pair = v.fastest if kind == "time" else v.smallest
+    if pair[False] is None or pair[True] is None:
+        return ""
+    sparse, dense = (cost(pair[of], kind, v.target) for of in (False, True))
+    verb = "is there after" if kind == "time" else "needs"
+    return f"{pair[False].label} {verb} {sparse} where {pair[True].label} {verb} {dense}"
+
+
+def cost(run: Run, kind: str, target: float) -> str:
+    return f"{run.time_to(target):.1f} s" if kind == "time" else f"{run.memory / 2**20:.0f} MiB"
+
+
+def rest(v: Verdict) -> str:
+    """What a step of the soonest dense net consists of, which says what sparse weights can gain over it."""
+    dense = v.fastest[True]
+    if dense is None or not dense.parts:
+        return ""
+    weights = dense.parts["weights"]
+    other = max((part for part in dense.parts if part not in ("weights", "mask_updates")), key=dense.parts.get)
+    named = {"other": "Python, autograd and memory"}.get(other, other)
+    return (f"; weights are {100 * weights:.0f} % of a step of {dense.label}, {named} is "
+            f"{100 * dense.parts[other]:.0f} %, whatever is done to the weights")  # fmt: skip
+
+
 def every_run(nets: dict[str, list[Run]]) -> str:
     """All cases, by net."""
     parts = []
@@ -54,20 +104,20 @@ def every_run(nets: dict[str, list[Run]]) -> str:
         for run in found:
             step = "" if math.isnan(run.seconds) else f"{1e3 * run.seconds:.1f}"
             reached = run.time_to(v.target) if v else math.inf
-            rows.append(f"| {run.label} | {100 * run.accuracy:.2f} | {step} | "
-                        f"{'never' if math.isinf(reached) else f'{reached:.1f}'} | {run.memory / 2**20:.0f} | "
-                        f"{run.flops:.3g} |")  # fmt: skip
+            soonest = {math.inf: "never"}.get(reached, "not timed" if math.isnan(reached) else f"{reached:.1f}")
+            rows.append(f"| {run.label} | {100 * run.accuracy:.2f} | {step} | {soonest} | "
+                        f"{run.memory / 2**20:.0f} | {run.flops:.3g} |")  # fmt: skip
         parts.append("\n".join(rows))
     return "\n\n".join(parts)
 
 
-def page(nets: dict[str, list[Run]]) -> str:
+def page(nets: dict[str, list[Run]], times: dict[str, dict] | None = None) -> str:
     verdicts = {net: v for net, found in nets.items() if (v := judge(found)) is not None}
     paying = [net for net, v in verdicts.items() if v.pays]
     said = f"It pays for {len(paying)} of {len(verdicts)} nets: {'; '.join(paying)}."
-    missing = [net.name for net in NETS if net.name not in nets]
     if not paying:
         said = f"It pays for none of {len(verdicts)} nets: a narrower dense net is as accurate, as soon and as small."
+    reasons = "\n".join(f"* {why(net, found)}" for net, found in nets.items())
     return f"""# When it pays
 
 <!-- made by benchmarks/training/pays.py publish from benchmarks/results/*/pays_*.jsonl; do not edit -->
@@ -77,11 +127,13 @@ width and sparse ones (RigL, with and without MaxK) are trained with the same st
 the epoch is selected on the validation set, for sparse nets once the positions of their weights are final. The target
 is the test accuracy of the best dense net less {100 * CLOSE:g} points. Times are steps to the target times the measured
 seconds of a step, mask updates included; memory is the peak above what the process held before the model was made. To
-pay, a sparse net must get there {FASTER:g} times sooner, or in {SMALLER:g} times less memory.
+pay, a sparse net must get there {FASTER:g} times sooner, or in {SMALLER:g} times less memory.{rounds(times or {})}
 
-**{said}**{" Not measured yet: " + "; ".join(missing) + "." if missing else ""}
+**{said}**{unfinished(nets)}
 
 {table(verdicts)}
+
+{reasons}
 
 ![Accuracy against time and memory](../benchmarks/figures/{FIGURE}.svg)
 
@@ -89,6 +141,29 @@ pay, a sparse net must get there {FASTER:g} times sooner, or in {SMALLER:g} time
 
 Run it: `python benchmarks/training/pays.py accuracy`, `... times` on a free machine, `... publish`.
 """
+
+
+def rounds(times: dict[str, dict]) -> str:
+    """How well the rounds of a case agree."""
+    each = {case: rounds_of(times, case) for case in dict.fromkeys(map(case_of, times))}
+    several = [spread(seconds) for seconds in each.values() if len(seconds) > 1]
+    if not several:
+        return ""
+    return (f" Of each case the median of {ROUNDS} rounds or more: half of them lie within {100 * max(several):.0f} % of "
+            f"it in the worst case, {100 * statistics.median(several):.1f} % in the middle one.")  # fmt: skip
+
+
+def unfinished(nets: dict[str, list[Run]]) -> str:
+    """Which nets of the map have cases that were not trained or not timed."""
+    missing = [net.name for net in NETS if net.name not in nets]
+    parts = []
+    for net in NETS:
+        found = nets.get(net.name, [])
+        lacking = len(dict(net.cases())) - len(found), sum(math.isnan(run.seconds) for run in found)
+        words = [f"{n} cases not {what}" for n, what in zip(lacking, ("trained", "timed"), strict=True) if n > 0]
+        parts += [f"{net.name} ({', '.join(words)})"] if found and words else []
+    said = f" Not measured yet: {'; '.join(missing)}." if missing else ""
+    return said + (f" Not finished, so that its answer may change: {'; '.join(parts)}." if parts else "")
 
 
 def draw(nets: dict[str, list[Run]], folder: Path) -> list[Path]:
@@ -107,8 +182,9 @@ def draw(nets: dict[str, list[Run]], folder: Path) -> list[Path]:
         for dense, colour, marker, label in ((True, DENSE, "s", "dense, any width"), (False, SPARSE, "o", "sparse")):
             mine = [run for run in found if run.dense == dense]
             for run in mine:
-                seconds = [steps * run.seconds for steps, _ in run.curve]
-                by_time.plot(seconds, [100 * a for _, a in run.curve], color=colour, alpha=0.18, linewidth=0.8)
+                timed = run.curve if math.isfinite(run.seconds) else []
+                seconds = [steps * run.seconds for steps, _ in timed]
+                by_time.plot(seconds, [100 * a for _, a in timed], color=colour, alpha=0.18, linewidth=0.8)
                 by_memory.plot(run.memory / 2**20, 100 * run.accuracy, marker, color=colour, markersize=4.5,
                                markerfacecolor=colour if dense else "white")  # fmt: skip
                 by_memory.annotate(run.label.removeprefix("dense "), (run.memory / 2**20, 100 * run.accuracy), (4, -7),
@@ -133,7 +209,8 @@ def draw(nets: dict[str, list[Run]], folder: Path) -> list[Path]:
                 axis.set_ylim(floor, 100 * max(r.accuracy for r in found) + 0.4)
         by_time.set_xlabel("seconds of training")
         by_memory.set_xlabel("peak memory of training, MiB")
-    axes[0, 0].legend(loc="lower right", frameon=False)
+    if axes[0, 0].get_legend_handles_labels()[0]:
+        axes[0, 0].legend(loc="lower right", frameon=False)
     figure.tight_layout()
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{FIGURE}.{kind}" for kind in ("svg", "png")]
@@ -143,6 +220,6 @@ def draw(nets: dict[str, list[Run]], folder: Path) -> list[Path]:
     return paths
 
 
-def write(nets: dict[str, list[Run]], path: Path) -> None:
-    path.write_text(page(nets))
+def write(nets: dict[str, list[Run]], times: dict[str, dict], path: Path) -> None:
+    path.write_text(page(nets, times))
     draw(nets, FOLDER / "figures")

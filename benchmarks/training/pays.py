@@ -2,12 +2,15 @@
 
     python benchmarks/training/pays.py accuracy [--data FOLDER] [--only WORD ...] [--seeds 3] [--threads 2]
     python benchmarks/training/pays.py times    [the same; the machine must be free]
+    python benchmarks/training/pays.py status
     python benchmarks/training/pays.py publish
 
 ``accuracy`` trains every case and writes learning curves, FLOPs and peak memory, which no other load changes;
-``times`` runs short trainings of the same cases, in turns, for the seconds of a step, mask updates included. Each
-writes a JSON line per case to ``results/<device>/pays_*.jsonl``, and runs nothing again that is there. ``publish``
-makes ``docs/when_it_pays.md`` and its figure of both.
+``times`` runs short trainings of the same cases, in turns, for the seconds of a step, mask updates included: three
+rounds, and up to seven of the cases whose rounds disagree. Each writes a JSON line per case to
+``results/<device>/pays_*.jsonl``, and runs nothing again that is there. ``status`` says what there is and whose times
+still disagree; ``publish`` makes ``docs/when_it_pays.md`` and its figure of all that is there, and leaves out cases
+whose settings have changed since.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import math
 import statistics
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 if not __package__:  # run by its path
@@ -27,9 +30,11 @@ from training import runs  # noqa: E402
 
 PAGE = FOLDER.parent / "docs" / "when_it_pays.md"
 CLOSE = 0.003  # accuracy counts as that of the best dense net from here on
-ROUNDS = 3  # of times
+ROUNDS, MOST_ROUNDS = 3, 7  # of times: more than three only where they disagree
 SHORT = 24  # steps of a training that is timed
+STEADY = 0.05  # of the median: rounds that lie so near to it agree
 FASTER, SMALLER = 1.5, 2.0  # what must be gained to pay
+PARTS = ("weights", "aggregation", "elementwise", "mask_updates", "other")  # of a step, in times
 
 GCN = "--model gcn --weight-decay 0 --input-dropout 0"
 MLPS = "--weight-decay 0 --input-dropout 0 --layer-norm"
@@ -123,6 +128,70 @@ def short(arguments: str) -> str:
     return " ".join(words)
 
 
+def all_cases() -> dict[str, str]:
+    """Arguments of every case of the map, by its name."""
+    return dict(case for net in NETS for case in net.cases())
+
+
+def current(rows: dict[str, dict], wanted: dict[str, str]) -> dict[str, dict]:
+    """Those of ``rows`` that are of a wanted case as it is now."""
+    found = {}
+    for name, row in rows.items():
+        arguments = wanted.get(case_of(name))
+        texts = () if arguments is None else (f"train {arguments} ", f"train {short(arguments)} ")
+        rest = [row["command"].removeprefix(text) for text in texts if row["command"].startswith(text)]
+        if any(words.startswith(("--seeds ", "--threads ")) for words in rest):
+            found[name] = row
+    return found
+
+
+def case_of(name: str) -> str:
+    """Of a line of ``times``, without its round."""
+    return " | ".join(name.split(" | ")[:2])
+
+
+def rounds_of(times: dict[str, dict], case: str) -> list[float]:
+    """Seconds of a step in every round of a case."""
+    return [row["seconds_per_step"] for name, row in times.items() if case_of(name) == case]
+
+
+def spread(seconds: list[float]) -> float:
+    """How far half of the rounds lie from their median, as a share of it: one bad round of three does not count."""
+    middle = statistics.median(seconds)
+    far = sorted(abs(s - middle) for s in seconds)
+    return far[len(far) // 2] / middle if len(seconds) > 2 else far[-1] / middle
+
+
+def unsteady(times: dict[str, dict], wanted: dict[str, str]) -> list[str]:
+    """Cases whose rounds disagree."""
+    timed = {name: rounds_of(times, name) for name in wanted}
+    return [name for name, seconds in timed.items() if seconds and spread(seconds) > STEADY]
+
+
+def measure_times(wanted: dict[str, str], extra: str, path: Path, env: dict[str, str],
+                  timeout: float) -> list[str]:  # fmt: skip
+    """All cases in turns, then those whose rounds disagree again; returns the names that failed."""
+    failed: list[str] = []
+    for i in range(MOST_ROUNDS):
+        rows = current(runs.read(path), wanted)
+        names = list(wanted) if i < ROUNDS else unsteady(rows, wanted)
+        commands = [(f"{name} | {i}", short(wanted[name]) + extra) for name in names]
+        failed += runs.measure(commands, path, env, False, time_line, timeout)
+    return failed
+
+
+def status(accuracies: dict[str, dict], times: dict[str, dict]) -> str:
+    """What there is, net by net."""
+    lines = [f"{'net':44} {'accuracy':>9} {'times':>9}  unsteady times"]
+    for net in NETS:
+        wanted = dict(net.cases())
+        done = len(current(accuracies, wanted)), sum(bool(rounds_of(current(times, wanted), c)) for c in wanted)
+        shaky = ", ".join(case_of(name).partition(" | ")[2] for name in unsteady(current(times, wanted), wanted))
+        counts = [f"{n} of {len(wanted)}" for n in done]
+        lines.append(f"{net.name:44} {counts[0]:>9} {counts[1]:>9}  {shaky}".rstrip())
+    return "\n".join(lines)
+
+
 # --- what came out ---------------------------------------------------------------------------------------------------
 
 
@@ -137,6 +206,7 @@ class Run:
     memory: float
     flops: float
     seconds: float  # a step; NaN where it was not timed
+    parts: dict[str, float] = field(default_factory=dict)  # of a step
 
     @property
     def dense(self) -> bool:
@@ -149,6 +219,8 @@ class Run:
 
 def mean_curve(curves: list[list]) -> list[tuple[int, float]]:
     """Over the seeds, from the step on at which all have selected an epoch."""
+    if not all(curves):
+        return []
     begin = max(curve[0][0] for curve in curves)
     each = [{steps: test for steps, _, test, *_ in curve} for curve in curves]
     return [
@@ -161,20 +233,24 @@ def collect(accuracies: dict[str, dict], times: dict[str, dict]) -> dict[str, li
     found: dict[str, list[Run]] = {}
     for name, row in accuracies.items():
         net, label = name.split(" | ")
-        timed = [r["seconds_per_step"] for case, r in times.items() if case.startswith(f"{name} |")]
-        seconds = statistics.median(timed) if timed else math.nan
+        rounds = [r for case, r in times.items() if case_of(case) == name]
+        seconds = statistics.median(r["seconds_per_step"] for r in rounds) if rounds else math.nan
+        curve, memory = mean_curve(row["curves"]), row["run_memory_bytes"]
+        parts = shares(rounds)
         found.setdefault(net, []).append(
-            Run(
-                net,
-                label,
-                row["test_accuracy"],
-                mean_curve(row["curves"]),
-                row["run_memory_bytes"],
-                row["flops"],
-                seconds,
-            )
+            Run(net, label, row["test_accuracy"], curve, memory, row["flops"], seconds, parts)
         )
     return found
+
+
+def shares(rounds: list[dict]) -> dict[str, float]:
+    """Of a step, what its parts take, by the medians of the rounds."""
+    taken = [r["parts"] for r in rounds if r.get("parts")]
+    if not taken:
+        return {}
+    parts = {part: statistics.median(t.get(f"seconds_{part}", 0.0) for t in taken) for part in PARTS}
+    total = sum(parts.values())
+    return {part: t / total for part, t in parts.items()} if total > 0 else {}
 
 
 @dataclass
@@ -217,31 +293,61 @@ def judge(found: list[Run]) -> Verdict | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("accuracy", "times", "publish"))
+    parser.add_argument("what", choices=("accuracy", "times", "status", "publish"))
     parser.add_argument("--data", help="folder of .npz graphs (default: SPARSEGNN_DATA)")
     parser.add_argument("--only", nargs="+", default=[""], help="cases whose name has one of these words")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--again", action="store_true", help="run cases that are in the file already, too")
+    parser.add_argument("--timeout", type=float, default=1800, help="seconds of a case, which then counts as failed")
     parser.add_argument("--out", type=Path, help="default: results/<device>")
     options = parser.parse_args()
-    folder = options.out or FOLDER / "results" / runner.device_name()
+    folder = options.out or FOLDER / "results" / device_of(options.threads)
     files = {what: folder / f"pays_{what}.jsonl" for what in ("accuracy", "times")}
-    if options.what == "publish":
-        from publish import pays as page
-
-        page.write(collect(*(runs.read(path) for path in files.values())), PAGE)
+    if options.what == "status":
+        print(status(*(runs.read(path) for path in files.values())))
         return 0
-    wanted = [case for net in NETS for case in net.cases() if any(word in case[0] for word in options.only)]
-    extra, line = f" --seeds {options.seeds} --threads {options.threads}", accuracy_line
+    if options.what == "publish":
+        return publish(files)
+    wanted = {name: a for name, a in all_cases().items() if any(word in name for word in options.only)}
+    if not wanted:
+        print(f"no case has one of the words {options.only} in its name", file=sys.stderr)
+        return 1
+    path, env, extra = files[options.what], runs.environment(options.data), f" --threads {options.threads}"
     if options.what == "times":
-        wanted = [(f"{name} | {i}", short(arguments)) for i in range(ROUNDS) for name, arguments in wanted]
-        extra, line = f" --threads {options.threads}", time_line
-    commands = [(name, arguments + extra) for name, arguments in wanted]
-    failed = runs.measure(commands, files[options.what], runs.environment(options.data), options.again, line)
+        if options.again:
+            runs.write(path, {name: row for name, row in runs.read(path).items() if case_of(name) not in wanted})
+        failed = measure_times(wanted, extra, path, env, options.timeout)
+    else:
+        commands = [(name, f"{a} --seeds {options.seeds}{extra}") for name, a in wanted.items()]
+        failed = runs.measure(commands, path, env, options.again, accuracy_line, options.timeout)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def device_of(threads: int) -> str:
+    """The folder of results of so many threads, whatever this process has."""
+    import torch
+
+    torch.set_num_threads(threads)
+    return runner.device_name()
+
+
+def publish(files: dict[str, Path]) -> int:
+    from publish import pays as page
+
+    rows = {what: runs.read(path) for what, path in files.items()}
+    kept = {what: current(found, all_cases()) for what, found in rows.items()}
+    if not kept["accuracy"]:
+        print(f"nothing to publish: no case of the map is in {files['accuracy']}", file=sys.stderr)
+        return 1
+    for what, found in rows.items():
+        if gone := sorted(found.keys() - kept[what].keys()):
+            print(f"left out, {what} of cases that have changed since: {', '.join(gone)}", file=sys.stderr)
+    print(status(kept["accuracy"], kept["times"]))
+    page.write(collect(kept["accuracy"], kept["times"]), kept["times"], PAGE)
+    return 0
 
 
 if __name__ == "__main__":

@@ -20,13 +20,37 @@ def environment(data: str | None = None) -> dict[str, str]:
     return found | {"SPARSEGNN_DATA": data} if data else found
 
 
-def run(arguments: str, env: dict[str, str]) -> dict | str:
+def run(arguments: str, env: dict[str, str], timeout: float | None = None) -> dict | str:
     """What `sparsegnn train ARGUMENTS --json` printed, or what went wrong."""
     command = ["train", *shlex.split(arguments), "--json"]
-    done = subprocess.run([sys.executable, "-m", "sparsegnn", *command], env=env, capture_output=True, text=True)
+    words = [sys.executable, "-m", "sparsegnn", *command]
+    try:
+        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return f"not done after {timeout:g} seconds"
     if done.returncode != 0:
         return f"exit {done.returncode}: {done.stderr.strip().splitlines()[-1:]}"
-    return {"command": " ".join(command), **runner.environment(), **json.loads(done.stdout)}
+    try:
+        found = json.loads(done.stdout)
+    except ValueError:
+        return f"no JSON on stdout but {done.stdout[-200:]!r}"
+    return {"command": " ".join(command), **runner.environment(), **found}
+
+
+def config(words: list[str]):
+    """The TrainConfig of options as the command line has them; those that are not of it raise KeyError."""
+    from sparsegnn.experiments.config import TrainConfig
+
+    known, given, at = TrainConfig.__dataclass_fields__, {}, 0
+    while at < len(words):
+        name = words[at].removeprefix("--").replace("-", "_")
+        kind = known[name].type
+        if kind == "bool":
+            given[name], at = True, at + 1
+            continue
+        text = words[at + 1]
+        given[name], at = (text if "str" in kind else (float(text) if "float" in kind else int(text))), at + 2
+    return TrainConfig(**given)
 
 
 def read(path: Path) -> dict[str, dict]:
@@ -44,8 +68,11 @@ def write(path: Path, rows: dict[str, dict]) -> None:
 
 
 def measure(wanted: Iterable[tuple[str, str]], path: Path, env: dict[str, str], again: bool,
-            line: Callable[[str, dict], dict]) -> list[str]:  # fmt: skip
-    """Run each (name, arguments) that is not in the file yet, with this command; returns the names that failed."""
+            line: Callable[[str, dict], dict], timeout: float | None = None) -> list[str]:  # fmt: skip
+    """Run each (name, arguments) that is not in the file yet, with this command; returns the names that failed.
+
+    One that takes longer than ``timeout`` seconds has failed.
+    """
     from tqdm import tqdm
 
     rows, failed = read(path), []
@@ -55,7 +82,7 @@ def measure(wanted: Iterable[tuple[str, str]], path: Path, env: dict[str, str], 
         command = " ".join(["train", *shlex.split(arguments), "--json"])
         if not again and rows.get(name, {}).get("command") == command:
             continue
-        result = run(arguments, env)
+        result = run(arguments, env, timeout)
         if isinstance(result, str):
             bar.write(f"{name}: {result}", file=sys.stderr)
             failed.append(name)

@@ -11,7 +11,8 @@ namespace sparsegnn {
 namespace {
 
 constexpr const char* name = "features_linear";
-constexpr int64_t chunk_cost = 1 << 19;  // flop: about 100 us
+constexpr int64_t chunk_cost = 1 << 19;    // flop: about 100 us
+constexpr size_t stream_bytes = 12 << 20;  // outputs of this size are written past the caches
 
 // Offsets from 0 to the length of `index`, whose numbers are below `limit`.
 void check_side(const char* pointer, const char* index, const Tensor& crow, const Tensor& col, int64_t limit) {
@@ -50,6 +51,38 @@ void check_features(const Tensor& crow, const Tensor& col, const Tensor& val, co
   STD_TORCH_CHECK(val.dim() == 1 && val.numel() == col.numel(), name, ": x_val must have ", col.numel(), " elements");
 }
 
+// A weight as the kernels take it, without its values, in memory that the thread keeps.
+template <typename A>
+struct Layout {
+  FeaturesWeight<A> w;
+  bool single;          // weights, not blocks
+  int64_t elements;     // of all columns
+  int64_t units, step;  // columns of single weights, else blocks
+
+  Layout(const Tensor& ccol, const Tensor& row, const Sizes& s) : single(s.height * s.width == 1) {
+    thread_local Workspace rows, starts;
+    int32_t* copy = rows.get<int32_t>(s.blocks + features_linear_ahead);
+    std::copy_n(data<int32_t>(row), s.blocks, copy);
+    std::fill_n(copy + s.blocks, features_linear_ahead, 0);
+    int64_t* start = single ? starts.get<int64_t>(s.inputs) : nullptr;
+    const bool few = s.blocks <= 4 * (s.inputs / s.width);
+    w = {data<int32_t>(ccol), copy, start, nullptr, s.outputs, int32_t(s.height), int32_t(s.width), few};
+    elements = single ? 0 : s.blocks * s.height * s.width;
+    for (int64_t k = 0; single && k < s.inputs; ++k) {
+      const int64_t entries = w.ccol[k + 1] - w.ccol[k];
+      start[k] = elements;
+      elements += is_whole(entries, s.outputs) ? s.outputs : entries;
+    }
+    units = single ? s.inputs : s.blocks;
+    step = std::max<int64_t>(1, 65536 / (single ? s.outputs : s.height * s.width));
+  }
+
+  template <typename F>
+  void for_chunks(const F& body) const {
+    for_each_chunk((units + step - 1) / step, [&](int64_t c) { body(c * step, std::min(units, (c + 1) * step)); });
+  }
+};
+
 Tensor features_linear(const Tensor& values_in, const std::optional<Tensor>& bias_in, const Tensor& x_crow,
                        const Tensor& x_col, const Tensor& x_val_in, const std::optional<Tensor>& /*x_ccol*/,
                        const std::optional<Tensor>& /*x_row*/, const std::optional<Tensor>& /*x_val_t*/,
@@ -73,26 +106,31 @@ Tensor features_linear(const Tensor& values_in, const std::optional<Tensor>& bia
     using T = decltype(zero);
     using A = accumulate<T>;
     thread_local Workspace memory;
-    A* value = memory.get<A>(values.numel());
-    const int64_t step = std::max<int64_t>(1, 65536 / (height * width));
-    const auto pack = SG_PICK(features_linear_pack<T, A>);
-    for_each_chunk((s.blocks + step - 1) / step, [&](int64_t c) {
-      pack(data<T>(values), data<int32_t>(perm), value, c * step, std::min(s.blocks, (c + 1) * step), int(height),
-           int(width));
+    Layout<A> weight(ccol, row, s);
+    A* value = memory.get<A>(weight.elements + features_linear_ahead * height * width);
+    std::fill_n(value + weight.elements, features_linear_ahead * height * width, A{0});
+    weight.w.value = value;
+    weight.for_chunks([&](int64_t begin, int64_t end) {
+      if (weight.single) {
+        SG_PICK(features_linear_pack_columns<T, A>)(data<T>(values), weight.w, data<int32_t>(perm), value, begin, end);
+      } else {
+        SG_PICK(features_linear_pack<T, A>)
+        (data<T>(values), data<int32_t>(perm), value, begin, end, int(height), int(width));
+      }
     });
-    const FeaturesLinearArgs<T, A> args{
-        {data<int32_t>(ccol), data<int32_t>(row), value, outputs, int32_t(height), int32_t(width)},
-        data<int32_t>(x_crow),
-        data<int32_t>(x_col),
-        data<T>(x_val),
-        data<A>(bias),
-        mutable_data<T>(y)};
+    const FeaturesLinearArgs<T, A> args{weight.w,
+                                        data<int32_t>(x_crow),
+                                        data<int32_t>(x_col),
+                                        data<T>(x_val),
+                                        data<A>(bias),
+                                        mutable_data<T>(y),
+                                        size_t(y.numel()) * sizeof(T) > stream_bytes && rows_are_lines(y)};
     const int64_t each = std::max<int64_t>(1, 2 * values.numel() / std::max<int64_t>(1, s.inputs));
     const auto bounds = balanced_rows(data<int32_t>(x_crow), samples, std::max<int64_t>(64, chunk_cost / each / 4));
     const auto kernel = SG_PICK(features_linear_rows<T, A>);
     for_each_chunk(int64_t(bounds.size()) - 1, [&](int64_t c) {
       thread_local Workspace sums;
-      kernel(args, bounds[size_t(c)], bounds[size_t(c) + 1], sums.get<A>(outputs));
+      kernel(args, bounds[size_t(c)], bounds[size_t(c) + 1], sums.get<A>(outputs + features_linear_spare));
     });
     memory.trim();
   });
@@ -118,20 +156,19 @@ std::tuple<Tensor, Tensor> features_linear_backward(const Tensor& dy_in, const T
   dispatch(name, dy.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate<T>;
-    // As many sums as cost a sixteenth of the products, of 256 MiB at most: shapes alone decide.
-    const int64_t stride = (values + 15) / 16 * 16 + biases, most = std::max<int64_t>(1, (int64_t{1} << 26) / stride);
+    // As many sums as cost a sixteenth of the products, of 256 MiB at most: shapes and the pattern alone decide.
+    const Layout<A> weight(ccol, row, s);
+    const int64_t spare = need_dvalues ? (weight.elements + 15) / 16 * 16 : 0,
+                  stride = spare + features_linear_spare + biases;
+    const int64_t most = std::max<int64_t>(1, (int64_t{1} << 26) / stride);
     const int64_t entries = x_crow.numel() + x_col.numel(), each = 16 * std::max<int64_t>(1, s.inputs);
     const int64_t wanted = std::min(std::clamp<int64_t>(x_col.numel() / each, 2, 32), most);
     const auto bounds = balanced_rows(data<int32_t>(x_crow), samples, (entries + wanted - 1) / wanted);
     const int64_t chunks = int64_t(bounds.size()) - 1;
     thread_local Workspace memory;
     A* sums = memory.get<A>(chunks * stride);
-    const FeaturesValuesArgs<T, A> args{
-        {data<int32_t>(ccol), data<int32_t>(row), nullptr, s.outputs, int32_t(height), int32_t(width)},
-        data<int32_t>(x_crow),
-        data<int32_t>(x_col),
-        data<T>(x_val),
-        data<T>(dy)};
+    const FeaturesValuesArgs<T, A> args{weight.w,       data<int32_t>(x_crow), data<int32_t>(x_col),
+                                        data<T>(x_val), data<T>(dy),           spare};
     const auto kernel = SG_PICK(features_linear_values<T, A>);
     for_each_chunk(chunks, [&](int64_t c) {
       thread_local Workspace row_of_dy;
@@ -140,12 +177,15 @@ std::tuple<Tensor, Tensor> features_linear_backward(const Tensor& dy_in, const T
       kernel(args, bounds[size_t(c)], bounds[size_t(c) + 1], need_dvalues ? mine : nullptr,
              need_dbias ? mine + (stride - biases) : nullptr, row_of_dy.get<A>(s.outputs));
     });
-    const int64_t step = std::max<int64_t>(1, 16384 / (height * width)), blocks = need_dvalues ? s.blocks : 0;
     const auto unpack = SG_PICK(features_linear_unpack<T, A>);
-    for_each_chunk((blocks + step - 1) / step, [&](int64_t c) {
-      unpack(sums, chunks, stride, data<int32_t>(perm), mutable_data<T>(dvalues), c * step,
-             std::min(s.blocks, (c + 1) * step), int(height), int(width));
-    });
+    if (need_dvalues)
+      weight.for_chunks([&](int64_t begin, int64_t end) {
+        if (weight.single)
+          return SG_PICK(features_linear_unpack_columns<T, A>)(sums, chunks, stride, weight.w, data<int32_t>(perm),
+                                                               mutable_data<T>(dvalues), begin, end);
+        unpack(sums, chunks, stride, data<int32_t>(perm), mutable_data<T>(dvalues), begin, end, int(height),
+               int(width));
+      });
     if (need_dbias) unpack(sums + (stride - biases), chunks, stride, nullptr, mutable_data<T>(dbias), 0, biases, 1, 1);
     memory.trim();
   });

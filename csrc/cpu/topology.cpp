@@ -1,6 +1,7 @@
 // topology / cpu: checks, radix selection, threads. The arithmetic is in topology.kernel.cpp.
 #include "topology.h"
 
+#include <numeric>
 #include <vector>
 
 #include "../common/parallel.h"
@@ -12,6 +13,7 @@ namespace {
 
 constexpr int64_t chunk_scores = 1 << 16;  // per chunk: some 50 us of work for a 16 KiB histogram
 constexpr int64_t most_chunks = 64;
+constexpr int64_t share_of_candidates = 8;  // of the positions one in so many, at most; more take longer than passes
 
 // The `count` highest of the keys: all above `key`, and the first `ties` of those equal to it.
 struct Threshold {
@@ -82,8 +84,29 @@ Tensor grow(Tensor& crow, Tensor& col, const std::vector<uint8_t>& kept, const T
                        new_crow.data(),
                        new_col.data(),
                        mutable_data<int32_t>(source)};
-  std::vector<int64_t> partial(chunks * topology_bins);
-  const Threshold best = select(int(sizeof(Key)) * 8, n, [&](const TopologyDigit& digit, int64_t* bins) {
+  std::vector<int64_t> partial(chunks * topology_bins), first;
+  std::vector<int32_t> found_col;
+  std::vector<Key> found_key;
+  TopologyCandidates<T> found{};
+  constexpr int bits = int(sizeof(Key)) * 8;
+  // Those that begin with the highest digits of the threshold or with higher ones: how many each chunk has is known.
+  const auto collect = [&](const TopologyDigit& digit) {
+    std::vector<int64_t> at(chunks + 1, 0);
+    for (int64_t c = 0; c < chunks; ++c) {
+      const int64_t* bins = partial.data() + c * topology_bins;
+      at[c + 1] = std::accumulate(bins + digit.prefix, bins + topology_bins, at[c]);
+    }
+    if (at[chunks] > rows * cols / share_of_candidates) return;
+    first.resize(rows + 1), found_col.resize(at[chunks]), found_key.resize(at[chunks]);
+    first[rows] = at[chunks];
+    found = {first.data(), found_col.data(), found_key.data()};
+    const auto kernel = SG_PICK(topology_collect_rows<T>);
+    const Key least = Key(Key(digit.prefix) << digit.high);
+    for_each_chunk(chunks, [&](int64_t c) { kernel(args, least, first_row(c), first_row(c + 1), at[c], found); });
+  };
+  const Threshold best = select(bits, n, [&](const TopologyDigit& digit, int64_t* bins) {
+    if (digit.high + topology_digit_bits == bits) collect(digit);  // the second digit
+    if (found.first != nullptr) return SG_PICK(topology_histogram_keys<T>)(found.key, first[rows], digit, bins);
     std::fill(partial.begin(), partial.end(), 0);
     const auto kernel = SG_PICK(topology_histogram_rows<T>);
     for_each_chunk(chunks, [&](int64_t c) {
@@ -93,8 +116,11 @@ Tensor grow(Tensor& crow, Tensor& col, const std::vector<uint8_t>& kept, const T
   });
   args.threshold = Key(best.key);
 
-  const auto count = SG_PICK(topology_count_rows<T>);
-  for_each_chunk(chunks, [&](int64_t c) { count(args, first_row(c), first_row(c + 1)); });
+  const auto count = [&](int64_t begin, int64_t end) {
+    if (found.first == nullptr) return SG_PICK(topology_count_rows<T>)(args, begin, end);
+    SG_PICK(topology_count_candidates<T>)(args, found, begin, end);
+  };
+  for_each_chunk(chunks, [&](int64_t c) { count(first_row(c), first_row(c + 1)); });
   int64_t ties = best.ties;
   for (int64_t r = 0; r < rows; ++r) {
     int32_t stay = 0;
@@ -103,8 +129,11 @@ Tensor grow(Tensor& crow, Tensor& col, const std::vector<uint8_t>& kept, const T
     ties -= take[r];
     new_crow[r + 1] = new_crow[r] + stay + above[r] + int32_t(take[r]);
   }
-  const auto emit = SG_PICK(topology_emit_rows<T>);
-  for_each_chunk(chunks, [&](int64_t c) { emit(args, first_row(c), first_row(c + 1)); });
+  const auto emit = [&](int64_t begin, int64_t end) {
+    if (found.first == nullptr) return SG_PICK(topology_emit_rows<T>)(args, begin, end);
+    SG_PICK(topology_emit_candidates<T>)(args, found, begin, end);
+  };
+  for_each_chunk(chunks, [&](int64_t c) { emit(first_row(c), first_row(c + 1)); });
   std::copy(new_crow.begin(), new_crow.end(), mutable_data<int32_t>(crow));
   std::copy(new_col.begin(), new_col.end(), mutable_data<int32_t>(col));
   return source;

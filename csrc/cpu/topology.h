@@ -38,6 +38,14 @@ struct TopologyArgs {
   int32_t *new_col, *source;
 };
 
+// Positions that are not kept, whose scores may be among the highest: row by row, ascending.
+template <typename T>
+struct TopologyCandidates {
+  int64_t* first;  // [M + 1], where those of a row begin
+  int32_t* col;
+  TopologyKey<T>* key;
+};
+
 SG_DECLARE(template <typename T>
            void topology_histogram(const T* score, int64_t n, const TopologyDigit& digit, int64_t* bins))
 SG_DECLARE(template <typename T> void topology_histogram_rows(const TopologyArgs<T>& a, const TopologyDigit& digit,
@@ -46,5 +54,17 @@ SG_DECLARE(template <typename T>
            void topology_keep(const T* score, int64_t n, TopologyKey<T> threshold, int64_t ties, uint8_t* kept))
 SG_DECLARE(template <typename T> void topology_count_rows(const TopologyArgs<T>& a, int64_t begin, int64_t end))
 SG_DECLARE(template <typename T> void topology_emit_rows(const TopologyArgs<T>& a, int64_t begin, int64_t end))
+SG_DECLARE(template <typename T> void topology_histogram_keys(const TopologyKey<T>* key, int64_t n,
+                                                              const TopologyDigit& digit, int64_t* bins))
+// Those of rows [begin, end) with keys of `least` or more, from place `at` on.
+SG_DECLARE(template <typename T> void topology_collect_rows(const TopologyArgs<T>& a, TopologyKey<T> least,
+                                                            int64_t begin, int64_t end, int64_t at,
+                                                            const TopologyCandidates<T>& found))
+SG_DECLARE(template <typename T> void topology_count_candidates(const TopologyArgs<T>& a,
+                                                                const TopologyCandidates<T>& found, int64_t begin,
+                                                                int64_t end))
+SG_DECLARE(template <typename T> void topology_emit_candidates(const TopologyArgs<T>& a,
+                                                               const TopologyCandidates<T>& found, int64_t begin,
+                                                               int64_t end))
 
 }  // namespace sparsegnn

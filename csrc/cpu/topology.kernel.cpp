@@ -5,8 +5,11 @@
 //   result  both, sorted by position; source[e] = the old slot of entry e, -1 where position e was empty before
 //
 // layout     CSR: crow[M+1], col[nnz] int32, columns ascending; drop_score[nnz]; grow_score[M, K] row-major
-// work       radix selection, 11 bits at a time: 3 passes over the scores (6 for double), then one to count and one to
-//            write: O(M*K). The first pass reads every position and takes the kept ones back out, so it has no branch
+// work       radix selection, 11 bits at a time: a pass over the scores, which reads every position and takes the kept
+// ones
+//            back out, so it has no branch; another that collects those in or above the bin of the threshold, of which
+//            the rest is made. Where these are many (ties), passes over the scores: 2 more (5 for double), then one to
+//            count and one to write. O(M*K)
 // parallel   over rows: histograms per chunk, then row counts, then rows written at their offsets
 // numerics   comparisons of exact integer keys: deterministic
 // backward   none
@@ -48,9 +51,15 @@ void topology_histogram(const T* score, int64_t n, const TopologyDigit& digit, i
   if (digit.high >= int(sizeof(TopologyKey<T>)) * 8) {
     constexpr int copies = 4;  // most scores share a few exponents: spread the increments of one bin
     int32_t local[copies][topology_bins] = {};
+    constexpr int block = 64;
     for (int64_t done = 0; done < n;) {
       const int64_t stop = n - done < (int64_t{1} << 30) ? n : done + (int64_t{1} << 30);
-      for (; done < stop; ++done) ++local[done % copies][bin_of(key_of(score[done]), digit)];
+      for (; done + block <= stop; done += block) {
+        uint32_t at[block];
+        for (int j = 0; j < block; ++j) at[j] = uint32_t(key_of(score[done + j]) >> digit.low);
+        for (int j = 0; j < block; ++j) ++local[j % copies][at[j]];
+      }
+      for (; done < stop; ++done) ++local[0][bin_of(key_of(score[done]), digit)];
       for (int64_t b = 0; b < topology_bins; ++b)
         for (int c = 0; c < copies; ++c) bins[b] += local[c][b], local[c][b] = 0;
     }
@@ -80,6 +89,12 @@ void topology_histogram_rows(const TopologyArgs<T>& a, const TopologyDigit& digi
       if (a.kept[e] && has_prefix(key, digit)) --bins[bin_of(key, digit)];
     }
   }
+}
+
+template <typename T>
+void topology_histogram_keys(const TopologyKey<T>* key, int64_t n, const TopologyDigit& digit, int64_t* bins) {
+  for (int64_t i = 0; i < n; ++i)
+    if (has_prefix(key[i], digit)) ++bins[bin_of(key[i], digit)];
 }
 
 template <typename T>
@@ -145,9 +160,78 @@ void topology_emit_rows(const TopologyArgs<T>& a, int64_t begin, int64_t end) {
   }
 }
 
+template <typename T>
+void topology_collect_rows(const TopologyArgs<T>& a, TopologyKey<T> least, int64_t begin, int64_t end, int64_t at,
+                           const TopologyCandidates<T>& found) {
+  constexpr int block = 512, word = 8;
+  uint8_t mark[block];
+  for (int64_t r = begin; r < end; ++r) {
+    found.first[r] = at;
+    int32_t e = a.crow[r];
+    const int32_t last = a.crow[r + 1];
+    for (int64_t first = 0; first < a.cols; first += block) {
+      const T* score = a.score + r * a.cols + first;
+      const int n = int(a.cols - first < block ? a.cols - first : block);
+      for (int j = 0; j < n; ++j) mark[j] = key_of(score[j]) >= least;
+      for (int j = n; j % word != 0; ++j) mark[j] = 0;
+      for (; e < last && a.col[e] < first + n; ++e) mark[a.col[e] - first] &= uint8_t(a.kept[e] ^ 1);
+      for (int j = 0; j < n; j += word) {
+        uint64_t marks;
+        for (memcpy(&marks, mark + j, word); marks != 0; marks &= marks - 1) {
+          const int i = j + __builtin_ctzll(marks) / 8;
+          found.col[at] = int32_t(first + i);
+          found.key[at++] = key_of(score[i]);
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+void topology_count_candidates(const TopologyArgs<T>& a, const TopologyCandidates<T>& found, int64_t begin,
+                               int64_t end) {
+  for (int64_t r = begin; r < end; ++r) {
+    int32_t above = 0, equal = 0;
+    for (int64_t i = found.first[r]; i < found.first[r + 1]; ++i) {
+      above += found.key[i] > a.threshold;
+      equal += found.key[i] == a.threshold;
+    }
+    a.above[r] = above;
+    a.equal[r] = equal;
+  }
+}
+
+template <typename T>
+void topology_emit_candidates(const TopologyArgs<T>& a, const TopologyCandidates<T>& found, int64_t begin,
+                              int64_t end) {
+  for (int64_t r = begin; r < end; ++r) {
+    int64_t out = a.new_crow[r], ties = a.take[r];
+    int32_t e = a.crow[r];
+    const int32_t last = a.crow[r + 1];
+    const auto stay_up_to = [&](int64_t col) {
+      for (; e < last && a.col[e] < col; ++e)
+        if (a.kept[e]) a.new_col[out] = a.col[e], a.source[out++] = e;
+    };
+    for (int64_t i = found.first[r]; i < found.first[r + 1]; ++i) {
+      const bool tie = found.key[i] == a.threshold && ties > 0;
+      ties -= tie;
+      if (found.key[i] <= a.threshold && !tie) continue;
+      stay_up_to(found.col[i]);
+      a.new_col[out] = found.col[i];
+      a.source[out++] = e < last && a.col[e] == found.col[i] ? e++ : -1;
+    }
+    stay_up_to(a.cols);
+  }
+}
+
 #define SG_INSTANTIATE(T)                                                                                             \
   template void topology_histogram<T>(const T*, int64_t, const TopologyDigit&, int64_t*);                             \
   template void topology_histogram_rows<T>(const TopologyArgs<T>&, const TopologyDigit&, int64_t, int64_t, int64_t*); \
+  template void topology_histogram_keys<T>(const TopologyKey<T>*, int64_t, const TopologyDigit&, int64_t*);           \
+  template void topology_collect_rows<T>(const TopologyArgs<T>&, TopologyKey<T>, int64_t, int64_t, int64_t,           \
+                                         const TopologyCandidates<T>&);                                               \
+  template void topology_count_candidates<T>(const TopologyArgs<T>&, const TopologyCandidates<T>&, int64_t, int64_t); \
+  template void topology_emit_candidates<T>(const TopologyArgs<T>&, const TopologyCandidates<T>&, int64_t, int64_t);  \
   template void topology_keep<T>(const T*, int64_t, TopologyKey<T>, int64_t, uint8_t*);                               \
   template void topology_count_rows<T>(const TopologyArgs<T>&, int64_t, int64_t);                                     \
   template void topology_emit_rows<T>(const TopologyArgs<T>&, int64_t, int64_t);

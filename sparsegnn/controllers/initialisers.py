@@ -65,7 +65,7 @@ def chosen(layer: SparseLinear, keep: Tensor, grow: Tensor | None, kept: int, co
     best = patterns.top(layer.per_position(keep).view(lines, -1), kept)
     taken.view(-1)[at.gather(1, best)] = True
     if count > kept:
-        grow = patterns.tiles(grow, layer.structure).flatten(2).sum(2) if layer.block != (1, 1) else grow
+        grow = patterns.block_sums(grow, layer.structure) if layer.block != (1, 1) else grow
         free = grow.reshape(lines, -1).masked_fill(taken, -torch.inf)
         taken |= patterns.top_mask(free, torch.full((lines,), count - kept, device=at.device))
     return patterns.from_mask(taken.view(rows, cols))

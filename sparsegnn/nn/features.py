@@ -15,6 +15,7 @@ from sparsegnn import policy
 from sparsegnn.graph_formats import outside_modes
 from sparsegnn.nn.feature_structure import Structure, structure
 from sparsegnn.ops._autograd import inverted, transformed
+from sparsegnn.ops.dense_weight import gather
 from sparsegnn.ops.features_linear import apply as features_linear
 from sparsegnn.ops.spmm import apply as spmm
 
@@ -53,24 +54,31 @@ def is_sparse(x) -> bool:
 
 
 class _Probed(torch.autograd.Function):
-    """``y`` itself, no one else's yet, whose gradient leaves that of a dense weight, dy^T X, in ``probe.grad``."""
+    """The product of a layer whose dense gradient, dy^T X, is wanted, in ``probe.grad``: the values' is read off it.
+
+    So a step with a probe makes one product in its backward pass, as a dense layer does in every step.
+    """
 
     @staticmethod
-    def forward(ctx, y, probe, csr, val):
-        ctx.csr = csr
-        ctx.save_for_backward(csr.transposed(val))
-        ctx.mark_dirty(y)  # not a view, which could not be changed in place
-        return y
+    def forward(ctx, values, bias, probe, layer, csr, val, kernel):
+        ctx.csr, ctx.block = csr, layer.block
+        ctx.save_for_backward(csr.transposed(val), layer.crow, layer.col)
+        return _multiplied(layer, csr, val, values, bias, kernel)
 
     @staticmethod
     def backward(ctx, dy):
-        (val_t,) = ctx.saved_tensors
-        return dy, turned(dy, ctx.csr, val_t).t(), None, None
+        val_t, crow, col = ctx.saved_tensors
+        dense = turned(dy, ctx.csr, val_t).t().contiguous()
+        dbias = dy.sum(0) if ctx.needs_input_grad[1] else None
+        return gather(dense, crow, col, *ctx.block), dbias, dense, None, None, None, None
 
 
 def dense_features(layer: str, x: Tensor, weight_t: Tensor) -> Tensor:
     """``x @ weight_t`` [N, M] for sparse ``x`` [N, K]; differentiable in ``weight_t`` [K, M], not in ``x``."""
-    csr, val = checked(layer, x, weight_t.size(0), weight_t.dtype)
+    return _dense_product(weight_t, *checked(layer, x, weight_t.size(0), weight_t.dtype))
+
+
+def _dense_product(weight_t: Tensor, csr: Structure, val: Tensor) -> Tensor:
     if transformed():
         return product(weight_t, csr.crow, csr.col, val, csr.ccol, csr.row, csr.perm)
     if weight_t.requires_grad and torch.is_grad_enabled():
@@ -80,18 +88,22 @@ def dense_features(layer: str, x: Tensor, weight_t: Tensor) -> Tensor:
 
 def sparse_features(layer, x: Tensor, bias: Tensor | None) -> Tensor:
     """The product of a :class:`SparseLinear` and sparse ``x`` [N, K], plus ``bias``; not differentiable in ``x``."""
-    csr, val = checked("SparseLinear", x, layer.in_features, layer.values.dtype)
-    if policy.features_kernel(layer.values, (layer.out_features, layer.in_features), layer.structure) == "sparse":
-        weight = layer._buffers["ccol"], layer._buffers["row"], layer._buffers["perm"]
-        sizes = (*layer.block, layer.out_features, _products(csr, weight[0], layer.block))
-        transpose = (csr.ccol, csr.row, csr.transposed(val)) if val.is_cuda else (None, None, None)
-        y = features_linear(layer.values, bias, csr.crow, csr.col, val, *transpose, *weight, *sizes)
-    else:
-        y = dense_features("SparseLinear", x, layer.dense_weight().t())
-        y = y if bias is None else y.add_(bias.to(y.dtype))
-    if layer.probe is None or not layer.values.requires_grad or not torch.is_grad_enabled():
-        return y
-    return _Probed.apply(y, layer.probe, csr, val.to(y.dtype))
+    values, probe = layer.values, layer.probe
+    csr, val = checked("SparseLinear", x, layer.in_features, values.dtype)
+    kernel = policy.features_kernel(values, (layer.out_features, layer.in_features), layer.structure)
+    if probe is None or not values.requires_grad or not torch.is_grad_enabled():
+        return _multiplied(layer, csr, val, values, bias, kernel)
+    return _Probed.apply(values, bias, probe, layer, csr, val, kernel)
+
+
+def _multiplied(layer, csr: Structure, val: Tensor, values: Tensor, bias: Tensor | None, kernel: str) -> Tensor:
+    if kernel == "dense":
+        y = _dense_product(layer.dense_weight().t(), csr, val)
+        return y if bias is None else y.add_(bias.to(y.dtype))
+    weight = layer._buffers["ccol"], layer._buffers["row"], layer._buffers["perm"]
+    sizes = (*layer.block, layer.out_features, _products(csr, weight[0], layer.block))
+    transpose = (csr.ccol, csr.row, csr.transposed(val)) if val.is_cuda else (None, None, None)
+    return features_linear(values, bias, csr.crow, csr.col, val, *transpose, *weight, *sizes)
 
 
 def _products(csr: Structure, ccol: Tensor, block: tuple[int, int]) -> int:

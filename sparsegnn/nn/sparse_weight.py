@@ -113,13 +113,14 @@ class SparseWeight(Positions):
             source = patterns.rewire_regular_(self.structure, col, drop_score, grow_score, n)
         else:
             if self.block != (1, 1):
-                grow_score = patterns.tiles(grow_score, self.structure).flatten(2).sum(2)
+                grow_score = patterns.block_sums(grow_score, self.structure)
             n = n if isinstance(n, Tensor) else torch.full((), n, device=col.device)
             crow, col = crow.clone(), col.clone()
             source = torch.ops.sparsegnn.topology_(crow, col, self.per_position(drop_score), grow_score, n)
         move = Move(self)
         tensors = zip_longest((self.values, *carried), (0, *fresh), fillvalue=0)
-        moved = [(t, patterns.rearrange(t, source, start)) for t, start in tensors] + move.by_source(source)
+        moving = patterns.mover(source)
+        moved = [(t, moving(t, start)) for t, start in tensors] + move.by_source(source)
         derived = self._derive(crow, col, check=False)  # no memory is needed from here on
         torch._foreach_copy_([t for t, _ in moved], [new for _, new in moved])
         self._place(crow, col, derived)

@@ -147,3 +147,36 @@ def test_every_update_draws_anew():
         draws.append(controller.random_scores(name, layer))
     assert torch.equal(draws[1], draws[3])
     assert all((a != b).float().mean() > 0.9 for a, b in zip(draws[:2], draws[1:3], strict=True))
+
+
+@pytest.mark.parametrize("kind", ["unstructured", "grouped:8"])
+def test_sparse_features_are_trained_as_dense_ones(kind):
+    """Positions, values and state, though dense gradients are made of the nonzeros of the features alone."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 48, generator=g, dtype=torch.float64) * (torch.rand(60, 48, generator=g) < 0.1)
+    x[:, 7] = 0  # a feature that no node has
+    y, found = torch.randint(4, (60,), generator=g), []
+    for features in (x, x.to_sparse_csr()):
+        torch.manual_seed(1)
+        first, last = SparseLinear(48, 32, sparsity=0.8, pattern=kind).double(), torch.nn.Linear(32, 4).double()
+        model = torch.nn.Sequential(first, torch.nn.Tanh(), last)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+        controller = RigL(model, optimizer, update_every=3, stop_at=20, drop_fraction=0.4)
+        for _ in range(24):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(features), y).backward()
+            optimizer.step()
+        assert controller.updates == 6
+        state = optimizer.state[first.values]
+        found.append((*first.pattern(), first.values.detach(), state["exp_avg"], state["exp_avg_sq"]))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_a_probe_takes_no_memory():
+    """Zeros that are one number: the dense gradient beside it is all that an update needs."""
+    layer = SparseLinear(512, 256, sparsity=0.9)
+    RigL(layer, torch.optim.SGD(layer.parameters(), 0.1), update_every=1, stop_at=6)
+    assert layer.probe.shape == (256, 512) and layer.probe.untyped_storage().nbytes() == 4
+    layer(torch.randn(8, 512)).sum().backward()
+    assert layer.probe.grad.is_contiguous() and layer.probe.grad.shape == (256, 512)

@@ -4,11 +4,13 @@ import gc
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from sparsegnn import CSRGraph, use_kernel
 from sparsegnn.nn import GCNConv, SparseLinear
 from sparsegnn.nn import feature_structure as module
 from sparsegnn.nn.inner import Linear
+from sparsegnn.pattern import gather
 
 
 def matrix(n, k, dtype=torch.float64, seed=0):
@@ -197,3 +199,44 @@ def test_errors():
     bad = torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([40]), torch.ones(1), (1, 37))
     with pytest.raises(ValueError, match=r"col must be in \[0, 37\)"):
         linear(bad)
+
+
+@pytest.mark.parametrize("kernel", ["sparse", "dense"])
+@pytest.mark.parametrize("pattern", ["unstructured", "grouped:8", "block:16x16"])
+def test_a_step_with_a_probe_makes_one_product_for_both_gradients(pattern, kernel):
+    """Counted by hand: forward what meets or all outputs of a nonzero, backward all outputs of a nonzero."""
+    x = matrix(70, 96, seed=2)
+    linear = SparseLinear(96, 64, sparsity=0.8, pattern=pattern).double()
+    linear.probe = torch.zeros((), dtype=torch.float64).expand(64, 96).requires_grad_()
+    kept, nonzeros = linear.dense_weight().detach() != 0, x != 0
+    forward = int((nonzeros.sum(0) * kept.sum(0)).sum()) if kernel == "sparse" else 64 * int(nonzeros.sum())
+    with use_kernel(kernel), FlopCounterMode(display=False) as counter:
+        linear(x.to_sparse_csr()).sum().backward()
+    assert counter.get_total_flops() == 2 * forward + 2 * 64 * int(nonzeros.sum())
+    wanted = torch.ones(64, 70, dtype=torch.float64) @ x
+    torch.testing.assert_close(linear.probe.grad, wanted, rtol=1e-12, atol=1e-12)
+    assert linear.probe.grad.is_contiguous()
+    torch.testing.assert_close(linear.values.grad, gather(wanted, *linear.pattern(), pattern), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kernel", ["sparse", "dense"])
+@pytest.mark.parametrize("probed", [False, True])
+def test_gradients_of_gradients(probed, kernel):
+    """Of a penalty on the gradient, in a step with a dense gradient too."""
+    x = matrix(50, 37)
+    torch.manual_seed(4)
+    linear = SparseLinear(37, 16, sparsity=0.7).double()
+    at = gather(torch.arange(16 * 37.0).view(16, 37), *linear.pattern(), "unstructured").long()
+    values, bias = (p.detach().clone().requires_grad_() for p in (linear.values, linear.bias))
+    linear.probe = torch.zeros(16, 37, dtype=torch.float64, requires_grad=True) if probed else None
+
+    def penalised(y, leaves):
+        first = torch.autograd.grad(y.tanh().square().sum(), leaves, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+
+    weight = torch.zeros(16 * 37, dtype=torch.float64).index_put((at,), values).view(16, 37)
+    wanted = penalised(torch.nn.functional.linear(x, weight, bias), (values, bias))
+    with use_kernel(kernel):
+        got = penalised(linear(x.to_sparse_csr()), (linear.values, linear.bias))
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)

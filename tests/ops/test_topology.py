@@ -222,3 +222,18 @@ def test_the_kernel_refuses_counts_that_are_too_large(n):
 def test_the_kernel_refuses_broken_patterns_too(crow, col):
     with pytest.raises(RuntimeError, match="topology_: "):
         RAW(crow, col, torch.zeros(2), torch.zeros(2, 3), 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("ties", [False, True])
+def test_few_of_many(dtype, ties):
+    """One in a hundred of the positions of several chunks grows; with ties at the threshold, within and across rows."""
+    g = torch.Generator().manual_seed(2)
+    crow, col = pattern.random_pattern(300, 700, sparsity=0.95, generator=g)
+    drop, grow = torch.randn(col.numel(), generator=g).to(dtype), torch.randn(300, 700, generator=g).abs()
+    grow = (grow.mul(4).round() if ties else grow).to(dtype)
+    grow[:, ::50] = math.nan
+    a, b, c, d = crow.clone(), col.clone(), crow.clone(), col.clone()
+    source, wanted = RAW(a, b, drop, grow, 2_000), reference(c, d, drop, grow, 2_000)
+    assert torch.equal(a, c) and torch.equal(b, d) and torch.equal(source, wanted)
+    assert 1_500 < int((source < 0).sum()) <= 2_000

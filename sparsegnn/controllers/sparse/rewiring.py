@@ -161,7 +161,7 @@ class Rewiring(Controller):
         """
         gradient = None if layer.probe is None else layer.probe.grad
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            gradient = torch.zeros_like(layer.probe) if gradient is None else gradient
+            gradient = layer.probe.new_zeros(layer.probe.shape) if gradient is None else gradient
             torch.distributed.all_reduce(gradient)
         return gradient
 
@@ -313,9 +313,10 @@ class Rewiring(Controller):
         return torch.rand(size, generator=self.generator(name, device, step), out=out, **where)
 
     def _probe(self, name: str, layer: SparseLinear) -> Tensor:
-        """Zeros [out, in] that collect the dense gradient."""
+        """Zeros [out, in], one in memory, that collect the dense gradient."""
         kept = {} if self._static is None else self._static.probes
         if name not in kept or kept[name].dtype != layer.values.dtype or kept[name].device != layer.values.device:
-            kept[name] = layer.values.new_zeros(layer.out_features, layer.in_features).requires_grad_()
+            zero = layer.values.new_zeros(())
+            kept[name] = zero.expand(layer.out_features, layer.in_features).requires_grad_()
         kept[name].grad = None
         return kept[name]
