@@ -186,8 +186,8 @@ def test_block_sums(kind):
     w = torch.randint(-50, 50, (64, 96)).double()
     blocks = pattern.tiles(w, kind)
     wanted = [[int(blocks[i, j].sum()) for j in range(96 // width)] for i in range(64 // height)]
-    for given in (w, w.t().contiguous().t()):
-        assert pattern.block_sums(given, kind).tolist() == wanted
+    for matrix in (w, w.t().contiguous().t()):
+        assert pattern.block_sums(matrix, kind).tolist() == wanted
 
 
 def test_top_mask_is_top_row_by_row():

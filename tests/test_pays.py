@@ -1,11 +1,12 @@
 """The map of when a sparse net pays: its cases, its arithmetic on hand-made runs, its page and figure."""
 
+import itertools
+import json
 import math
 
 import pytest
 from publish import pays as published
 from training import advice, pays, runs
-
 
 
 def row(accuracies, curves, memory=100.0):
@@ -207,21 +208,24 @@ def test_advice_is_measured_once(monkeypatch, tmp_path, capsys):
         return {"step": 1.0, "options": [{"option": "MaxK 8", "expected": 1.0, "measured": 2.0}]}
 
     monkeypatch.setattr(advice, "answer", answer)
-    monkeypatch.setattr("sys.argv", ["advice.py", "--only", "flickr", "MLP, 4", "--out", str(tmp_path), "--threads", "1"])
+    monkeypatch.setattr(
+        "sys.argv", ["advice.py", "--only", "flickr", "MLP, 4", "--out", str(tmp_path), "--threads", "1"]
+    )
     assert advice.main() == 1 and len(asked) == 2  # one failed
     said = capsys.readouterr()
-    assert "| MLP, 4 layers, citeseer 1024 | 1 | 0 | 50 | 50 | MaxK 8: 0.50 |" in said.out and "failed: GCN, 4" in said.err
+    assert (
+        "| MLP, 4 layers, citeseer 1024 | 1 | 0 | 50 | 50 | MaxK 8: 0.50 |" in said.out and "failed: GCN, 4" in said.err
+    )
     assert advice.main() == 1 and len(asked) == 3  # that one again
     monkeypatch.setattr("sys.argv", ["advice.py", "--only", "no such net"])
     assert advice.main() == 1
 
 
 def test_one_net_in_full():
-    """A real advice of a tiny net: every narrower net and the options asked for are measured."""
-    found = advice.one("--model gcn --data digits --hidden 32".split(), 2.0, 3)
-    assert found["step"] > 0 and found["rounds"] >= 1
+    """An advice of a tiny net, by a clock that counts: every narrower net and the options asked for are measured."""
+    ticks = (0.05 * i for i in itertools.count())
+    found = advice.one("--model gcn --data digits --hidden 32".split(), 1000.0, 3, ticks.__next__)
+    assert found["step"] > 0 and found["rounds"] >= 3
     words = [x["option"] for x in found["options"]]
-    assert len(words) >= 4 and "half the width" in words and all(x["measured"] > 0 for x in found["options"])
-    import json
-
+    assert len(words) == 5 and "half the width" in words and all(x["measured"] > 0 for x in found["options"])
     assert json.loads(json.dumps(found)) == found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from pathlib import Path
 
 from harness import FOLDER
@@ -112,7 +113,7 @@ def every_run(nets: dict[str, list[Run]]) -> str:
 
 
 def page(nets: dict[str, list[Run]], times: dict[str, dict] | None = None) -> str:
-    verdicts = {net: v for net, found in nets.items() if (v := judge(found)) is not None}
+    verdicts = {net: v for net, found in nets.items() if (v := judge(found)) is not None and has_both(found)}
     paying = [net for net, v in verdicts.items() if v.pays]
     said = f"It pays for {len(paying)} of {len(verdicts)} nets: {'; '.join(paying)}."
     if not paying:
@@ -143,14 +144,19 @@ Run it: `python benchmarks/training/pays.py accuracy`, `... times` on a free mac
 """
 
 
+def has_both(found: list[Run]) -> bool:
+    return len({run.dense for run in found}) == 2
+
+
 def rounds(times: dict[str, dict]) -> str:
     """How well the rounds of a case agree."""
     each = {case: rounds_of(times, case) for case in dict.fromkeys(map(case_of, times))}
     several = [spread(seconds) for seconds in each.values() if len(seconds) > 1]
     if not several:
         return ""
-    return (f" Of each case the median of {ROUNDS} rounds or more: half of them lie within {100 * max(several):.0f} % of "
-            f"it in the worst case, {100 * statistics.median(several):.1f} % in the middle one.")  # fmt: skip
+    worst, middle = 100 * max(several), 100 * statistics.median(several)
+    return (f" Of each case the median of {ROUNDS} rounds or\nmore counts; half of them lie within {worst:.0f} % of it in "
+            f"the worst case, {middle:.1f} % in the middle one.")  # fmt: skip
 
 
 def unfinished(nets: dict[str, list[Run]]) -> str:

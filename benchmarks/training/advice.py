@@ -22,7 +22,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def nets() -> dict[str, str]:
 # --- one net, in a process of its own --------------------------------------------------------------------------------
 
 
-def one(words: list[str], seconds: float, options: int) -> dict:
+def one(words: list[str], seconds: float, options: int, clock: Callable[[], float] = time.perf_counter) -> dict:
     """All narrower nets and so many other options of a net: what is expected, and what was measured."""
     from sparsegnn.advice.builtin import problem_of
     from sparsegnn.advice.search import Search
@@ -71,7 +72,7 @@ def one(words: list[str], seconds: float, options: int) -> dict:
             return spread_over(super().best(), self.findings.options, options)
 
     problem = problem_of(runs.config(words))
-    findings = Spread(problem, Stopwatch(problem.device), seconds, lambda what: None).run()
+    findings = Spread(problem, Stopwatch(problem.device, clock), seconds, lambda what: None).run()
     measured = [x for x in findings.options if x.measured is not None]
     return {
         "step": findings.given.measured,
@@ -162,6 +163,8 @@ def measure(wanted: dict[str, str], path: Path, options: argparse.Namespace) -> 
             continue
         called = [sys.executable, __file__, "--one", words, *shlex.split(command.removeprefix(words))]
         found = answer(called, env, options.timeout)
+        if isinstance(found, dict) and not found["options"]:
+            found = f"no option was measured in {options.seconds:g} seconds, of a step of {found['step']:.3g}"
         if isinstance(found, str):
             bar.write(f"{name}: {found}", file=sys.stderr)
             failed.append(name)
@@ -209,7 +212,7 @@ def main() -> int:
     folder = options.out or (FOLDER / "results" / device if options.save else temporary)
     path = folder / "advice.jsonl"
     failed = measure(wanted, path, options)
-    rows = [row(name, found) for name, found in runs.read(path).items() if name in wanted and found["options"]]
+    rows = [row(name, found) for name, found in runs.read(path).items() if name in wanted]
     if rows:
         print(f"expected over measured, {options.threads} thread(s), {device}, from {path}\n\n{table(rows)}\n")
         print("\n".join(missed(rows)))

@@ -229,8 +229,8 @@ def mean_curve(curves: list[list]) -> list[tuple[int, float]]:
 
 
 def collect(accuracies: dict[str, dict], times: dict[str, dict]) -> dict[str, list[Run]]:
-    """Runs by the name of their net."""
-    found: dict[str, list[Run]] = {}
+    """Runs by the name of their net, in the order of the map."""
+    found: dict[str, list[Run]] = {net.name: [] for net in NETS}
     for name, row in accuracies.items():
         net, label = name.split(" | ")
         rounds = [r for case, r in times.items() if case_of(case) == name]
@@ -240,7 +240,7 @@ def collect(accuracies: dict[str, dict], times: dict[str, dict]) -> dict[str, li
         found.setdefault(net, []).append(
             Run(net, label, row["test_accuracy"], curve, memory, row["flops"], seconds, parts)
         )
-    return found
+    return {net: those for net, those in found.items() if those}
 
 
 def shares(rounds: list[dict]) -> dict[str, float]:
