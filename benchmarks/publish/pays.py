@@ -155,8 +155,8 @@ def rounds(times: dict[str, dict]) -> str:
     if not several:
         return ""
     worst, middle = 100 * max(several), 100 * statistics.median(several)
-    return (f" Of each case the median of {ROUNDS} rounds or\nmore counts; half of them lie within {worst:.0f} % of it in "
-            f"the worst case, {middle:.1f} % in the middle one.")  # fmt: skip
+    said = f" Of each case the median of {ROUNDS} rounds or\nmore counts; half of them lie within {worst:.0f} % of it"
+    return f"{said} in the worst case, {middle:.1f} % in the middle one."
 
 
 def unfinished(nets: dict[str, list[Run]]) -> str:
