@@ -175,6 +175,8 @@ def measure_times(wanted: dict[str, str], extra: str, path: Path, env: dict[str,
     for i in range(MOST_ROUNDS):
         rows = current(runs.read(path), wanted)
         names = list(wanted) if i < ROUNDS else unsteady(rows, wanted)
+        if not names:
+            break
         commands = [(f"{name} | {i}", short(wanted[name]) + extra) for name in names]
         failed += runs.measure(commands, path, env, False, time_line, timeout)
     return failed
