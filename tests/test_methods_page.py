@@ -15,7 +15,7 @@ from sparsegnn.nn import GCNConv
 
 def line(group, method, accuracies, seconds, data="cora", **more):
     given = {"case": f"{group} {data} {method}", "group": group, "method": method, "data": data, "flops": 1000}
-    where = {"command": "sparsegnn train", "device": "cpu-x", "threads": 2, "torch": "2"}
+    where = {"command": f"sparsegnn train {group} {method}", "device": "cpu-x", "threads": 2, "torch": "2"}
     mean = {"test_accuracy": sum(accuracies) / len(accuracies), "test_accuracy_std": 0.01}
     end = {"sparsity": 0.9, "run_memory_bytes": 3 << 20, "edges_at_start": 10, "edges_at_end": 10}
     return given | where | mean | end | {"test_accuracies": accuracies, "training_seconds": seconds} | more
@@ -52,6 +52,14 @@ def test_page():
     gebt = ["`gebt`", "90.0 %, 50 % of the edges", "92.00 ± 1.00", "-1.00", methods.CLAIMS["gebt"]]
     assert gebt in rows and set(methods.CLAIMS) == set(methods.edge_methods())
     assert "sparse" in methods.page({})  # before anything is measured
+    assert "ran twice" not in text
+    lines[4]["command"] = lines[2]["command"]
+    again = methods.page({row["case"]: row | {"threads": 1} for row in lines})
+    assert "The command that ran twice took up to 0 % longer" in again and "1 thread, torch" in again
+    lines += [
+        line("edges", "dense", [0.9], [1.5], data="amazon_photo", command=lines[0]["command"]) | {"case": "other"}
+    ]
+    assert "2 commands that ran twice took up to 33 % longer" in methods.page({row["case"]: row for row in lines})
 
 
 def test_cases_that_are_there_are_not_run_again(tmp_path, monkeypatch):

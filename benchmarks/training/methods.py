@@ -241,21 +241,35 @@ def sections(rows: dict[str, dict]) -> str:
     return "".join(f"## {title}\n\n{table(rows)}\n\n" for key, (title, table) in tables.items() if key in there)
 
 
+def twice(rows: dict[str, dict]) -> str:
+    """How far the times of equal commands are apart, where some ran for two tables."""
+    times: dict[str, list[float]] = {}
+    for row in rows.values():
+        times.setdefault(row["command"], []).append(seconds(row))
+    apart = [max(found) / min(found) - 1 for found in times.values() if len(found) > 1]
+    if not apart:
+        return ""
+    many = f"{len(apart)} commands that ran twice took" if len(apart) > 1 else "The command that ran twice took"
+    return f"{many} up to {100 * max(apart):.0f} % longer the one time than the other: smaller differences say nothing."
+
+
 def page(rows: dict[str, dict]) -> str:
     first = next(iter(rows.values()), {})
-    machine = f"`{first.get('device', '')}`, {first.get('threads', '?')} threads, torch {first.get('torch', '?')}"
+    threads = first.get("threads", "?")
+    threads = f"{threads} thread{'s' * (threads != 1)}"
+    machine = f"`{first.get('device', '')}`, {threads}, torch {first.get('torch', '?')}"
     counts = sorted({len(row["test_accuracies"]) for row in rows.values()})
     seeds = " or ".join(map(str, counts)) or "no"
     return f"""# Methods, measured
 
 <!-- made by benchmarks/training/methods.py --publish from benchmarks/results/*/methods.jsonl; do not edit -->
 
-Every method of `sparsegnn methods`, by `sparsegnn train --method NAME`, {seeds} seeds, on {machine}. *Over dense* is
-in points of test accuracy, paired by seed; the epoch is selected on the validation set, once the sparsity is final.
-*FLOPs* are those of all training steps, products and aggregation (`sparsegnn.ledger`). *Time* is that of all training
+Every method of `sparsegnn methods`, by `sparsegnn train --method NAME`, {seeds} seeds, on {machine}.
+*Over dense* is in points of test accuracy, paired by seed; the validation set selects the epoch, once the sparsity is
+final. *FLOPs* are those of all training steps, products and aggregation (`sparsegnn.ledger`). *Time* is that of all training
 steps, mask updates and dense phases too, over that of the same model dense on this library's kernels, and over dense
 weights multiplied by a mask at every forward (`{MASKED}`, whose mask is random and stays); *memory* is the peak above
-what the process held before the model was made.
+what the process held before the model was made. {twice(rows)}
 
 ## All methods: GCN on Cora, 2 layers of 64, 200 epochs
 
