@@ -267,9 +267,9 @@ def page(rows: dict[str, dict]) -> str:
 Every method of `sparsegnn methods`, by `sparsegnn train --method NAME`, {seeds} seeds, on {machine}.
 *Over dense* is in points of test accuracy, paired by seed; the validation set selects the epoch, once the sparsity is
 final. *FLOPs* are those of all training steps, products and aggregation (`sparsegnn.ledger`). *Time* is that of all
-training steps, mask updates and dense phases too, over that of the same model dense on this library's kernels, and over dense
-weights multiplied by a mask at every forward (`{MASKED}`, whose mask is random and stays); *memory* is the peak above
-what the process held before the model was made. {twice(rows)}
+training steps, mask updates and dense phases too, over that of the same model dense on this library's kernels, and over
+dense weights multiplied by a mask at every forward (`{MASKED}`, whose mask is random and stays); *memory* is the peak
+above what the process held before the model was made. {twice(rows)}
 
 ## All methods: GCN on Cora, 2 layers of 64, 200 epochs
 
