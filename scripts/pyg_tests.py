@@ -1,11 +1,13 @@
 #!/usr/bin/env python
-"""PyG's own tests, against accelerated convolutions: how many pass as PyG is, and how many with every convolution that
-`sparsegnn.accelerate` covers accelerated when it is made.
+"""PyG's own tests: how many pass as PyG is, how many with every convolution that `sparsegnn.accelerate` covers
+accelerated when it is made, and how many with the layers of `sparsegnn.nn` in place of PyG's of the same names.
 
-    python scripts/pyg_tests.py ~/pytorch_geometric              # a checkout of the installed version; prints a table
-    python scripts/pyg_tests.py ~/pytorch_geometric --json       # the same as JSON
+    python scripts/pyg_tests.py ~/pytorch_geometric                      # a checkout of the installed version
+    python scripts/pyg_tests.py ~/pytorch_geometric --only gcn sage      # files with these in their names
+    python scripts/pyg_tests.py ~/pytorch_geometric --save FILE          # as JSON, too
 
-The checkout is only read. A test that fails both times is PyG's matter, or that of a package that is missing.
+The checkout is only read, and the installed PyG is what runs. A test that fails in all three is PyG's matter, or that
+of a package that is missing.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 COVERED = (
@@ -25,13 +28,18 @@ OTHERS = (
     "nn/test_sequential.py nn/test_model_summary.py nn/test_model_hub.py nn/test_data_parallel.py "
     "nn/test_reshape*.py utils/test_trim_to_layer.py explain loader"
 ).split()
-FLAG = "SPARSEGNN_ACCELERATE_ALL"
+WAY = "SPARSEGNN_PYG_TESTS"
+WAYS = ("pyg", "accelerated", "replaced")
+REASON = 160  # characters of an error that are kept
 
 
 def pytest_configure(config):
-    """As a plugin of pytest: every covered convolution is accelerated when it is made."""
-    if os.environ.get(FLAG) != "1":
-        return
+    """As a plugin of pytest."""
+    {"accelerated": accelerate_all, "replaced": replace_all}.get(os.environ.get(WAY), lambda: None)()
+
+
+def accelerate_all():
+    """Every covered convolution is accelerated when it is made."""
     import functools
 
     from torch_geometric.nn import MessagePassing
@@ -53,6 +61,25 @@ def pytest_configure(config):
     MessagePassing.__init__ = init
 
 
+def replace_all():
+    """The names of PyG's layers are those of this library's, wherever PyG or a test takes them from."""
+    import torch_geometric.nn
+
+    import sparsegnn.nn
+    from sparsegnn.nn.convolution import Convolution
+    from sparsegnn.nn.pygs import theirs
+
+    modules = [m for name, m in sys.modules.items() if name.startswith("torch_geometric")]
+    for name, ours in vars(sparsegnn.nn).items():
+        if not isinstance(ours, type) or not issubclass(ours, Convolution):
+            continue
+        pygs = theirs(ours)  # from now on it knows
+        for module in modules:
+            if vars(module).get(name) is pygs and module.__name__ != pygs.__module__:
+                setattr(module, name, ours)
+    assert torch_geometric.nn.GCNConv is sparsegnn.nn.GCNConv
+
+
 def files(checkout: Path) -> list[str]:
     found = []
     for name in COVERED:
@@ -63,47 +90,68 @@ def files(checkout: Path) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def run(checkout: Path, tests: list[str], accelerated: bool) -> dict[str, str]:
-    """Test -> passed, failed, skipped or error."""
+def run(checkout: Path, tests: list[str], way: str) -> dict[str, tuple[str, str]]:
+    """Test -> (passed, failed, skipped or error; what it said)."""
     here = Path(__file__).resolve().parent
     path = os.pathsep.join([str(here.parent), str(here), os.environ.get("PYTHONPATH", "")])
-    env = os.environ | {FLAG: str(int(accelerated)), "PYTHONPATH": path}
+    env = os.environ | {WAY: way, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "COLUMNS": "400"}
     options = "-p pyg_tests -p no:cacheprovider -q -rA --color=no --tb=line -W ignore".split()
     command = [sys.executable, "-m", "pytest", *options, *tests]
     made = subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True)
-    lines = re.findall(r"^(PASSED|FAILED|ERROR|XFAIL|XPASS) (\S+)", made.stdout, re.M)
-    found = {test: result.lower() for result, test in lines}
+    lines = re.findall(r"^(PASSED|FAILED|ERROR|XFAIL|XPASS) (\S+)(?: - (.*))?", made.stdout, re.M)
+    found = {test: (result.lower(), said) for result, test, said in lines}
     if not found:
         raise SystemExit(f"pytest found no tests:\n{made.stdout[-2000:]}{made.stderr[-2000:]}")
     return found
 
 
+def count(results: dict[str, dict]) -> dict:
+    """File -> how many passed in each way, and what does not any more, with the reason."""
+    rows, before = {}, results["pyg"]
+    for test in sorted(set().union(*results.values())):
+        name, _, case = test.partition("::")
+        row = rows.setdefault(name.removeprefix("test/"), dict.fromkeys(results, 0) | {"lost": {}})
+        for way, found in results.items():
+            passed = found.get(test, ("",))[0] == "passed"
+            row[way] += passed
+            if not passed and before.get(test, ("",))[0] == "passed":
+                said = found.get(test, ("", "not run: its file could not be imported"))[1]
+                row["lost"].setdefault(way, {})[case] = said[:REASON]
+    return rows
+
+
+def table(rows: dict, ways: list[str]) -> str:
+    lines = [f"| tests of PyG | {' | '.join(ways)} | not any more |", "|---" * (len(ways) + 2) + "|"]
+    for name, row in rows.items():
+        lost = "; ".join(f"{way}: {', '.join(cases)}" for way, cases in row["lost"].items())
+        lines.append(f"| `{name}` | {' | '.join(str(row[way]) for way in ways)} | {lost} |")
+    totals = " | ".join(str(sum(row[way] for row in rows.values())) for way in ways)
+    return "\n".join([*lines, f"| all | {totals} | |"])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path)
-    parser.add_argument("--only", default="", help="files whose name contains this")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--only", nargs="*", default=[""], help="files whose names contain one of these")
+    parser.add_argument("--ways", nargs="*", default=list(WAYS[1:]), choices=WAYS[1:], help="beside PyG as it is")
+    parser.add_argument("--tests", default="", help="the version of the tests, where git does not know it")
+    parser.add_argument("--save", type=Path, help="write JSON")
     args = parser.parse_args()
-    tests = [t for t in files(args.checkout) if args.only in t]
-    before, after = (run(args.checkout, tests, accelerated) for accelerated in (False, True))
-    lost = [t for t, result in before.items() if result == "passed" and after.get(t) != "passed"]
-    for test in lost:  # they draw other numbers at each run, and compare to the last digits
-        after |= {t: r for t, r in run(args.checkout, [test], True).items() if t == test}
-    rows = {}
-    for test in sorted(before | after):
-        row = rows.setdefault(test.partition("::")[0].removeprefix("test/"), dict(before=0, after=0, lost=[]))
-        passed = [results.get(test) == "passed" for results in (before, after)]
-        row["before"], row["after"] = row["before"] + passed[0], row["after"] + passed[1]
-        if passed[0] and not passed[1]:
-            row["lost"].append(test.partition("::")[2])
-    total = {k: sum(row[k] for row in rows.values()) for k in ("before", "after")}
-    if args.json:
-        print(json.dumps({"files": rows, "total": total}, indent=1))
-        return 0
-    print("| tests of PyG | pass | accelerated | not any more |\n|---|---|---|---|")
-    for name, row in rows.items():
-        print(f"| `{name}` | {row['before']} | {row['after']} | {', '.join(row['lost'])} |")
-    print(f"| all | {total['before']} | {total['after']} | {len(lost)} were run again |")
+    tests = [t for t in files(args.checkout) if any(part in t for part in args.only)]
+    results = {way: run(args.checkout, tests, way) for way in (WAYS[0], *args.ways)}
+    for way in args.ways:
+        lost = [t for t, (r, _) in results["pyg"].items() if r == "passed" and results[way].get(t, ("",))[0] != r]
+        known = [t for t in lost if t in results[way]]
+        if known:  # they draw other numbers at each run, and compare to the last digits
+            results[way] |= {t: r for t, r in run(args.checkout, known, way).items() if r[0] == "passed"}
+    rows = count(results)
+    print(table(rows, list(results)))
+    if args.save:
+        describe = ["git", "-C", str(args.checkout), "describe", "--tags"]
+        told = args.tests or subprocess.run(describe, capture_output=True, text=True).stdout.strip()
+        total = {way: sum(row[way] for row in rows.values()) for way in results}
+        made = {"pyg": version("torch_geometric"), "tests": told, "total": total, "files": rows}
+        args.save.write_text(json.dumps(made, indent=1) + "\n")
     return 0
 
 

@@ -13,6 +13,7 @@ from sparsegnn import _console, _info, _native, policy
 from sparsegnn.nn import GCN2Conv
 from sparsegnn.nn import linear as _linear
 from sparsegnn.nn import sparse_weight as _sparse_weight
+from sparsegnn.nn.messages import wants_messages
 from sparsegnn.pyg.products import is_pygs, pyg
 from sparsegnn.pyg.route import OURS, route_of
 
@@ -110,6 +111,8 @@ def kernel(module: nn.Module) -> str:
     """What multiplies in ``module``: cpu/<instruction set>, cuda, reference, dense or torch 2:4, perhaps "(forced)"."""
     if is_pygs(module):
         return _route(module)
+    if wants_messages(module):
+        return "PyG: single messages"
     ours = (t.__name__ for t in type(module).__mro__ if t.__module__.startswith("sparsegnn."))
     op = next((OPS[name] for name in ours if name in OPS), None)
     if getattr(module, "block", (1, 1)) != (1, 1):

@@ -134,13 +134,11 @@ class AttentionConv(Convolution):
             raise ValueError(f"{type(self).__name__}: edge_attr must be given with edge_dim where the graph has "
                              "weights, which are no features, got None (graph.weighted(None) has none)")  # fmt: skip
 
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, heads={self.heads}"
+
     def _options(self, device: torch.device) -> dict:
         """What the op takes besides tensors; a new seed at every call that drops."""
         dropout = self.dropout if self.training else 0.0
         seed = torch.randint(0, 2**63 - 1, (1,), device=device) if dropout > 0 else None
         return dict(negative_slope=self.negative_slope, dropout=dropout, seed=seed)
-
-    def _refuse_weights(self, wanted: object) -> None:
-        if wanted:
-            raise ValueError(f"{type(self).__name__}: return_attention_weights must be None, got {wanted}: "
-                             "the fused kernel never stores the weights")  # fmt: skip

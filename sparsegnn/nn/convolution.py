@@ -13,8 +13,10 @@ from sparsegnn.graph import CSRGraph, extend
 from sparsegnn.nn.aggregate import Matrix, matrix
 from sparsegnn.nn.batches import Lead
 from sparsegnn.nn.loops import with_loops
+from sparsegnn.nn.messages import begin, with_messages
 from sparsegnn.nn.recognised import Recognised
 from sparsegnn.nn.reductions import reduction_of
+from sparsegnn.nn.sparse_weight import SparseWeight
 
 FLOWS = ("source_to_target", "target_to_source")
 
@@ -35,6 +37,11 @@ class Convolution(Recognised, nn.Module):
     _apply_sigmoid = True
     node_dim, decomposed_layers = -2, 1
 
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        if cls.__module__.startswith("sparsegnn.nn.") and "forward" in vars(cls):
+            cls.forward = with_messages(cls.forward)
+
     def __init__(self, aggr, flow: str, options: Mapping | None = None):
         super().__init__()
         layer = type(self).__name__
@@ -43,6 +50,17 @@ class Convolution(Recognised, nn.Module):
         self.aggr, self.flow = reduction_of(layer, aggr), flow
         _check_options(layer, options or {}, self.node_dim)
         self._edge_mask = self._loop_mask = None
+        begin(self)
+
+    def __repr__(self) -> str:
+        """As PyG's, or with what is in it where some of that is sparse, or parametrized."""
+        if any(isinstance(m, SparseWeight) or "parametrizations" in m._modules for m in self.modules()):
+            return nn.Module.__repr__(self)
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+    def _finished(self, y: Tensor) -> Tensor:
+        """What follows PyG's part of a call, of its result."""
+        return y
 
     def _matrix(self, graph: CSRGraph, x: Tensor, lead: Lead = (), explicit: bool = False,
                 norm: tuple[bool, bool, bool] = (False, False, False)) -> Matrix:  # fmt: skip

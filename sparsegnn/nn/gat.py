@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sparsegnn.nn import explained
+from sparsegnn.nn import explained, messages
 from sparsegnn.nn.attention import AttentionConv
 from sparsegnn.nn.inner import Linear, is_plain
 from sparsegnn.nn.loops import pad_rows
@@ -52,7 +52,7 @@ class GATConv(AttentionConv):
         self._complete(bias)
 
     def forward(self, x: Tensor | tuple[Tensor, Tensor | None], edge_index: object, edge_attr: Tensor | None = None,
-                size: tuple[int, int] | None = None, return_attention_weights: None = None) -> Tensor:  # fmt: skip
+                size: tuple[int, int] | None = None, return_attention_weights: bool | None = None):  # fmt: skip
         """Features of the target nodes after one step of attention.
 
         Args:
@@ -61,11 +61,13 @@ class GATConv(AttentionConv):
                 ``CSRGraph.from_any`` takes, which is converted at every call.
             edge_attr: ``[E, edge_dim]`` in the order of the edges that the graph was made from; differentiable.
             size: ``(N, M)``, where it does not follow from ``x`` or an adjacency matrix.
+            return_attention_weights: True for PyG's own result, ``(out, (edge_index, weights))``, by PyG's own path.
 
         Returns:
             ``[M, heads * out_channels]``, or ``[M, out_channels]`` without ``concat``.
         """
-        self._refuse_weights(return_attention_weights)
+        if return_attention_weights:
+            return messages.of(self).forward(x, edge_index, edge_attr, size, return_attention_weights)
         x_src, x_dst = self._features(x)
         res = self.res(x_dst) if self.res is not None and x_dst is not None else None
         h_src = (self.lin or self.lin_src)(x_src)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sparsegnn.nn import explained
+from sparsegnn.nn import explained, messages
 from sparsegnn.nn.attention import AttentionConv
 from sparsegnn.nn.loops import pad_rows
 from sparsegnn.ops import gatv2
@@ -46,7 +46,7 @@ class GATv2Conv(AttentionConv):
         self._complete(bias)
 
     def forward(self, x: Tensor | tuple[Tensor, Tensor], edge_index: object, edge_attr: Tensor | None = None,
-                return_attention_weights: None = None) -> Tensor:  # fmt: skip
+                return_attention_weights: bool | None = None):  # fmt: skip
         """Features of the target nodes after one step of attention.
 
         Args:
@@ -54,11 +54,13 @@ class GATv2Conv(AttentionConv):
             edge_index: a :class:`CSRGraph` (which keeps what is derived from it), or anything that
                 ``CSRGraph.from_any`` takes, which is converted at every call.
             edge_attr: ``[E, edge_dim]`` in the order of the edges that the graph was made from; differentiable.
+            return_attention_weights: True for PyG's own result, ``(out, (edge_index, weights))``, by PyG's own path.
 
         Returns:
             ``[M, heads * out_channels]``, or ``[M, out_channels]`` without ``concat``.
         """
-        self._refuse_weights(return_attention_weights)
+        if return_attention_weights:
+            return messages.of(self).forward(x, edge_index, edge_attr, return_attention_weights)
         if edge_attr is not None and self.lin_edge is None:
             raise ValueError("GATv2Conv: edge_attr must be None without edge_dim, got features")
         x_src, x_dst = self._features(x)

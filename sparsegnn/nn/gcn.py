@@ -100,6 +100,10 @@ class GCNConv(Propagation):
                 return transform(self.lin, ax, *epilogue)
         return finish(self._product(graph, self.lin(dense(x)), lead), *epilogue)
 
+    def _finished(self, y: Tensor) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        return finish(y, None, self.act, dropout, new_seed(dropout, y.device))
+
     def _product(self, graph: CSRGraph, x, lead: Lead) -> Tensor:
         return multiply(self._matrix(graph, x, lead), x, self.aggr)
 

@@ -116,8 +116,11 @@ class GINConv(Convolution):
             return y.addcmul(target.to(y.dtype), root.to(y.dtype))
         return y.addcmul_(target, root.to(target.dtype))
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"  # all of nn
+
     def extra_repr(self) -> str:
-        return "" if self.aggr == "add" else f"aggr={self.aggr!r}"
+        return f"nn={self.nn}" + ("" if self.aggr == "add" else f", aggr={self.aggr}")
 
 
 def _reset(module: object) -> None:

@@ -67,4 +67,5 @@ class GraphConv(Convolution):
         return batched(y if target is None else add_product(y, self.lin_root, dense(target)), lead)
 
     def extra_repr(self) -> str:
-        return f"{self.in_channels}, {self.out_channels}, aggr={self.aggr!r}"
+        aggr = "" if self.aggr == "add" else f", aggr={self.aggr}"
+        return f"{self.in_channels}, {self.out_channels}{aggr}"

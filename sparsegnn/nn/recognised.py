@@ -1,8 +1,8 @@
-"""What PyG's tools see of a graph layer, where PyG is imported: a message-passing layer, without messages.
+"""What PyG's tools see of a graph layer, where PyG is imported: a message-passing layer.
 
 ``isinstance(layer, torch_geometric.nn.MessagePassing)`` is true, so that ``to_hetero``, ``get_embeddings``, explainers,
 ``HeteroConv`` and whatever counts layers treat it as one of PyG's. An edge mask of an explainer acts. Methods and hooks
-that are about single messages raise.
+that are about single messages are those of PyG's layer: see :mod:`sparsegnn.nn.messages`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,8 @@ from functools import cache
 
 from torch import nn
 
-#: methods of PyG's MessagePassing that the kernels do not call, and that nothing may replace unnoticed
-PARTS = ("message", "aggregate", "message_and_aggregate", "update", "edge_update")
-ABOUT_MESSAGES = (*PARTS, "propagate", "edge_updater", "explain_message")
-HOOKED = ("propagate", "message", "aggregate", "message_and_aggregate", "edge_update")
-HOOKS = tuple(f"register_{name}_forward_{when}hook" for name in HOOKED for when in ("pre_", ""))
+from sparsegnn.nn import messages
+from sparsegnn.nn.pygs import known
 
 
 def message_passing() -> type | None:
@@ -31,21 +28,26 @@ def _both(kind: type, base: type) -> type:
     return type(kind.__name__, (kind, base), names)
 
 
-class Refused:
-    """A method that a layer cannot have: raises where it is called, or where one of another is put in its place."""
+class Method:
+    """A method of PyG's layer: called, or replaced on an instance by one of another."""
 
     def __init__(self, name: str):
         self.name = name
 
     def __get__(self, layer, kind=None):
-        return self if layer is None else lambda *args, **kwargs: self.__set__(layer, None)
+        if layer is None:
+            return self
+        if self.name in messages.HOOKS:
+            return lambda *args, **kwargs: messages.of(layer).listen(self.name, *args, **kwargs)
+        if not known():  # an error where it is called
+            return lambda *args, **kwargs: messages.of(layer)
+        return getattr(messages.of(layer).twin, self.name)
 
     def __set__(self, layer, value):
-        kind = type(layer).__name__
-        raise NotImplementedError(
-            f"{kind}: {self.name} is about single messages, which the kernels never make: use PyG's layer "
-            f"(torch_geometric.nn.{kind}) with sparsegnn.accelerate, which takes PyG's path where that is needed"
-        )
+        messages.of(layer).replace(self.name, value)
+
+    def __delete__(self, layer):
+        messages.of(layer).restore(self.name)
 
 
 class Recognised:
@@ -59,7 +61,6 @@ class Recognised:
         object.__dict__["__class__"].__set__(self, kind)
 
     __class__ = property(_seen, _become)
-    __repr__ = nn.Module.__repr__  # where torch has put PyG's class among the bases, as for a parametrization
     __setstate__ = nn.Module.__setstate__
 
     def __reduce_ex__(self, protocol: int):
@@ -67,8 +68,8 @@ class Recognised:
         return (_new if make is copyreg.__newobj__ else make, *rest)
 
 
-for _name in (*ABOUT_MESSAGES, *HOOKS):
-    setattr(Recognised, _name, Refused(_name))
+for _name in (*messages.METHODS, *messages.HOOKS):
+    setattr(Recognised, _name, Method(_name))
 
 
 def _new(kind: type, *args):

@@ -80,4 +80,4 @@ class SAGEConv(Convolution):
         return batched(nn.functional.normalize(y, p=2.0, dim=-1) if self.normalize else y, lead)
 
     def extra_repr(self) -> str:
-        return f"{self.in_channels}, {self.out_channels}, aggr={self.aggr!r}"
+        return f"{self.in_channels}, {self.out_channels}, aggr={self.aggr}"

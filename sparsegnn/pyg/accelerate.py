@@ -8,7 +8,7 @@ from torch import nn
 
 from sparsegnn.pyg import attention, layers
 from sparsegnn.pyg.products import fused_of, is_pygs, product_of, pyg
-from sparsegnn.pyg.route import install, remove, route_of
+from sparsegnn.pyg.route import Forward, install, remove, route_of
 
 
 def accelerate(model: nn.Module, *, undo: bool = False) -> nn.Module:
@@ -65,7 +65,8 @@ def is_covered(conv) -> bool:
     """Whether some call of this convolution can run on the kernels."""
     base, kind, own = pyg().MessagePassing, type(conv), vars(conv).get("propagate")
     pygs = (None, kind._jinja_propagate, kind._orig_propagate)  # what PyG itself puts on an instance
-    if route_of(conv) is None and ("forward" in vars(conv) or getattr(own, "__func__", own) not in pygs):
+    forward = vars(conv).get("forward")
+    if type(forward) is not Forward and (forward is not None or getattr(own, "__func__", own) not in pygs):
         return False
     plain = kind.aggregate is base.aggregate and kind.update is base.update and product_of(conv) is not None
     layer = layers.of(kind.forward) or attention.of(kind.forward)

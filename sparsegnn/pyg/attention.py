@@ -75,7 +75,8 @@ def _attend(conv, theirs, ours, x, edge_index, edge_attr, size, weights) -> Tens
     except (TypeError, ValueError) as error:
         raise NotOurs(str(error)) from None
     if torch.is_autocast_enabled(y.device.type):
-        y = y.to(torch.promote_types(y.dtype, next(conv.parameters()).dtype))  # as the scores of PyG's are
+        att = conv.att_src if ours is _GAT else conv.att  # of a replica, no parameter
+        y = y.to(torch.promote_types(y.dtype, att.dtype))  # as the scores of PyG's are
     return y
 
 

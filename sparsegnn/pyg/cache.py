@@ -7,6 +7,7 @@ numpy do not). One table for the process, so that the layers of a model, and its
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -49,23 +50,25 @@ class Result:
 
 
 class Memory:
+    """Of all threads; what two of them make at once is made twice."""
+
     def __init__(self):
         self._kept: OrderedDict[int, Kept] = OrderedDict()
+        self._lock = threading.RLock()  # a tensor may die while its own thread holds it
 
     def of(self, obj) -> OrderedDict:
         """What is kept for ``obj`` as it is now; of an object whose changes cannot be noticed, an empty table."""
         key, state = id(obj), state_of(obj)
         if state is None:
             return OrderedDict()
-        kept = self._kept.get(key)
-        if kept is not None and kept.ref() is obj and kept.state == state:
+        with self._lock:
+            kept = self._kept.get(key)
+            if kept is None or kept.ref() is not obj or kept.state != state:
+                kept = self._kept[key] = Kept(weakref.ref(obj, lambda ref: self._forget(key, ref)), state)
             self._kept.move_to_end(key)
+            if len(self._kept) > OBJECTS:
+                self._kept.popitem(last=False)
             return kept.made
-        kept = self._kept[key] = Kept(weakref.ref(obj, lambda ref: self._forget(key, ref)), state)
-        self._kept.move_to_end(key)
-        if len(self._kept) > OBJECTS:
-            self._kept.popitem(last=False)
-        return kept.made
 
     def get(self, obj, key: tuple, make: Callable, *others):
         """``make()``, or what it returned for these ``others`` (tensors or None) in the same state; without tape."""
@@ -76,11 +79,13 @@ class Memory:
             return found.value
         value = outside_modes(make)()
         if None not in states and not _is_fake(value):
-            for gone in [k for k, result in list(made.items()) if not result.alive()]:
-                made.pop(gone, None)
-            made[key] = Result(value, states, tuple(weakref.ref(o) for o in others if o is not None))
-            if len(made) > RESULTS:
-                made.popitem(last=False)
+            result = Result(value, states, tuple(weakref.ref(o) for o in others if o is not None))
+            with self._lock:
+                for gone in [k for k, kept in list(made.items()) if not kept.alive()]:
+                    made.pop(gone, None)
+                made[key] = result
+                if len(made) > RESULTS:
+                    made.popitem(last=False)
         return value
 
     def clear(self) -> None:
@@ -90,9 +95,10 @@ class Memory:
         return len(self._kept)
 
     def _forget(self, key: int, ref) -> None:
-        kept = self._kept.get(key)
-        if kept is not None and kept.ref is ref:
-            self._kept.pop(key, None)
+        with self._lock:
+            kept = self._kept.get(key)
+            if kept is not None and kept.ref is ref:
+                self._kept.pop(key, None)
 
 
 MEMORY = Memory()
@@ -162,8 +168,8 @@ def in_order(edge_index: Tensor, graph: CSRGraph, weight: Tensor) -> Tensor:
     """``weight`` [E], given in the order of ``edge_index``, in the order of its ``graph``; differentiable."""
 
     def make():
-        return weight.index_select(0, graph.perm)
+        return graph, weight.index_select(0, graph.perm)  # the graph too, or another may get its id
 
     if weight.requires_grad and torch.is_grad_enabled():
-        return make()
-    return MEMORY.get(edge_index, ("values", id(graph)), make, weight)
+        return make()[1]
+    return MEMORY.get(edge_index, ("values", id(graph)), make, weight)[1]

@@ -38,7 +38,7 @@ class _Method:
         return getattr(type(self.conv), self.name).__get__(self.conv)
 
     def __getattr__(self, name: str):
-        if name == "conv" or name not in METHOD:
+        if name == "conv" or name not in READ:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.__wrapped__, name)
 
@@ -46,7 +46,7 @@ class _Method:
         return _made, (type(self),), vars(self)
 
 
-METHOD = ("__func__", "__self__", "__code__", "__globals__", "__closure__", "__defaults__", "__kwdefaults__",
+READ = ("__func__", "__self__", "__code__", "__globals__", "__closure__", "__defaults__", "__kwdefaults__",
           "__name__", "__qualname__", "__annotations__")  # fmt: skip
 
 
@@ -122,10 +122,24 @@ class Propagate(_Method):
         return theirs(conv)(edge_index, **kwargs)
 
 
+class Replicate(_Method):
+    """``conv._replicate_for_data_parallel``: a shallow copy whose calls are its own."""
+
+    name = "_replicate_for_data_parallel"
+
+    def __call__(self):
+        replica = self.__wrapped__()
+        install(replica)
+        return replica
+
+
 def theirs(conv):
     """The ``propagate`` that PyG would have on the instance."""
     whole = conv._explain or conv._decomposed_layers != 1
     return (type(conv)._orig_propagate if whole else type(conv).propagate).__get__(conv)
+
+
+METHODS = (Forward, Propagate, Replicate)
 
 
 def _traced() -> bool:
@@ -134,17 +148,18 @@ def _traced() -> bool:
 
 
 def install(conv) -> None:
-    conv.forward, conv.propagate = Forward(conv), Propagate(conv)
+    for kind in METHODS:
+        setattr(conv, kind.name, kind(conv))
 
 
 def remove(conv) -> None:
-    for name, kind in (("forward", Forward), ("propagate", Propagate)):
-        if type(vars(conv).get(name)) is kind:
-            delattr(conv, name)
-            if name == "propagate" and (conv._explain or conv._decomposed_layers != 1):
+    for kind in METHODS:
+        if type(vars(conv).get(kind.name)) is kind:
+            delattr(conv, kind.name)
+            if kind is Propagate and (conv._explain or conv._decomposed_layers != 1):
                 conv.propagate = theirs(conv)
 
 
 def route_of(module) -> Forward | None:
     found = vars(module).get("forward")
-    return found if type(found) is Forward else None
+    return found if type(found) is Forward and found.conv is module else None  # else it is a shallow copy's

@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sparsegnn
+from sparsegnn.pyg.route import route_of
 
 KERNELS = ("spmm", "gat", "gatv2")
 
@@ -68,4 +69,4 @@ def check(model, call, *leaves, ours=True, other=None, **tolerance):
 
 def paths(model):
     """Layer -> what ran last, of the accelerated ones."""
-    return {name: m.forward.last for name, m in model.named_modules() if "propagate" in vars(m)}
+    return {name: route_of(m).last for name, m in model.named_modules() if route_of(m)}

@@ -1,4 +1,4 @@
-"""What PyG's tools make of this library's own layers: the same as of PyG's with the same weights, or an error."""
+"""What PyG's tools make of this library's own layers: the same as of PyG's with the same weights."""
 
 import copy
 import io
@@ -10,80 +10,26 @@ import types
 import pytest
 import torch
 import torch_geometric.nn as pyg
-from torch_geometric.explain import AttentionExplainer, Explainer, GNNExplainer, GraphMaskExplainer
+from pyg.pairs import (
+    BIPARTITE,
+    HETERO,
+    KINDS,
+    WIDTH,
+    N,
+    Net,
+    Traced,
+    both,
+    features,
+    graph,
+    hetero_inputs,
+    kinds,
+    more_of,
+)
 from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
 from torch_geometric.utils import get_embeddings, get_num_hops
 
 import sparsegnn
 from sparsegnn import CSRGraph, nn
-
-N, WIDTH = 30, 6
-
-
-def graph(n=N, m=N, e=90, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    edges = torch.stack([torch.randint(n, (e,), generator=g), torch.randint(m - 2, (e,), generator=g)])
-    edges = edges[:, edges[0] != edges[1]]
-    return torch.cat([edges, torch.arange(0, min(n, m) - 4, 5).expand(2, -1)], 1)
-
-
-def features(n=N, width=WIDTH, seed=1):
-    return torch.randn(n, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def mlp(inputs, outputs):
-    return torch.nn.Sequential(torch.nn.Linear(inputs, 5), torch.nn.ReLU(), torch.nn.Linear(5, outputs))
-
-
-KINDS = {
-    "GCNConv": lambda p, i, o: p.GCNConv(i, o), "GCNConv, weights": lambda p, i, o: p.GCNConv(i, o, cached=True),
-    "SAGEConv": lambda p, i, o: p.SAGEConv(i, o), "SAGEConv, max": lambda p, i, o: p.SAGEConv(i, o, aggr="max"),
-    "SAGEConv, two": lambda p, i, o: p.SAGEConv(i, o, aggr=["mean", "min"]),
-    "GraphConv": lambda p, i, o: p.GraphConv(i, o), "GraphConv, mean": lambda p, i, o: p.GraphConv(i, o, aggr="mean"),
-    "GINConv": lambda p, i, o: p.GINConv(mlp(i, o)),
-    "GINConv, trained": lambda p, i, o: p.GINConv(mlp(i, o), train_eps=True),
-    "SGConv": lambda p, i, o: p.SGConv(i, o, K=2, cached=False), "TAGConv": lambda p, i, o: p.TAGConv(i, o, K=2),
-    "APPNP": lambda p, i, o: p.APPNP(2, 0.2), "GATConv": lambda p, i, o: p.GATConv(i, o, heads=2, concat=False),
-    "GATConv, no loops": lambda p, i, o: p.GATConv(i, o, add_self_loops=False),
-    "GATConv, edges": lambda p, i, o: p.GATConv(i, o, edge_dim=2),
-    "GATv2Conv": lambda p, i, o: p.GATv2Conv(i, o, heads=2, concat=False),
-    "GATv2Conv, edges": lambda p, i, o: p.GATv2Conv(i, o, edge_dim=2, add_self_loops=False),
-}  # fmt: skip
-kinds = pytest.mark.parametrize("kind", KINDS)
-
-
-class Net(torch.nn.Module):
-    def __init__(self, make, package, widths=(WIDTH, 5, 4)):
-        super().__init__()
-        self.conv1, self.conv2 = make(package, *widths[:2]), make(package, *widths[1:])
-
-    def forward(self, x, edge_index, *more):
-        return self.conv2(self.conv1(x, edge_index, *more).relu(), edge_index, *more)
-
-
-class Traced(Net):
-    """Of whose calls torch.fx knows the arguments."""
-
-    def forward(self, x, edge_index):
-        return self.conv2(self.conv1(x, edge_index).relu(), edge_index)
-
-
-def both(kind, widths=(WIDTH, 5, 4)):
-    torch.manual_seed(2)
-    widths = (WIDTH,) * 3 if kind == "APPNP" else widths
-    ours, theirs = (Net(KINDS[kind], package, widths).double() for package in (nn, pyg))
-    theirs.load_state_dict(ours.state_dict())
-    return ours, theirs
-
-
-def more_of(kind, edges):
-    """Further arguments of a call."""
-    g = torch.Generator().manual_seed(4)
-    if kind.endswith("edges"):
-        return (torch.randn(edges.size(1), 2, dtype=torch.float64, generator=g),)
-    weighted = kind.endswith("weights") or kind in ("GraphConv", "TAGConv")
-    return (torch.rand(edges.size(1), dtype=torch.float64, generator=g) + 0.1,) if weighted else ()
-
 
 # --- what a layer is -------------------------------------------------------------------------------------------------
 
@@ -161,22 +107,6 @@ def test_hops_embeddings_and_summary(kind, monkeypatch):
     monkeypatch.setitem(sys.modules, "tabulate", types.SimpleNamespace(tabulate=lambda rows, **options: rows))
     rows = pyg.summary(ours, x, edges, *more)
     assert rows == pyg.summary(theirs, x, edges, *more) and len(rows) == 4  # convolutions are leaves
-
-
-HETERO = (["a", "b"], [("a", "to", "b"), ("b", "back", "a"), ("a", "self", "a")])
-BIPARTITE = {
-    "SAGEConv": lambda p, i, o: p.SAGEConv((i, i), o), "SAGEConv, lazy": lambda p, i, o: p.SAGEConv((-1, -1), o),
-    "SAGEConv, two": lambda p, i, o: p.SAGEConv((i, i), o, aggr=["mean", "max"]),
-    "GraphConv": lambda p, i, o: p.GraphConv((i, i), o, aggr="mean"), "GINConv": lambda p, i, o: p.GINConv(mlp(i, o)),
-    "GATConv": lambda p, i, o: p.GATConv((i, i), o, heads=2, concat=False, add_self_loops=False),
-    "GATv2Conv": lambda p, i, o: p.GATv2Conv((i, i), o, add_self_loops=False),
-}  # fmt: skip
-
-
-def hetero_inputs():
-    sizes = {"a": 20, "b": 14}
-    x = {kind: features(n, seed=n) for kind, n in sizes.items()}
-    return x, {edge: graph(sizes[edge[0]], sizes[edge[2]], 60, seed=i) for i, edge in enumerate(HETERO[1])}
 
 
 @pytest.mark.parametrize("aggr", ["sum", "mean", "max"])
@@ -277,64 +207,6 @@ def test_a_kept_aggregate_is_not_the_masked_one():
     assert not torch.allclose(masked[2], plain) and torch.equal(masked[0], masked[2])
     clear_masks(conv)
     torch.testing.assert_close(conv(x, edges), plain)
-
-
-@pytest.mark.parametrize("kind", ["GCNConv", "SAGEConv", "GATConv"])
-def test_gnn_explainer(kind):
-    edges, x, found = graph(), features(), []
-    for model in both(kind):
-        torch.manual_seed(0)
-        explainer = Explainer(
-            model, GNNExplainer(epochs=20), explanation_type="model", node_mask_type="attributes",
-            edge_mask_type="object", model_config=dict(mode="multiclass_classification", task_level="node",
-                                                       return_type="raw"))  # fmt: skip
-        explanation = explainer(x, edges, index=7)
-        found.append((explanation.edge_mask, explanation.node_mask, explainer.get_masked_prediction(
-            x, edges, edge_mask=explanation.edge_mask)))  # fmt: skip
-    for got, want in zip(*found, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-8)
-    assert 0 < found[0][0].count_nonzero() < edges.size(1)
-
-
-CONFIG = dict(mode="multiclass_classification", task_level="node", return_type="raw")
-
-
-def explain(algorithm, **masks):
-    model, edges, x = Net(KINDS["GATConv"], nn), graph(), features().float()
-    Explainer(model, algorithm, explanation_type="model", model_config=CONFIG, **masks)(x, edges, index=3)
-
-
-REFUSED = {
-    "attention": lambda: explain(AttentionExplainer(), edge_mask_type="object"),
-    "graph mask": lambda: explain(GraphMaskExplainer(2, epochs=1, log=False), node_mask_type="attributes",
-                                  edge_mask_type="object"),
-    "bases": lambda: pyg.to_hetero_with_bases(Traced(BIPARTITE["SAGEConv"], nn), HETERO, 2, {"x": WIDTH}),
-    "message": lambda: nn.GCNConv(4, 4).message(torch.ones(3, 4)),
-    "propagate": lambda: nn.GCNConv(4, 4).propagate(graph(), x=features()),
-    "replaced": lambda: setattr(nn.SAGEConv(4, 4), "explain_message", lambda *args: None),
-    "aggregate replaced": lambda: setattr(nn.GINConv(torch.nn.Identity()), "aggregate", lambda *args: None),
-}  # fmt: skip
-HOOKS = [name for name in dir(pyg.MessagePassing) if name.startswith("register_") and name not in dir(torch.nn.Module)]
-
-
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_is_about_messages_is_refused(what):
-    with pytest.raises(NotImplementedError, match=r"is about single messages.*torch_geometric.nn.*accelerate"):
-        REFUSED[what]()
-
-
-@pytest.mark.parametrize("name", HOOKS)
-def test_hooks_of_messages_are_refused(name):
-    assert len(HOOKS) == 10
-    with pytest.raises(NotImplementedError, match=f"GATConv: {name} is about single messages"):
-        getattr(nn.GATConv(4, 4), name)(lambda *args: None)
-
-
-def test_every_method_of_pygs_base_is_known():
-    """A new one of a later PyG must be looked at: it may be about messages too."""
-    theirs = {n for n in vars(pyg.MessagePassing) if not n.startswith("_") and callable(vars(pyg.MessagePassing)[n])}
-    ours = {*sparsegnn.nn.recognised.ABOUT_MESSAGES, *sparsegnn.nn.recognised.HOOKS}
-    assert theirs - ours == {"forward", "reset_parameters", "jittable"}
 
 
 # --- accelerate, which is for PyG's ----------------------------------------------------------------------------------

@@ -1,0 +1,169 @@
+"""A GCN training step as users write it, and with the elementwise functions in the layers; default and kept memory.
+
+    python benchmarks/training/step.py [--threads 1] [--rounds 7] [--save]
+    python benchmarks/training/step.py --publish
+
+"As written" has ``relu``, ``dropout`` and the loss of torch between and behind two sparse ``GCNConv`` (128-256-40,
+90 %); "fused" has ``act="relu", dropout=0.5`` in the first, and the same loss. Default malloc and
+``sparsegnn.keep_memory()`` are each a process of its own, which take turns. Beside the time of a step stand its page
+faults (``resource.getrusage``). ``--save`` writes ``results/<device>/step_memory.jsonl``, of which ``--publish`` makes
+the table in README.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+if not __package__:  # run by its path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from harness import FOLDER, runner  # noqa: E402
+from harness.graphs import lognormal  # noqa: E402
+
+import sparsegnn  # noqa: E402
+from sparsegnn.nn import GCNConv  # noqa: E402
+
+FEATURES, HIDDEN, CLASSES, SPARSITY, DROPOUT = 128, 256, 40, 0.9, 0.5
+MALLOCS, WAYS = ("default", "kept"), ("as written", "fused")
+README, BEGIN, END = FOLDER.parent / "README.md", "<!-- step table:", "<!-- /step table -->"
+
+
+class Net(nn.Module):
+    def __init__(self, fused: bool):
+        super().__init__()
+        own = dict(act="relu", dropout=DROPOUT) if fused else {}
+        self.conv1 = GCNConv(FEATURES, HIDDEN, sparsity=SPARSITY, **own)
+        self.conv2, self.fused = GCNConv(HIDDEN, CLASSES, sparsity=SPARSITY), fused
+
+    def forward(self, x, graph):
+        x = self.conv1(x, graph)
+        if not self.fused:
+            x = functional.dropout(functional.relu(x), DROPOUT, self.training)
+        return self.conv2(x, graph)
+
+
+def step(fused: bool, nodes: int, edges: int):
+    """A closure that trains one step."""
+    torch.manual_seed(0)
+    net, graph = Net(fused), lognormal(nodes, edges)
+    x, y = torch.randn(nodes, FEATURES), torch.randint(CLASSES, (nodes,))
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+
+    def run():
+        optimizer.zero_grad()
+        functional.cross_entropy(net(x, graph), y).backward()
+        optimizer.step()
+
+    return run
+
+
+def serve(args) -> None:
+    """Times a step of one kind whenever a line asks for it."""
+    if args.serve == "kept" and not sparsegnn.keep_memory():
+        raise SystemExit("this process has another malloc than glibc's")
+    steps = {way: step(way == "fused", args.nodes, args.edges) for way in WAYS}
+    for run in steps.values():
+        run(), run()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        run = steps[line.strip()]
+        run()  # the memory that the other kind left
+        faults, start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
+        run()
+        seconds = time.perf_counter() - start
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+        print(json.dumps([seconds, faults]), flush=True)
+
+
+def measure(args) -> list[dict]:
+    command = [sys.executable, __file__, *(f"--{k}={getattr(args, k)}" for k in ("nodes", "edges", "threads"))]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    processes = {malloc: subprocess.Popen([*command, f"--serve={malloc}"], **pipes) for malloc in MALLOCS}
+    samples: dict[tuple[str, str], list] = {}
+    try:
+        for process in processes.values():
+            if process.stdout.readline() != "ready\n":
+                raise SystemExit("a process ended before it was ready")
+        for _ in range(args.rounds):
+            for way in WAYS:
+                for malloc, process in processes.items():
+                    print(way, file=process.stdin, flush=True)
+                    samples.setdefault((way, malloc), []).append(json.loads(process.stdout.readline()))
+    finally:
+        for process in processes.values():
+            process.stdin.close()
+            process.wait()
+    return [
+        {"way": way, "malloc": malloc, "seconds": statistics.median(s for s, _ in taken),
+         "faults": statistics.median(f for _, f in taken), "samples": [s for s, _ in taken]}
+        for (way, malloc), taken in samples.items()
+    ]  # fmt: skip
+
+
+def table(rows: list[dict]) -> str:
+    """One line per way of writing the step, the mallocs side by side."""
+    found = {(row["way"], row["malloc"]): row for row in rows}
+    lines = ["| GCN step | default malloc | `keep_memory()` |", "|---|---|---|"]
+    for way in WAYS:
+        cells = [f"{1e3 * row['seconds']:,.0f} ms, {row['faults']:,.0f} page faults"
+                 for row in (found[way, malloc] for malloc in MALLOCS)]  # fmt: skip
+        lines.append(f"| {way} | {' | '.join(cells)} |")
+    ratios = [found[WAYS[0], malloc]["seconds"] / found[WAYS[1], malloc]["seconds"] for malloc in MALLOCS]
+    return "\n".join([*lines, "| as written / fused | " + " | ".join(f"{r:.2f}" for r in ratios) + " |"])
+
+
+def publish() -> None:
+    """The tables of all machines, into README."""
+    parts = []
+    for path in sorted((FOLDER / "results").glob("*/step_memory.jsonl")):
+        rows = [json.loads(text) for text in path.read_text().splitlines()]
+        of = rows[0]
+        about = (
+            f"{of['nodes']:,} nodes, {of['edges']:,} edges, {FEATURES}-{HIDDEN}-{CLASSES}, 90 % sparse; `relu`, "
+            "dropout and loss of torch (as written) or the first two in the layer (fused); fp32, "
+            f"{of['threads']} thread(s), medians of turns; `benchmarks/results/{of['device']}`:"
+        )
+        parts += [about, table(rows)]
+    page = README.read_text()
+    note = f"{BEGIN} made by `python benchmarks/training/step.py --publish`; do not edit by hand -->"
+    README.write_text(page[: page.index(BEGIN)] + "\n\n".join([note, *parts, page[page.index(END) :]]))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nodes", type=int, default=170_000)
+    parser.add_argument("--edges", type=int, default=2_300_000)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--save", action="store_true")
+    parser.add_argument("--publish", action="store_true")
+    parser.add_argument("--serve", choices=MALLOCS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.publish:
+        publish()
+    elif args.serve:
+        serve(args)
+    else:
+        sizes = {name: getattr(args, name) for name in ("nodes", "edges", "threads")}
+        rows = [runner.environment() | sizes | row for row in measure(args)]
+        print(table(rows))
+        if args.save:
+            folder = FOLDER / "results" / runner.device_name()
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "step_memory.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
