@@ -11,7 +11,7 @@ from torch import nn
 
 from sparsegnn.advice.parts import Layer
 from sparsegnn.advice.work import OP, Candidate, Problem, model_copy
-from sparsegnn.compact import compact
+from sparsegnn.compaction import compact
 from sparsegnn.controllers.distributions import allocate
 from sparsegnn.controllers.structure.maxk import MaxKGNN
 from sparsegnn.convert import densify, sparsify

@@ -41,7 +41,7 @@ def agree(made, **tolerance):
     assert all(t.count_nonzero() and t.unique().numel() > 1 for t in made[0])
 
 
-def explained(kind, make, index=7, kind_of="model", **masks):
+def explained(kind, make, index=11, kind_of="model", **masks):
     made = []
     for model in three(kind):
         torch.manual_seed(0)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from sparsegnn.compact import compact
+from sparsegnn import compaction  # which is of these methods' parts
 from sparsegnn.controllers.attachment import take
 from sparsegnn.controllers.base import Controller
 from sparsegnn.controllers.optimizers import fresh, slots
@@ -115,7 +115,7 @@ class OTO(Controller):
     def finalize(self) -> nn.Module:
         """The model without the units that are zero by now; parameters stay the same objects, as does the optimizer."""
         self.detach()
-        return compact(self.model, optimizer=self.optimizer)
+        return compaction.compact(self.model, optimizer=self.optimizer)
 
     # --- checkpoints ---
 
