@@ -65,7 +65,7 @@ print(json.dumps(wrong))
 
 
 def test_names_are_found_in_any_order():
-    """Each as the first one that is asked for, and after the modules, one of which may have the name of another thing."""
+    """Each as the first that is asked for, and after the modules."""
     assert run(IN_ANY_ORDER) == []
     names: dict = {}
     exec("from sparsegnn import *", names)

@@ -46,7 +46,8 @@ class GCNConv(Propagation):
         add_self_loops = normalize if add_self_loops is None else add_self_loops
         super().__init__(aggr, flow, options, normalize, add_self_loops, improved, cached)
         if add_self_loops and not normalize:
-            raise ValueError("GCNConv: add_self_loops must be False or None without normalize, got True")
+            raise ValueError("GCNConv: add_self_loops must be False or None without normalize, got True: that does not "
+                             "support adding self-loops")  # fmt: skip
         check_activation("GCNConv", act, dropout)
         if bias:
             refuse_several("GCNConv", self.aggr, "bias is added to out_channels")

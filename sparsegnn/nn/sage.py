@@ -42,7 +42,9 @@ class SAGEConv(Convolution):
         self.out_channels = out_channels = check_size("SAGEConv", "out_channels", out_channels, 1)
         self.normalize, self.root_weight, self.project = normalize, root_weight, project
         if project and self.sources == -1:
-            raise ValueError("SAGEConv: in_channels must be given with project, got -1")
+            raise ValueError(
+                "SAGEConv: in_channels must be given with project, got -1: that does not support lazy widths"
+            )
         if project:
             self.lin = inner_linear("SAGEConv", self.sources, self.sources, 0.0, "unstructured", bias=True)
         several = 1 if isinstance(self.aggr, str) or self.sources == -1 else len(self.aggr)
