@@ -4,10 +4,11 @@ accelerated when it is made, and how many with the layers of `sparsegnn.nn` in p
 
     python scripts/pyg_tests.py ~/pytorch_geometric                      # a checkout of the installed version
     python scripts/pyg_tests.py ~/pytorch_geometric --only gcn sage      # files with these in their names
+    python scripts/pyg_tests.py ~/pytorch_geometric --every 10           # of a test's parameters every tenth set
     python scripts/pyg_tests.py ~/pytorch_geometric --save FILE          # as JSON, too
 
-The checkout is only read, and the installed PyG is what runs. As it is, it runs the tests that do not pass in both other
-ways (--all: every one); what fails in all three is PyG's matter, or that of a package that is missing.
+The checkout is only read, and the installed PyG is what runs. As it is, it runs the tests that do not pass in both
+other ways (--all: every one); what fails in all three is PyG's matter, or that of a package that is missing.
 """
 
 import argparse
@@ -28,7 +29,7 @@ OTHERS = (
     "nn/test_sequential.py nn/test_model_summary.py nn/test_model_hub.py nn/test_data_parallel.py "
     "nn/test_reshape*.py utils/test_trim_to_layer.py explain loader"
 ).split()
-WAY = "SPARSEGNN_PYG_TESTS"
+WAY, EVERY = "SPARSEGNN_PYG_TESTS", "SPARSEGNN_PYG_TESTS_EVERY"
 WAYS = ("pyg", "accelerated", "replaced")
 REASON = 160  # characters of an error that are kept
 
@@ -36,6 +37,17 @@ REASON = 160  # characters of an error that are kept
 def pytest_configure(config):
     """As a plugin of pytest."""
     {"accelerated": accelerate_all, "replaced": replace_all}.get(os.environ.get(WAY), lambda: None)()
+
+
+def pytest_collection_modifyitems(items):
+    """Of the parameters of a test every n-th set, the first one always; of a test that is named, the one that is."""
+    every, seen, kept = int(os.environ.get(EVERY, "1")), {}, []
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        seen[test] = seen.get(test, -1) + 1
+        if seen[test] % every == 0:
+            kept.append(item)
+    items[:] = kept
 
 
 def accelerate_all():
@@ -90,11 +102,11 @@ def files(checkout: Path) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def run(checkout: Path, tests: list[str], way: str) -> dict[str, tuple[str, str]]:
+def run(checkout: Path, tests: list[str], way: str, every: int = 1) -> dict[str, tuple[str, str]]:
     """Test -> (passed, failed, skipped or error; what it said)."""
     here = Path(__file__).resolve().parent
     path = os.pathsep.join([str(here.parent), str(here), os.environ.get("PYTHONPATH", "")])
-    env = os.environ | {WAY: way, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "COLUMNS": "400"}
+    env = os.environ | {WAY: way, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "COLUMNS": "400", EVERY: str(every)}
     options = "-p pyg_tests -p no:cacheprovider -q -rA --color=no --tb=line -W ignore".split()
     command = [sys.executable, "-m", "pytest", *options, *tests]
     made = subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True)
@@ -134,12 +146,13 @@ def main() -> int:
     parser.add_argument("checkout", type=Path)
     parser.add_argument("--only", nargs="*", default=[""], help="files whose names contain one of these")
     parser.add_argument("--ways", nargs="*", default=list(WAYS[1:]), choices=WAYS[1:], help="beside PyG as it is")
+    parser.add_argument("--every", type=int, default=1, help="of a test's parameters every n-th set")
     parser.add_argument("--all", action="store_true", help="every test with PyG as it is, too")
     parser.add_argument("--tests", default="", help="the version of the tests, where git does not know it")
     parser.add_argument("--save", type=Path, help="write JSON")
     args = parser.parse_args()
     tests = [t for t in files(args.checkout) if any(part in t for part in args.only)]
-    results = {way: run(args.checkout, tests, way) for way in args.ways}
+    results = {way: run(args.checkout, tests, way, args.every) for way in args.ways}
     for way, found in results.items():
         failed = [t for t, (result, _) in found.items() if result != "passed" and "::" in t]
         if failed:  # some draw other numbers at each run, and compare to the last digits
@@ -148,15 +161,18 @@ def main() -> int:
     theirs = {t: ("passed", "") for t in everywhere if results[args.ways[0]][t][0] == "passed" and not args.all}
     left = [t for t in set().union(*results.values()) - theirs.keys()]
     files_left = {t.partition("::")[0] for t in left} if any("::" not in t for t in left) else set()
-    left = tests if args.all else sorted(t for t in left if t.partition("::")[0] not in files_left) + sorted(files_left)
-    results = {WAYS[0]: theirs | (run(args.checkout, left, WAYS[0]) if left else {})} | results
+    named = sorted(t for t in left if t.partition("::")[0] not in files_left)
+    found = run(args.checkout, named, WAYS[0]) if named and not args.all else {}
+    if args.all or files_left:  # a file that could not be imported
+        found |= run(args.checkout, tests if args.all else sorted(files_left), WAYS[0], args.every)
+    results = {WAYS[0]: theirs | found} | results
     rows = count(results)
     print(table(rows, list(results)))
     if args.save:
         describe = ["git", "-C", str(args.checkout), "describe", "--tags"]
         told = args.tests or subprocess.run(describe, capture_output=True, text=True).stdout.strip()
         total = {way: sum(row[way] for row in rows.values()) for way in results}
-        made = {"pyg": version("torch_geometric"), "tests": told, "total": total, "files": rows}
+        made = {"pyg": version("torch_geometric"), "tests": told, "every": args.every, "total": total, "files": rows}
         args.save.write_text(json.dumps(made, indent=1) + "\n")
     return 0
 

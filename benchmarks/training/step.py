@@ -5,9 +5,9 @@
 
 "As written" has ``relu``, ``dropout`` and the loss of torch between and behind two sparse ``GCNConv`` (128-256-40,
 90 %); "fused" has ``act="relu", dropout=0.5`` in the first, and the same loss. Default malloc and
-``sparsegnn.keep_memory()`` are each a process of its own, which take turns. Beside the time of a step stand its page
-faults (``resource.getrusage``). ``--save`` writes ``results/<device>/step_memory.jsonl``, of which ``--publish`` makes
-the table in README.
+``sparsegnn.keep_memory()`` are each a process of its own, which take turns. Beside the time of a step, with one thread
+its CPU time, stand its page faults (``resource.getrusage``). ``--save`` writes ``results/<device>/step_memory.jsonl``,
+of which ``--publish`` makes the table in README.
 """
 
 from __future__ import annotations
@@ -78,11 +78,11 @@ def serve(args) -> None:
     for line in sys.stdin:
         run = steps[line.strip()]
         run()  # the memory that the other kind left
-        faults, start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
+        before, clock = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
         run()
-        seconds = time.perf_counter() - start
-        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
-        print(json.dumps([seconds, faults]), flush=True)
+        clock, after = time.perf_counter() - clock, resource.getrusage(resource.RUSAGE_SELF)
+        user, system = after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
+        print(json.dumps([clock, user + system, system, after.ru_minflt - before.ru_minflt]), flush=True)
 
 
 def measure(args) -> list[dict]:
@@ -103,11 +103,16 @@ def measure(args) -> list[dict]:
         for process in processes.values():
             process.stdin.close()
             process.wait()
-    return [
-        {"way": way, "malloc": malloc, "seconds": statistics.median(s for s, _ in taken),
-         "faults": statistics.median(f for _, f in taken), "samples": [s for s, _ in taken]}
-        for (way, malloc), taken in samples.items()
-    ]  # fmt: skip
+    rows, names = [], ("wall", "cpu", "system", "faults")
+    for (way, malloc), taken in samples.items():
+        medians = (statistics.median(values) for values in zip(*taken, strict=True))
+        rows.append({"way": way, "malloc": malloc, **dict(zip(names, medians, strict=True)), "samples": taken})
+    return rows
+
+
+def seconds(row: dict) -> float:
+    """Of a step: with one thread those that it had a core, which does not count what else runs there."""
+    return row["cpu"] if row["threads"] == 1 else row["wall"]
 
 
 def table(rows: list[dict]) -> str:
@@ -115,10 +120,10 @@ def table(rows: list[dict]) -> str:
     found = {(row["way"], row["malloc"]): row for row in rows}
     lines = ["| GCN step | default malloc | `keep_memory()` |", "|---|---|---|"]
     for way in WAYS:
-        cells = [f"{1e3 * row['seconds']:,.0f} ms, {row['faults']:,.0f} page faults"
+        cells = [f"{1e3 * seconds(row):,.0f} ms, {row['faults']:,.0f} page faults"
                  for row in (found[way, malloc] for malloc in MALLOCS)]  # fmt: skip
         lines.append(f"| {way} | {' | '.join(cells)} |")
-    ratios = [found[WAYS[0], malloc]["seconds"] / found[WAYS[1], malloc]["seconds"] for malloc in MALLOCS]
+    ratios = [seconds(found[WAYS[0], malloc]) / seconds(found[WAYS[1], malloc]) for malloc in MALLOCS]
     return "\n".join([*lines, "| as written / fused | " + " | ".join(f"{r:.2f}" for r in ratios) + " |"])
 
 
@@ -131,7 +136,8 @@ def publish() -> None:
         about = (
             f"{of['nodes']:,} nodes, {of['edges']:,} edges, {FEATURES}-{HIDDEN}-{CLASSES}, 90 % sparse; `relu`, "
             "dropout and loss of torch (as written) or the first two in the layer (fused); fp32, "
-            f"{of['threads']} thread(s), medians of turns; `benchmarks/results/{of['device']}`:"
+            f"{of['threads']} thread(s), medians of turns, CPU time of a step and its page "
+            f"faults; `benchmarks/results/{of['device']}`:"
         )
         parts += [about, table(rows)]
     page = README.read_text()
