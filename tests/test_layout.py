@@ -59,7 +59,7 @@ RANK = {
     **dict.fromkeys(("graph", "graph_formats", "pattern", "plans", "policy"), 1),
     "ops": 2,
     "nn": 3,
-    **dict.fromkeys(("compact", "convert", "controllers", "linears", "pyg", "width"), 4),
+    **dict.fromkeys(("compaction", "convert", "controllers", "linears", "pyg", "width"), 4),
     **dict.fromkeys(("_info", "advice", "capture", "experiments", "report", "integrations"), 5),
     "study": 6,
     **dict.fromkeys(("cli", "__main__"), 7),

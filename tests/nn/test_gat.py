@@ -210,10 +210,6 @@ def test_compiles_without_graph_breaks():
         (lambda: GATConv(6, 4)(torch.randn(40, 5), random_graph()), r"x must have shape \[N, 6\], got \[40, 5\]"),
         (lambda: GATConv(6, 4)(torch.randn(20, 6), random_graph()), "edge_index"),
         (lambda: GATConv(6, 4, edge_dim=2)(torch.randn(40, 6), random_graph(), torch.randn(3, 2)), "edge_attr must"),
-        (
-            lambda: GATConv(6, 4)(torch.randn(40, 6), random_graph(), return_attention_weights=True),
-            "return_attention_weights must be None",
-        ),
     ],
 )
 def test_bad_input(make, message):

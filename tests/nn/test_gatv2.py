@@ -113,10 +113,6 @@ def test_compiles_without_graph_breaks():
         (lambda: GATv2Conv(6, 4)(torch.randn(40, 5), random_graph()), r"x must have shape \[N, 6\], got \[40, 5\]"),
         (lambda: GATv2Conv(6, 4)((torch.randn(40, 6), None), random_graph()), "x must hold the features"),
         (lambda: GATv2Conv(6, 4, edge_dim=2)(torch.randn(40, 6), random_graph(), torch.randn(3, 2)), "edge_attr must"),
-        (
-            lambda: GATv2Conv(6, 4)(torch.randn(40, 6), random_graph(), return_attention_weights=True),
-            "return_attention_weights must be None",
-        ),
     ],
 )
 def test_bad_input(make, message):
