@@ -1,13 +1,13 @@
 """A GCN training step as users write it, and with the elementwise functions in the layers; default and kept memory.
 
-    python benchmarks/training/step.py [--threads 1] [--rounds 7] [--save]
+    python benchmarks/training/step.py [--dropout 0.5] [--threads 1] [--rounds 7] [--save]
     python benchmarks/training/step.py --publish
 
 "As written" has ``relu``, ``dropout`` and the loss of torch between and behind two sparse ``GCNConv`` (128-256-40,
-90 %); "fused" has ``act="relu", dropout=0.5`` in the first, and the same loss. Default malloc and
-``sparsegnn.keep_memory()`` are each a process of its own, which take turns. Beside the time of a step, with one thread
-its CPU time, stand its page faults (``resource.getrusage``). ``--save`` writes ``results/<device>/step_memory.jsonl``,
-of which ``--publish`` makes the table in README.
+90 %); "fused" has ``act="relu", dropout=`` in the first, and the same loss. Without ``--dropout`` none drops. Default
+malloc and ``sparsegnn.keep_memory()`` are each a process of its own, which take turns. Beside the time of a step, with
+one thread its CPU time, stand its page faults (``resource.getrusage``). ``--save`` writes
+``results/<device>/step_memory.jsonl``, of which ``--publish`` makes the table in README.
 """
 
 from __future__ import annotations
@@ -33,29 +33,32 @@ from harness.graphs import lognormal  # noqa: E402
 import sparsegnn  # noqa: E402
 from sparsegnn.nn import GCNConv  # noqa: E402
 
-FEATURES, HIDDEN, CLASSES, SPARSITY, DROPOUT = 128, 256, 40, 0.9, 0.5
+FEATURES, HIDDEN, CLASSES, SPARSITY = 128, 256, 40, 0.9
 MALLOCS, WAYS = ("default", "kept"), ("as written", "fused")
+SIZES = ("nodes", "edges", "threads", "dropout")
 README, BEGIN, END = FOLDER.parent / "README.md", "<!-- step table:", "<!-- /step table -->"
 
 
 class Net(nn.Module):
-    def __init__(self, fused: bool):
+    def __init__(self, fused: bool, dropout: float):
         super().__init__()
-        own = dict(act="relu", dropout=DROPOUT) if fused else {}
+        own = dict(act="relu", dropout=dropout) if fused else {}
+        self.dropout = dropout
         self.conv1 = GCNConv(FEATURES, HIDDEN, sparsity=SPARSITY, **own)
         self.conv2, self.fused = GCNConv(HIDDEN, CLASSES, sparsity=SPARSITY), fused
 
     def forward(self, x, graph):
         x = self.conv1(x, graph)
         if not self.fused:
-            x = functional.dropout(functional.relu(x), DROPOUT, self.training)
+            x = functional.relu(x)
+            x = functional.dropout(x, self.dropout, self.training) if self.dropout else x
         return self.conv2(x, graph)
 
 
-def step(fused: bool, nodes: int, edges: int):
+def step(fused: bool, args):
     """A closure that trains one step."""
     torch.manual_seed(0)
-    net, graph = Net(fused), lognormal(nodes, edges)
+    net, graph, nodes = Net(fused, args.dropout), lognormal(args.nodes, args.edges), args.nodes
     x, y = torch.randn(nodes, FEATURES), torch.randint(CLASSES, (nodes,))
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
 
@@ -71,7 +74,7 @@ def serve(args) -> None:
     """Times a step of one kind whenever a line asks for it."""
     if args.serve == "kept" and not sparsegnn.keep_memory():
         raise SystemExit("this process has another malloc than glibc's")
-    steps = {way: step(way == "fused", args.nodes, args.edges) for way in WAYS}
+    steps = {way: step(way == "fused", args) for way in WAYS}
     for run in steps.values():
         run(), run()
     print("ready", flush=True)
@@ -116,15 +119,18 @@ def seconds(row: dict) -> float:
 
 
 def table(rows: list[dict]) -> str:
-    """One line per way of writing the step, the mallocs side by side."""
-    found = {(row["way"], row["malloc"]): row for row in rows}
+    """One line per way of writing each step, the mallocs side by side."""
     lines = ["| GCN step | default malloc | `keep_memory()` |", "|---|---|---|"]
-    for way in WAYS:
-        cells = [f"{1e3 * seconds(row):,.0f} ms, {row['faults']:,.0f} page faults"
-                 for row in (found[way, malloc] for malloc in MALLOCS)]  # fmt: skip
-        lines.append(f"| {way} | {' | '.join(cells)} |")
-    ratios = [seconds(found[WAYS[0], malloc]) / seconds(found[WAYS[1], malloc]) for malloc in MALLOCS]
-    return "\n".join([*lines, "| as written / fused | " + " | ".join(f"{r:.2f}" for r in ratios) + " |"])
+    for dropout in sorted({row["dropout"] for row in rows}):
+        found = {(row["way"], row["malloc"]): row for row in rows if row["dropout"] == dropout}
+        what = f"relu, dropout {dropout:g}" if dropout else "relu"
+        for way in WAYS:
+            cells = [f"{1e3 * seconds(row):,.0f} ms, {row['faults']:,.0f} page faults"
+                     for row in (found[way, malloc] for malloc in MALLOCS)]  # fmt: skip
+            lines.append(f"| {what}, {way} | {' | '.join(cells)} |")
+        ratios = [seconds(found[WAYS[0], malloc]) / seconds(found[WAYS[1], malloc]) for malloc in MALLOCS]
+        lines.append(f"| {what}, as written / fused | " + " | ".join(f"{r:.2f}" for r in ratios) + " |")
+    return "\n".join(lines)
 
 
 def publish() -> None:
@@ -135,7 +141,7 @@ def publish() -> None:
         of = rows[0]
         about = (
             f"{of['nodes']:,} nodes, {of['edges']:,} edges, {FEATURES}-{HIDDEN}-{CLASSES}, 90 % sparse; `relu`, "
-            "dropout and loss of torch (as written) or the first two in the layer (fused); fp32, "
+            "dropout and loss of torch (as written), or all but the loss in the layer (fused); fp32, "
             f"{of['threads']} thread(s), medians of turns, CPU time of a step and its page "
             f"faults; `benchmarks/results/{of['device']}`:"
         )
@@ -150,6 +156,7 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, default=170_000)
     parser.add_argument("--edges", type=int, default=2_300_000)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--save", action="store_true")
     parser.add_argument("--publish", action="store_true")
@@ -161,13 +168,16 @@ def main() -> int:
     elif args.serve:
         serve(args)
     else:
-        sizes = {name: getattr(args, name) for name in ("nodes", "edges", "threads")}
+        sizes = {name: getattr(args, name) for name in SIZES}
         rows = [runner.environment() | sizes | row for row in measure(args)]
         print(table(rows))
         if args.save:
             folder = FOLDER / "results" / runner.device_name()
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "step_memory.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            path = folder / "step_memory.jsonl"
+            before = [json.loads(text) for text in path.read_text().splitlines()] if path.is_file() else []
+            rows += [row for row in before if row["dropout"] != args.dropout]
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return 0
 
 

@@ -165,9 +165,12 @@ def test_copies_have_the_hooks_and_weights_of_their_own(again):
     assert not torch.allclose(plain, wanted)
     other = again(conv)
     torch.testing.assert_close(other(x, edges), wanted)
+    other.flow = "target_to_source"
+    torch.testing.assert_close(other(x, edges.flip(0)), wanted)
+    torch.testing.assert_close(conv(x, edges), wanted)
     other.lin_l = copy.deepcopy(other.lin_l)
     torch.nn.init.zeros_(other.lin_l.weight)
-    assert not torch.allclose(other(x, edges), wanted)
+    assert not torch.allclose(other(x, edges.flip(0)), wanted)
     if again is not copy.copy:  # which shares the table of its layers
         torch.testing.assert_close(conv(x, edges), wanted)
 
