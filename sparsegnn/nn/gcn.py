@@ -102,7 +102,7 @@ class GCNConv(Propagation):
         return finish(self._product(graph, self.lin(dense(x)), lead), *epilogue)
 
     def _finished(self, y: Tensor) -> Tensor:
-        dropout = self.dropout if self.training else 0.0
+        dropout = self.dropout * self.training
         return finish(y, None, self.act, dropout, new_seed(dropout, y.device))
 
     def _product(self, graph: CSRGraph, x, lead: Lead) -> Tensor:
