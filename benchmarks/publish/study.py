@@ -50,7 +50,9 @@ def section(path: Path) -> str:
     for old in folder.iterdir():
         old.unlink()
     found, _ = plots.figures(view)
-    for figure in (f for f in found if f.name in SHOWN):
+    several = len({net.sparsity_asked for net in view.results.rows if net.sparsity_asked is not None}) > 1
+    shown = SHOWN if several else SHOWN[-1:]  # nothing is drawn against one sparsity
+    for figure in (f for f in found if f.name in shown):
         for path in map(Path, draw.save(figure, folder)):
             if path.suffix != ".svg":
                 path.unlink()
