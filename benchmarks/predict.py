@@ -41,15 +41,18 @@ def predictions(found: dict, machine: model.Machine, op: str | None = None, grap
 
 
 def bars(found: dict, machine: model.Machine, op: str | None = None, graph: str | None = None) -> list[cases.Bar]:
-    every = [*cases.filling(found), *cases.counting(found), *cases.timing(found, machine, list(cases.everything()))]
-    if op in (None, "sparse_linear"):
+    rows_share = ("segments", "spmm", "gat", "maxk_spmm")
+
+    def wanted(of: str, on: str | None) -> bool:
+        return (op in (None, of) or (of == "segments" and op in rows_share)) and graph in (None, on)
+
+    every = [*cases.filling(found, wanted), *cases.counting(found), *cases.timing(found, machine, wanted)]
+    if wanted("sparse_linear", None):
         try:
             every += cases.policy(found, machine)
         except ImportError as error:
             print(f"predict: the policy needs torch: {error}", file=sys.stderr)
-    rows_share = ("segments", "spmm", "gat", "maxk_spmm")
-    chosen = [b for b in every if op in (None, b.op) or (b.op == "segments" and op in rows_share)]
-    return [b for b in chosen if graph is None or b.graph == graph]
+    return [b for b in every if wanted(b.op, b.graph)]
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

@@ -136,6 +136,7 @@ def nonzeros(k: int, m: int, sparsity: float) -> int:
 
 def everything() -> Iterator[Case]:
     percent = {0.9: "90 %", 0.95: "95 %"}
+    of_weights = {0.9: 1.5, 0.95: 2.5}
     for graph, width, ms in (("arxiv", 256, 0.37), ("reddit", 256, 17), ("reddit", 602, None), ("products", 100, None),
                              ("products", 256, 35), ("arxiv", 41, None)):  # fmt: skip
         row = f"spmm sum, {graph}{' in random order' if graph == 'products' else ''}, {width} features, fp32: cuSPARSE"
@@ -153,16 +154,16 @@ def everything() -> Iterator[Case]:
     for sparsity, ratio in ((0.9, 2.3), (0.95, 4.2)):
         nnz = nonzeros(256, 256, sparsity)
         peer = cublas(ARXIV, 256, 256)
-        text = f"sparse_linear {ARXIV:,}x256x256"
+        text, against = f"sparse_linear {ARXIV:,}x256x256", f"{percent[sparsity]}, fp32: torch.mm fp32"
         for what, label in (("y", "forward"), ("dx", "dx")):
             yield Case("sparse_linear", f"{text} {what}, {percent[sparsity]}", None,
                        lambda c, m, nnz=nnz: [model.linear("product", c, ARXIV, 256, 256, nnz, m)], peer,
                        times(ratio, peer), "cuBLAS fp32",
-                       (f"{text}, {label}, {percent[sparsity]}, fp32: torch.mm fp32", percent[sparsity]))  # fmt: skip
+                       (f"{text}, {label}, {against}", percent[sparsity]))  # fmt: skip
         yield Case("sparse_linear", f"{text} dvalues, {percent[sparsity]}", None,
                    lambda c, m, nnz=nnz: [model.linear_values("dvalues", c, ARXIV, 256, 256, nnz, m)], peer,
-                   times({0.9: 1.5, 0.95: 2.5}[sparsity], peer), "cuBLAS fp32",
-                   (f"{text}, gradient of the weights, {percent[sparsity]}, fp32: torch.mm fp32", percent[sparsity]))  # fmt: skip
+                   times(of_weights[sparsity], peer), "cuBLAS fp32",
+                   (f"{text}, gradient of the weights, {against}", percent[sparsity]))  # fmt: skip
     nnz = nonzeros(256, 256, 0.9)
     for backward, ratio in ((False, 1.8), (True, 2.0)):
         parts = [cusparse("arxiv", 256)] + [cublas(ARXIV, 256, 256)] * (1 + backward)
@@ -219,10 +220,17 @@ BY_ROWS = {
 }
 
 
-def filling(counts: dict[str, Count]) -> Iterator[Bar]:
+FILLED = ("arxiv", "reddit", "products", "facebook_pages", "soc_slashdot0902")
+
+
+#: whether bars of an op on a graph are wanted; what they need is not reckoned elsewhere
+Wanted = Callable[[str, "str | None"], bool]
+
+
+def filling(counts: dict[str, Count], wanted: Wanted) -> Iterator[Bar]:
     """The least of all ops that share rows among lanes, over a row of 256 columns and a slice of 32."""
-    for name in ("arxiv", "reddit", "products", "facebook_pages", "soc_slashdot0902"):
-        if name not in degrees.available():
+    for name in FILLED:
+        if name not in degrees.available() or not wanted("segments", name):
             continue
         g, worst = degrees.graph(name), {}
         for op, (header, size) in BY_ROWS.items():
@@ -243,12 +251,14 @@ def counting(counts: dict[str, Count]) -> Iterator[Bar]:
     yield Bar("spmm", "the same with values", counts["spmm sum, values"].instructions, 13, before="23")
     for which, header, bar, before in (("forward", "gat.cuh", 20, "92"), ("backward", "gat_backward.cuh", 24, "87")):
         sliced = "slices of the L2" if passes_table(header) else "no slices of the L2"
+        sliced += f"; {counts[f'gat {which}, dropout'].instructions:.0f} with dropout"
         yield Bar("gat", f"GAT {which}: instructions of an edge and 512 B", counts[f"gat {which}"].instructions, bar,
                   before=before, note=sliced)  # fmt: skip
     lanes = int(plan("linear", ARXIV, 256, 256, 4, nonzeros(256, 256, 0.9))["per_lane"])
     count = counts[f"sparse_linear, NL = {lanes}"]
+    note = f"NL = {lanes} at K = 256, {count.facts.get('lines', 1):g} lines of a store"
     yield Bar("sparse_linear", "sparse_linear y and dx: of 4 nonzeros and 64 samples", count.instructions * 2 / lanes,
-              22, before="35", note=f"NL = {lanes} at K = 256, {count.facts.get('lines', 1):g} lines of a store")  # fmt: skip
+              22, before="35", note=note)  # fmt: skip
     lanes = int(plan("dvalues", ARXIV, 256, 256, 4)["per_lane"])
     count = counts[f"sparse_linear dvalues, NL = {lanes}"]
     yield Bar("sparse_linear", "sparse_linear dvalues: of a nonzero and 64 samples", count.instructions * 2 / lanes, 9,
@@ -256,13 +266,16 @@ def counting(counts: dict[str, Count]) -> Iterator[Bar]:
     yield Bar("block_linear", "block_linear: LDG for 8 HMMA", counts["block_linear 32x32 bf16"].loads, 3, before="9")
 
 
-def timing(counts: dict[str, Count], m: Machine, cases: list[Case]) -> Iterator[Bar]:
+def timing(counts: dict[str, Count], m: Machine, wanted: Wanted) -> Iterator[Bar]:
     for name, bar, before in (("MaxK select, products, 256 to 32", 1.2, "4"),
                               ("MaxK spmm backward, Reddit, k = 32", 8, "17")):  # fmt: skip
-        case = next(c for c in cases if c.name == name)
-        yield Bar(case.op, f"{name}: predicted ms", 1e3 * model.total(case.run(counts, m), m), bar, before=before,
-                  graph=case.graph)  # fmt: skip
+        case = next(c for c in everything() if c.name == name)
+        if wanted(case.op, case.graph):
+            yield Bar(case.op, f"{name}: predicted ms", 1e3 * model.total(case.run(counts, m), m), bar, before=before,
+                      graph=case.graph)  # fmt: skip
     for graph, width in (("reddit", 602), ("arxiv", 41), ("products", 100)):
+        if not wanted("spmm", graph):
+            continue
         here, next_ = (model.total(spmm(graph, w)(counts, m), m) for w in (width, -(-width // 4) * 4))
         v = vector(int(plan("vectors", width)["padded"]))
         yield Bar("spmm", f"F = {width}, {graph}: by the next multiple of 4", here / next_, 1.05, before="V = 2 or 1",

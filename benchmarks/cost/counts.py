@@ -44,6 +44,7 @@ class Count:
     straight: int
     registers: int
     shared: int
+    spilled: int = 0  # bytes of a thread's stack
     facts: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -97,6 +98,7 @@ def count(kernel: sass.Kernel, entry: dict) -> Count:
         straight=kernel.straight,
         registers=kernel.registers,
         shared=max(0, kernel.shared - RESERVED),
+        spilled=kernel.spilled,
         facts=facts,
     )
 

@@ -1,4 +1,4 @@
-"""Kernels compiled for sm_90 one by one, and their machine code; kept in a folder under the hash of what they are of."""
+"""Kernels compiled for sm_90 one by one, and their machine code; kept in a folder under a hash of their source."""
 
 from __future__ import annotations
 
@@ -74,19 +74,15 @@ def includes(header: Path) -> list[Path]:
 def probe(header: str, kernels: list[str]) -> str:
     """A source that makes nvcc instantiate these kernels of ``csrc/cuda/<header>``, and no other."""
     taken = ", ".join(f"reinterpret_cast<const void*>(&{kernel})" for kernel in kernels)
-    return (f'#include "{CSRC / "cuda" / header}"\nnamespace sparsegnn::cuda {{\n'
-            f"const void* taken(int i) {{\n  const void* const all[] = {{{taken}}};\n  return all[i];\n}}\n}}\n")  # fmt: skip
+    body = f"const void* taken(int i) {{\n  const void* const all[] = {{{taken}}};\n  return all[i];\n}}\n"
+    return f'#include "{CSRC / "cuda" / header}"\nnamespace sparsegnn::cuda {{\n{body}}}\n'
 
 
 def plain(name: str) -> str:
     """A kernel's name as ``budget.json`` has it and as c++filt prints it, made the same."""
     name = name.replace("sparsegnn::cuda::", "").replace("(anonymous namespace)::", "")
-    for written, meant in (
-        ("uint8_t", "unsigned char"),
-        ("int16_t", "short"),
-        ("(bool)1", "true"),
-        ("(bool)0", "false"),
-    ):
+    types = {"uint8_t": "unsigned char", "uint16_t": "unsigned short", "int16_t": "short", "int32_t": "int"}
+    for written, meant in (types | {"(bool)1": "true", "(bool)0": "false"}).items():
         name = name.replace(written, meant)
     return re.sub(r"(?<=\d)[ul]+\b", "", name.removeprefix("void ").replace(" ", ""))
 

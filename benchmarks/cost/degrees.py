@@ -18,7 +18,7 @@ STAND_INS = {
 REAL = ("facebook_pages", "soc_slashdot0902", "flickr_7575", "coauthor_physics", "amazon_computers")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Graph:
     """A square CSR pattern, as far as a schedule sees it. ``degrees`` [N] int64: edges of every row, in their order."""
 

@@ -1,4 +1,4 @@
-"""Milliseconds that an H200 should need, of counted instructions, filled lanes and bytes. PREDICTIONS, not measurements.
+"""Milliseconds that an H200 should need, by counted instructions, filled lanes and bytes. PREDICTIONS, not measured.
 
 A kernel takes as long as the slowest of what works at once: issuing, the load-store units, the other pipes, the L2, the
 memory, and waiting for loads with the warps that there are. ``ASSUMED`` holds every number that is not counted.
@@ -89,8 +89,8 @@ def rounded(width_bytes: float, machine: Machine) -> float:
 
 def gathered(graph: Graph, width_bytes: float, slice_bytes: float, extra: float, written: float,
              machine: Machine) -> tuple[float, float, float]:  # fmt: skip
-    """Bytes from the L2 and from memory, and the share of a gather's loads that the L2 has, where every edge reads a row
-    in slices, and ``extra`` bytes of its own for each of them."""
+    """Bytes from the L2 and from memory, and the share of a gather's loads that the L2 has, where every edge reads a
+    row in slices, and ``extra`` bytes of its own for each of them."""
     slices = width_bytes / slice_bytes
     table, moved = graph.nodes * width_bytes, graph.edges * width_bytes
     other = extra * graph.edges * slices + 4 * graph.nodes * slices + written
@@ -108,7 +108,7 @@ def streamed(name: str, bytes_: float, machine: Machine) -> Cost:
 
 
 def issued(count: Count, units: float, around: float, machine: Machine, tail: float = 0.0) -> dict[str, float]:
-    """Seconds of the pipes for so many units of a loop, warps that come by, and units left over, all of single warps."""
+    """Seconds of the pipes for so many units of a loop, warps that come by, and units left over, each of a warp."""
     instructions = units * count.instructions + tail * (count.tail or 0) + around * count.around
     full = units + (tail if count.tail else 0)
     peak = machine.cycles
@@ -199,7 +199,7 @@ def linear_values(name: str, counts: dict[str, Count], batch: int, inputs: int, 
 
 def fused(name: str, counts: dict[str, Count], graph: Graph, inputs: int, outputs: int, nnz: int, backward: bool,
           machine: Machine) -> Cost:  # fmt: skip
-    """``spmm_linear`` or its backward with both gradients, in fp32: gather and products of two blocks on an SM overlap."""
+    """``spmm_linear`` or its backward with both gradients, in fp32: gather and products of blocks on an SM overlap."""
     gathers = outputs if backward else inputs
     p = plan("fused_backward" if backward else "fused", graph.nodes, inputs, outputs, 4)
     lanes, which = int(p["per_lane"]), "backward " if backward else ""

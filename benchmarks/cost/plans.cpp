@@ -10,7 +10,6 @@
 #include <sstream>
 
 #include "cuda/block_linear.cuh"
-#include "cuda/gat.cuh"
 #include "cuda/maxk.cuh"
 #include "cuda/maxk_spmm_backward.cuh"
 #include "cuda/spmm_linear_backward.cuh"

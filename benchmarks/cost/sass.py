@@ -115,7 +115,7 @@ class Kernel:
 
     @cached_property
     def order(self) -> dict[int, int]:
-        """The place of every block that can be reached in reverse postorder: before those it leads to, but for loops."""
+        """The place of every block in reverse postorder: before those it leads to, but for loops. Others are dead."""
         entry = next(iter(self.blocks))
         seen, done, stack = {entry}, [], [(entry, iter(self.successors[entry]))]
         while stack:
@@ -216,7 +216,8 @@ class Kernel:
         return [i for at in reversed(path) for i in self.blocks[at]]
 
     def ways(self, marked: Callable[[Instruction], bool], longest: bool = False,
-             barred: Callable[[Instruction], bool] = lambda i: False) -> list[tuple[Loop, list[Instruction]]]:  # fmt: skip
+             barred: Callable[[Instruction], bool] = lambda i: False,
+             ) -> list[tuple[Loop, list[Instruction]]]:  # fmt: skip
         """The ways through the loops that have a mark, nothing barred, and no other loop with a mark inside; most marks
         first, and of as many the shortest first, or the longest."""
         at_mark, at_barred = ({at for at, block in self.blocks.items() if any(map(is_one, block))}

@@ -35,7 +35,7 @@ def program() -> Path:
     if not path.is_file():
         cubin.folder().mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}")
-        cubin.run(compiler, "-std=c++17", "-O1", "-w", f"-I{cubin.CSRC}", f"-I{EMULATOR}", SOURCE,
+        cubin.run(compiler, "-std=c++17", "-O0", "-w", f"-I{cubin.CSRC}", f"-I{EMULATOR}", SOURCE,
                   EMULATOR / "fiber.cpp", "-o", temporary)  # fmt: skip
         temporary.replace(path)
     return path
@@ -92,8 +92,8 @@ class Filled:
 
 
 def fill(degrees: np.ndarray, groups: int, block: int, unroll: int, masked: bool, setup: float = 2.0) -> Filled:
-    """``groups`` rows in a warp, ``block`` rows in a block, in this order. A row takes ``setup`` waits and one for every
-    iteration: of ``unroll`` edges, and one each for those left over, or of them together if ``masked``."""
+    """``groups`` rows in a warp, ``block`` rows in a block, in this order. A row takes ``setup`` waits and one for
+    every iteration: of ``unroll`` edges, and one each for those left over, or of them together if ``masked``."""
     d = np.asarray(degrees, dtype=np.int64)
     body, tail = (-(-d // unroll), np.zeros_like(d)) if masked else (d // unroll, d % unroll)
     pad = -len(d) % block
@@ -128,9 +128,10 @@ def cut(degrees: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
     return np.where(d > window, 0, d), pieces
 
 
+@cache
 def segments(graph: Graph, width: int, size: int, vector: int, unroll: int, masked: bool, sliced: bool,
              ordered: bool | None = None) -> tuple[dict[str, float], Filled]:  # fmt: skip
-    """The plan of ``common/segments.cuh`` and how it fills; of one slice of columns, of which the plan has ``slices``."""
+    """The plan of ``common/segments.cuh`` and how it fills one of the plan's ``slices`` of columns."""
     p = plan("segments", graph.nodes, graph.nodes, graph.edges, width, size, vector, sliced)
     lanes, block = int(p["lanes"]), int(p["groups"])
     groups = max(1, WARP // lanes)
