@@ -35,8 +35,7 @@ def predictions(found: dict, machine: model.Machine, op: str | None = None, grap
         ms = 1e3 * model.total(parts, machine)
         bounds = [{"kernel": c.name, "ms": {k: 1e3 * v for k, v in c.bounds.items()}} for c in parts]
         rows.append(dict(op=case.op, case=case.name, graph=case.graph, predicted_ms=ms, bound=model.bound(parts),
-                         peer_ms=peer, peer=case.against, target_ms=target, kernels=bounds,
-                         measured_by=case.measured))  # fmt: skip
+                         peer_ms=peer, peer=case.against, target_ms=target, kernels=bounds))  # fmt: skip
     return rows
 
 

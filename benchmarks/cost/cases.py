@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cost import degrees, model
 from cost.counts import Count
@@ -19,7 +19,7 @@ BACK = 3 * 4 * HEADS * HEAD  # bytes of a node that each pass beside the gather 
 class Case:
     """``run`` predicts kernels one after the other; ``peer`` seconds of the others' arithmetic, ``target`` seconds.
 
-    ``measured`` is the row of the suite h200 that measures the same, by its contender.
+    ``how`` says what measures the same on a GPU (``gpu/calibration.py``).
     """
 
     op: str
@@ -29,7 +29,7 @@ class Case:
     peer: Callable[[Machine], float] | None = None
     target: Callable[[dict[str, Count], Machine], float | None] | None = None
     against: str = ""
-    measured: tuple[str, str] | None = None  # row of the suite, contender
+    how: dict = field(default_factory=dict)
 
 
 # ---- the others' arithmetic
@@ -135,57 +135,69 @@ def nonzeros(k: int, m: int, sparsity: float) -> int:
 
 
 def everything() -> Iterator[Case]:
-    percent = {0.9: "90 %", 0.95: "95 %"}
-    of_weights = {0.9: 1.5, 0.95: 2.5}
-    for graph, width, ms in (("arxiv", 256, 0.37), ("reddit", 256, 17), ("reddit", 602, None), ("products", 100, None),
-                             ("products", 256, 35), ("arxiv", 41, None)):  # fmt: skip
-        row = f"spmm sum, {graph}{' in random order' if graph == 'products' else ''}, {width} features, fp32: cuSPARSE"
+    yield from aggregation()
+    yield from weights()
+    yield from layers()
+
+
+def aggregation() -> Iterator[Case]:
+    for graph, width, ms in (("arxiv", 256, 0.37), ("arxiv", 41, None), ("reddit", 256, 17), ("reddit", 602, None),
+                             ("products", 100, None), ("products", 256, 35)):  # fmt: skip
         yield Case("spmm", f"spmm sum, {graph}, F = {width}", graph, spmm(graph, width), cusparse(graph, width),
-                   at(ms) if ms else None, "cuSPARSE", (row, "sparsegnn") if width == 256 else None)  # fmt: skip
+                   at(ms) if ms else None, "cuSPARSE", dict(what="spmm", reduce="sum", width=width))  # fmt: skip
     yield Case("spmm", "spmm max, arxiv, F = 256", "arxiv", spmm("arxiv", 256, "spmm max"), None,
-               gat_target("arxiv", 1.15), "", ("spmm max, arxiv, forward: our sum", "forward max"))  # fmt: skip
+               gat_target("arxiv", 1.15), "", dict(what="spmm", reduce="max", width=256))  # fmt: skip
     for graph in ("arxiv", "reddit"):
         peer = pyg_attention(graph) if graph == "arxiv" else None
-        yield Case("gat", f"GAT forward, {graph}, 4 x 64", graph, gat(graph, False), peer, gat_target(graph, 1.25),
-                   "PyG" if peer else "PyG does not fit")  # fmt: skip
-        yield Case(
-            "gat", f"GAT backward, {graph}, 4 x 64", graph, gat(graph, True), None, gat_target(graph, 1.25 * 1.5)
-        )
-    for sparsity, ratio in ((0.9, 2.3), (0.95, 4.2)):
-        nnz = nonzeros(256, 256, sparsity)
-        peer = cublas(ARXIV, 256, 256)
-        text, against = f"sparse_linear {ARXIV:,}x256x256", f"{percent[sparsity]}, fp32: torch.mm fp32"
-        for what, label in (("y", "forward"), ("dx", "dx")):
-            yield Case("sparse_linear", f"{text} {what}, {percent[sparsity]}", None,
-                       lambda c, m, nnz=nnz: [model.linear("product", c, ARXIV, 256, 256, nnz, m)], peer,
-                       times(ratio, peer), "cuBLAS fp32",
-                       (f"{text}, {label}, {against}", percent[sparsity]))  # fmt: skip
-        yield Case("sparse_linear", f"{text} dvalues, {percent[sparsity]}", None,
-                   lambda c, m, nnz=nnz: [model.linear_values("dvalues", c, ARXIV, 256, 256, nnz, m)], peer,
-                   times(of_weights[sparsity], peer), "cuBLAS fp32",
-                   (f"{text}, gradient of the weights, {against}", percent[sparsity]))  # fmt: skip
-    nnz = nonzeros(256, 256, 0.9)
-    for backward, ratio in ((False, 1.8), (True, 2.0)):
-        parts = [cusparse("arxiv", 256)] + [cublas(ARXIV, 256, 256)] * (1 + backward)
-        yield Case("spmm_linear", f"fused layer {'backward' if backward else 'forward'}, arxiv, 256, 90 %", "arxiv",
-                   lambda c, m, b=backward: [model.fused("layer", c, degrees.graph("arxiv"), 256, 256, nnz, b, m)],
-                   both(*parts), times(ratio, both(*parts)), "cuSPARSE + cuBLAS")  # fmt: skip
-    rows = degrees.STAND_INS["products"][0]
-    yield Case("maxk", "MaxK select, products, 256 to 32", None,
-               lambda c, m: [model.selected("select", c["maxk select"], rows, 256, 32, m)],
-               lambda m: rows * m["topk row"], at(1.0), "torch.topk",
-               ("maxk 2,449,029x256 to 32: torch.topk", "sparsegnn"))  # fmt: skip
+        for backward, ratio in ((False, 1.25), (True, 1.25 * 1.5)):
+            against = "" if backward else "PyG" if peer else "PyG does not fit"
+            yield Case("gat", f"GAT {'backward' if backward else 'forward'}, {graph}, 4 x 64", graph,
+                       gat(graph, backward), None if backward else peer, gat_target(graph, ratio), against,
+                       dict(what="gat", backward=backward))  # fmt: skip
     peer = cusparse("reddit", 256)
     yield Case("maxk_spmm", "MaxK spmm forward, Reddit, k = 32", "reddit",
                lambda c, m: [model.maxk_forward("rows", c["maxk_spmm forward"], degrees.graph("reddit"), 256, 32, m)],
-               peer, at(4.5), "cuSPARSE of dense rows")  # fmt: skip
+               peer, at(4.5), "cuSPARSE of dense rows", dict(what="maxk_spmm", backward=False))  # fmt: skip
     yield Case("maxk_spmm", "MaxK spmm backward, Reddit, k = 32", "reddit", maxk_backward("reddit", 256, 32), peer,
-               at(7.0), "cuSPARSE of dense rows")  # fmt: skip
+               at(7.0), "cuSPARSE of dense rows", dict(what="maxk_spmm", backward=True))  # fmt: skip
+
+
+#: sparsity -> how many times faster than cuBLAS y, dx and the gradient of the values should be
+RATIOS = {0.9: (2.3, 1.5), 0.95: (4.2, 2.5)}
+
+
+def weights() -> Iterator[Case]:
+    peer = cublas(ARXIV, 256, 256)
+    for sparsity, (ratio, of_values) in RATIOS.items():
+        nnz = nonzeros(256, 256, sparsity)
+
+        def product(c, m, nnz=nnz):
+            return [model.linear("product", c, ARXIV, 256, 256, nnz, m)]
+
+        def values(c, m, nnz=nnz):
+            return [model.linear_values("dvalues", c, ARXIV, 256, 256, nnz, m)]
+
+        for what, run, goal in (("y", product, ratio), ("dx", product, ratio), ("dvalues", values, of_values)):
+            text = f"sparse_linear {ARXIV:,}x256x256 {what}, {100 * sparsity:g} %"
+            how = dict(what="sparse_linear", of=what, sparsity=sparsity)
+            yield Case("sparse_linear", text, None, run, peer, times(goal, peer), "cuBLAS fp32", how)
     peer = cublas(ARXIV + 1, 1024, 1024, "bf16")
     yield Case("block_linear", "block:32x32 bf16, 1024 wide, 90 %", None,
                lambda c, m: [model.blocks("block", c["block_linear 32x32 bf16"], ARXIV + 1, 1024, 1024, 32, 0.1, 2, m)],
-               peer, times(2.0, peer), "cuBLAS bf16",
-               (f"block:32x32 {ARXIV + 1:,}x1024x1024, 90 %, bf16, forward: torch.mm bf16", "block:32x32"))  # fmt: skip
+               peer, times(2.0, peer), "cuBLAS bf16", dict(what="block_linear"))  # fmt: skip
+
+
+def layers() -> Iterator[Case]:
+    nnz = nonzeros(256, 256, 0.9)
+    for backward, ratio in ((False, 1.8), (True, 2.0)):
+        peer = both(cusparse("arxiv", 256), *[cublas(ARXIV, 256, 256)] * (1 + backward))
+        yield Case("spmm_linear", f"fused layer {'backward' if backward else 'forward'}, arxiv, 256, 90 %", "arxiv",
+                   lambda c, m, b=backward: [model.fused("layer", c, degrees.graph("arxiv"), 256, 256, nnz, b, m)],
+                   peer, times(ratio, peer), "cuSPARSE + cuBLAS", dict(what="gcn", backward=backward))  # fmt: skip
+    rows = degrees.STAND_INS["products"][0]
+    yield Case("maxk", "MaxK select, products, 256 to 32", None,
+               lambda c, m: [model.selected("select", c["maxk select"], rows, 256, 32, m)],
+               lambda m: rows * m["topk row"], at(1.0), "torch.topk", dict(what="maxk"))  # fmt: skip
 
 
 # ---- bars

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -59,9 +61,26 @@ def folder() -> Path | None:
     return None
 
 
-@cache
+_given: dict[str, Graph] = {}
+
+
+@contextlib.contextmanager
+def used(name: str, degrees: np.ndarray) -> Iterator[None]:
+    """Within, the graph of this name has these degrees: those of the one that is measured."""
+    _given[name] = Graph(name, np.asarray(degrees, dtype=np.int64))
+    try:
+        yield
+    finally:
+        del _given[name]
+
+
 def graph(name: str) -> Graph:
     """A stand-in, or a real graph's edges by target; ValueError for a name that is neither."""
+    return _given.get(name) or _made(name)
+
+
+@cache
+def _made(name: str) -> Graph:
     if name in STAND_INS:
         return Graph(name, chung_lu(*STAND_INS[name]))
     at = folder()

@@ -150,11 +150,8 @@ def reduced(name: str, count: Count, graph: Graph, width: int, size: int, vector
 
 def maxk_forward(name: str, count: Count, graph: Graph, width: int, k: int, machine: Machine) -> Cost:
     p = plan("maxk_spmm", graph.nodes, graph.edges, width, k)
-    whole, pieces = schedule.cut(graph.degrees, int(p["window"]))
     several = int(p["copies"] * count.unroll)
-    filled = schedule.fill(whole, 1, int(p["warps"]), several, True)
-    if len(pieces):
-        filled = filled + schedule.fill(pieces, 1, int(p["warps"]), several, True)
+    filled = schedule.walked(graph.degrees, int(p["window"]), 1, int(p["warps"]), several, True)
     rounds = -(-k // int(p["lanes"] * p["vector"]))
     row = k * 5
     l2, hbm, kept = gathered(graph, row, row, 4, 4 * graph.nodes * width, machine)
@@ -173,12 +170,18 @@ def sampled(name: str, count: Count, units: float, bytes_: float, stores: float,
                 | {"HBM": bytes_ / machine["hbm"]})  # fmt: skip
 
 
+def of_lanes(counts: dict[str, Count], name: str, lanes: int) -> Count:
+    """The loop for lanes of so many samples, or the narrowest that is counted: few samples take narrow ones."""
+    found = {int(key.rpartition(" = ")[2]): c for key, c in counts.items() if key.startswith(f"{name}, NL = ")}
+    return found.get(lanes) or found[min(found)]
+
+
 def linear(
     name: str, counts: dict[str, Count], batch: int, inputs: int, outputs: int, nnz: int, machine: Machine
 ) -> Cost:
     """``y`` of sparse_linear in fp32; a unit is 4 nonzeros and 32 * NL samples."""
     p = plan("linear", batch, inputs, outputs, 4, nnz)
-    count = counts[f"sparse_linear, NL = {int(p['per_lane'])}"]
+    count = of_lanes(counts, "sparse_linear", int(p["per_lane"]))
     tiles = -(-batch // (WARP * int(p["per_lane"])))
     padded = nnz + outputs * p["chunks"] * (p["together"] - 1) / 2
     stores = tiles * -(-outputs // int(p["outputs"])) * p["per_lane"] * 2  # 16 of 32 bytes
@@ -190,7 +193,7 @@ def linear_values(name: str, counts: dict[str, Count], batch: int, inputs: int, 
                   machine: Machine) -> Cost:  # fmt: skip
     """``dvalues`` of sparse_linear in fp32; a unit is a nonzero and 32 * NL samples."""
     p = plan("dvalues", batch, inputs, outputs, 4)
-    count = counts[f"sparse_linear dvalues, NL = {int(p['per_lane'])}"]
+    count = of_lanes(counts, "sparse_linear dvalues", int(p["per_lane"]))
     tiles = -(-batch // (WARP * int(p["per_lane"])))
     warps = occupancy(count.registers, p["shared"], int(p["threads"]))
     moved = 4 * batch * (inputs * p["panels"] + outputs * p["chunks"]) + 8 * nnz * p["spans"]
@@ -203,7 +206,7 @@ def fused(name: str, counts: dict[str, Count], graph: Graph, inputs: int, output
     gathers = outputs if backward else inputs
     p = plan("fused_backward" if backward else "fused", graph.nodes, inputs, outputs, 4)
     lanes, which = int(p["per_lane"]), "backward " if backward else ""
-    gather, product = (counts[f"spmm_linear {which}{part}, NL = {lanes}"] for part in ("gather", "product"))
+    gather, product = (of_lanes(counts, f"spmm_linear {which}{part}", lanes) for part in ("gather", "product"))
     tiles = -(-graph.nodes // (WARP * lanes))
     # a gather's unit is 512 bytes of an edge; a share's last iteration is half full
     units = (graph.edges + graph.nodes) * gathers * 4 / 512 + graph.nodes * gather.unroll / 2
@@ -211,7 +214,7 @@ def fused(name: str, counts: dict[str, Count], graph: Graph, inputs: int, output
     l2, hbm, kept = gathered(graph, gathers * 4, gathers * 4, 4, 4 * graph.nodes * outputs, machine)
     stores = tiles * -(-(inputs if backward else outputs) // 8) * lanes * 2 * product.facts.get("lines", 1)
     if backward:
-        values = counts[f"spmm_linear backward values, NL = {lanes}"]
+        values = of_lanes(counts, "spmm_linear backward values", lanes)
         parts.append(issued(values, tiles * nnz, 0, machine))
         hbm += 4 * graph.nodes * inputs + 8 * nnz * p["spans"]
     found = {k: sum(part.get(k, 0.0) for part in parts) for k in ("issue", "LSU", "XU")}
