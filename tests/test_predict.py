@@ -210,6 +210,21 @@ def test_long_rows_are_cut_at_window_borders():
     assert whole.tolist() == [3, 4] and len(pieces) == 0
 
 
+def test_spans_of_a_list_are_equal_pieces_longest_first():
+    assert schedule.spans(np.array([3, 10, 1, 9, 0]), 8).tolist() == [5, 5, 5, 4, 3, 1, 0]
+    d = degrees.chung_lu(20_000, 300_000, 2_000)
+    assert schedule.spans(d, 256).sum() == d.sum() and schedule.spans(d, 256).max() <= 256
+    rows, spans = (schedule.walked(d, 256, 4, 32, 4, True, in_list) for in_list in (False, True))
+    assert rows.lanes < 0.8 and spans.lanes > 0.97 and spans.steps < rows.steps
+
+
+def test_windows_add_work_to_that_of_the_rows():
+    d = np.array([3, 10, 1, 9])
+    found, rows = schedule.walked(d, 8, 1, 2, 4, True, False), schedule.fill(np.array([3, 0, 1, 0]), 1, 2, 4, True)
+    assert (found.lanes, found.alive) == (rows.lanes, rows.alive)
+    assert found.bodies == 2 + (2 + 2 + 2)  # the rows of 3 and 1, and windows with 5, 7 and 7 edges of the others
+
+
 def test_stand_ins_have_the_size_that_they_are_named_for():
     graph = degrees.graph("arxiv")
     assert graph.nodes == 169_343 and graph.edges == pytest.approx(2_315_598, rel=0.01)

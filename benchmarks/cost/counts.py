@@ -18,7 +18,6 @@ a unit in what is left over, null where there is no such loop; ``around`` the lo
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 
@@ -131,12 +130,11 @@ def write(found: dict[str, Count]) -> None:
 
 
 def dumps(content: dict) -> str:
-    """JSON, with a line for every kernel."""
-    text = json.dumps(content, indent=2)
-    short = re.compile(r"\{[^{}]*\}")
-
-    def flat(found: re.Match) -> str:
-        return re.sub(r"\s*\n\s*", " ", found[0]).replace("{ ", "{").replace(" }", "}")
-
-    head, at, loops = text.partition('"loops": {')
-    return head + at + short.sub(flat, loops) + "\n"
+    """JSON; of every loop two lines, how it is found and what was counted."""
+    loops = []
+    for name, entry in content["loops"].items():
+        parts = ({k: v for k, v in entry.items() if (k in SPEC) == spec} for spec in (True, False))
+        lines = ",\n".join("      " + json.dumps(part)[1:-1] for part in parts if part)
+        loops.append(f"    {json.dumps(name)}: {{\n{lines}\n    }}")
+    head = json.dumps({k: v for k, v in content.items() if k != "loops"}, indent=2)[:-2]
+    return head + ',\n  "loops": {\n' + ",\n".join(loops) + "\n  }\n}\n"

@@ -29,8 +29,7 @@ Answer segments(const Numbers& n) {
           {"groups", kSegmentThreads / lanes},
           {"threads", kSegmentThreads},
           {"slices", ceil_div(n[3] / n[5], lanes)},
-          {"window", segment_window(n[2])},
-          {"windows", segment_pieces(n[2]) / 2}};
+          {"window", segment_window(n[2])}};
 }
 
 // batch, inputs, outputs, element size, entries
@@ -62,7 +61,6 @@ Answer fused(const Numbers& n) {
   const LinearPlan p = spmm_linear_plan(n[0], n[1], n[2], n[3]);
   return {{"per_lane", p.per_lane},
           {"threads", kLinearThreads},
-          {"window", gather_window(0)},
           {"shared", gather_bytes(p.per_lane) + double(p.chunk + 1) * p.stride * n[3]}};
 }
 
@@ -89,7 +87,6 @@ Answer maxk_spmm(const Numbers& n) {
           {"threads", kMaxkSpmmThreads},
           {"warps", kMaxkSpmmWarps},
           {"window", maxk_spmm_window(n[1])},
-          {"windows", maxk_spmm_windows(n[1])},
           {"shared", double(kMaxkSpmmWarps) * l.words * sizeof(float)},
           {"reads_rows", maxk_reads_rows(back)}};
 }

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -58,10 +58,9 @@ def passes_table(header: str) -> bool:
 
 
 @cache
-def by_degree() -> bool:
-    """Whether ``RowSegments`` has an order of the rows, which the graph keeps by degree."""
-    text = (cubin.CSRC / "common" / "segments.cuh").read_text()
-    return re.search(r"struct RowSegments \{.*?\border\b.*?\n\};", text, re.S) is not None
+def listed() -> bool:
+    """Whether the kernels walk a list of spans, longest first, which a graph keeps; else rows as they come."""
+    return "struct SpanList" in (cubin.CSRC / "common" / "segments.cuh").read_text()
 
 
 def occupancy(registers: int, shared: float, threads: int, sms_shared: int = 228 * 1024) -> int:
@@ -84,11 +83,6 @@ class Filled:
     bodies: float
     tails: float
     steps: float
-
-    def __add__(self, other: Filled) -> Filled:
-        total = self.steps + other.steps or 1.0
-        mean = [(getattr(self, k) * self.steps + getattr(other, k) * other.steps) / total for k in ("lanes", "alive")]
-        return Filled(*mean, *(getattr(self, k) + getattr(other, k) for k in ("warps", "bodies", "tails", "steps")))
 
 
 def fill(degrees: np.ndarray, groups: int, block: int, unroll: int, masked: bool, setup: float = 2.0) -> Filled:
@@ -128,23 +122,36 @@ def cut(degrees: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
     return np.where(d > window, 0, d), pieces
 
 
+def spans(degrees: np.ndarray, window: int) -> np.ndarray:
+    """Edges of every span of a list: rows, and of longer ones the fewest pieces of a window at most, equally long."""
+    d = np.asarray(degrees, dtype=np.int64)
+    pieces = np.maximum(1, -(-d // window))
+    number = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    lengths = np.repeat(d // pieces, pieces) + (number < np.repeat(d % pieces, pieces))
+    return np.sort(lengths)[::-1]
+
+
+def walked(degrees: np.ndarray, window: int, groups: int, block: int, unroll: int, masked: bool,
+           in_list: bool | None = None) -> Filled:  # fmt: skip
+    """How a slice of columns of all rows is walked: by a list of spans, or rows, and windows of those that are longer.
+    Without a list what is filled is that of the rows alone."""
+    if listed() if in_list is None else in_list:
+        return fill(spans(degrees, window), groups, block, unroll, masked)
+    whole, pieces = cut(degrees, window)
+    rows = fill(whole, groups, block, unroll, masked)
+    if not len(pieces):
+        return rows
+    windows = fill(pieces, groups, block, unroll, masked)
+    return replace(rows, **{k: getattr(rows, k) + getattr(windows, k) for k in ("warps", "bodies", "tails", "steps")})
+
+
 @cache
-def segments(graph: Graph, width: int, size: int, vector: int, unroll: int, masked: bool, sliced: bool,
-             ordered: bool | None = None) -> tuple[dict[str, float], Filled]:  # fmt: skip
+def segments(graph: Graph, width: int, size: int, vector: int, unroll: int, masked: bool,
+             sliced: bool) -> tuple[dict[str, float], Filled]:  # fmt: skip
     """The plan of ``common/segments.cuh`` and how it fills one of the plan's ``slices`` of columns."""
     p = plan("segments", graph.nodes, graph.nodes, graph.edges, width, size, vector, sliced)
     lanes, block = int(p["lanes"]), int(p["groups"])
     groups = max(1, WARP // lanes)
-    whole, pieces = cut(graph.degrees, int(p["window"]))
-    if by_degree() if ordered is None else ordered:
-        whole = np.sort(whole)[::-1]
+    filled = walked(graph.degrees, int(p["window"]), groups, max(block, groups), unroll, masked)
     several = max(1, lanes // WARP)  # warps of a row
-    filled = fill(whole, groups, max(block, groups), unroll, masked)
-    if len(pieces):
-        of_windows = fill(pieces, groups, max(block, groups), unroll, masked)
-        filled = Filled(filled.lanes, filled.alive, *(getattr(filled, k) + getattr(of_windows, k)
-                                                      for k in ("warps", "bodies", "tails", "steps")))  # fmt: skip
-    if several > 1:
-        filled = Filled(filled.lanes, filled.alive, *(several * getattr(filled, k)
-                                                      for k in ("warps", "bodies", "tails", "steps")))  # fmt: skip
-    return p | dict(slices=float(p["slices"])), filled
+    return p, replace(filled, **{k: several * getattr(filled, k) for k in ("warps", "bodies", "tails", "steps")})
