@@ -45,7 +45,7 @@ def bars(found: dict, machine: model.Machine, op: str | None = None, graph: str 
     def wanted(of: str, on: str | None) -> bool:
         return (op in (None, of) or (of == "segments" and op in rows_share)) and graph in (None, on)
 
-    every = [*cases.filling(found, wanted), *cases.counting(found), *cases.timing(found, machine, wanted)]
+    every = [*cases.filling(found, wanted), *cases.counting(found, wanted), *cases.timing(found, machine, wanted)]
     if wanted("sparse_linear", None):
         try:
             every += cases.policy(found, machine)
@@ -109,10 +109,10 @@ def main(arguments: list[str] | None = None) -> int:
     if args.graph and args.graph not in degrees.available():
         parser.error(f"unknown graph {args.graph}; there are {', '.join(degrees.available())}")
     try:
-        found = counts.budgeted() if args.budget else counts.counted()
         if args.write_budget:
-            counts.write(found)
+            counts.write(counts.counted())
             return 0
+        found = counts.budgeted() if args.budget else counts.Counts() if args.op else counts.counted()
         machine = machine_of(args.assumptions)
         rows, every = predictions(found, machine, args.op, args.graph), bars(found, machine, args.op, args.graph)
     except cubin.Missing as error:

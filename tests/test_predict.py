@@ -161,6 +161,23 @@ def test_a_count_is_by_units():
         counts.count(kernel(LOOPS), entry | {"mark": "HMMA"})
 
 
+def test_loops_are_counted_when_they_are_asked_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(counts, "counted", lambda names: asked.append(names) or dict.fromkeys(names, "counted"))
+    found = counts.Counts()
+    assert found["maxk select"] == "counted" and found["maxk select"] == "counted"
+    assert asked == [[n for n, e in counts.table().items() if e["header"] == "maxk.cuh"]]
+    with pytest.raises(KeyError):
+        found["no such loop"]
+
+
+def test_narrower_lanes_stand_in_for_those_that_are_not_counted():
+    found = {"x, NL = 2": "two", "x, NL = 4": "four"}
+    assert [model.of_lanes(found, "x", n) for n in (1, 2, 4)] == ["two", "two", "four"]
+    with pytest.raises(KeyError, match="y: no loop of it"):
+        model.of_lanes(found, "y", 2)
+
+
 def test_clocks_of_the_load_store_unit():
     way = kernel("LDS.128 R0\nLDS.64 R0\nSTS R0\nLDG.E.128 R0\nFFMA R0\nSHFL.BFLY R0").instructions
     assert counts.cycles(way, {}) == 4 + 2 + 1 + 4 + 1

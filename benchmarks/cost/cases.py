@@ -258,24 +258,30 @@ def filling(counts: dict[str, Count], wanted: Wanted) -> Iterator[Bar]:
                   worst["alive"][1], name)  # fmt: skip
 
 
-def counting(counts: dict[str, Count]) -> Iterator[Bar]:
-    yield Bar("spmm", "spmm sum: instructions of an edge and 512 B", counts["spmm sum"].instructions, 10, before="23")
-    yield Bar("spmm", "the same with values", counts["spmm sum, values"].instructions, 13, before="23")
+def counting(counts: dict[str, Count], wanted: Wanted) -> Iterator[Bar]:
+    if wanted("spmm", None):
+        for name, label, bar in (("spmm sum", "spmm sum: instructions of an edge and 512 B", 10),
+                                 ("spmm sum, values", "the same with values", 13)):  # fmt: skip
+            yield Bar("spmm", label, counts[name].instructions, bar, before="23")
     for which, header, bar, before in (("forward", "gat.cuh", 20, "92"), ("backward", "gat_backward.cuh", 24, "87")):
-        sliced = "slices of the L2" if passes_table(header) else "no slices of the L2"
-        sliced += f"; {counts[f'gat {which}, dropout'].instructions:.0f} with dropout"
-        yield Bar("gat", f"GAT {which}: instructions of an edge and 512 B", counts[f"gat {which}"].instructions, bar,
-                  before=before, note=sliced)  # fmt: skip
-    lanes = int(plan("linear", ARXIV, 256, 256, 4, nonzeros(256, 256, 0.9))["per_lane"])
-    count = counts[f"sparse_linear, NL = {lanes}"]
-    note = f"NL = {lanes} at K = 256, {count.facts.get('lines', 1):g} lines of a store"
-    yield Bar("sparse_linear", "sparse_linear y and dx: of 4 nonzeros and 64 samples", count.instructions * 2 / lanes,
-              22, before="35", note=note)  # fmt: skip
-    lanes = int(plan("dvalues", ARXIV, 256, 256, 4)["per_lane"])
-    count = counts[f"sparse_linear dvalues, NL = {lanes}"]
-    yield Bar("sparse_linear", "sparse_linear dvalues: of a nonzero and 64 samples", count.instructions * 2 / lanes, 9,
-              before="22 to 26", note=f"NL = {lanes}")  # fmt: skip
-    yield Bar("block_linear", "block_linear: LDG for 8 HMMA", counts["block_linear 32x32 bf16"].loads, 3, before="9")
+        if wanted("gat", None):
+            sliced = "slices of the L2" if passes_table(header) else "no slices of the L2"
+            sliced += f"; {counts[f'gat {which}, dropout'].instructions:.0f} with dropout"
+            yield Bar("gat", f"GAT {which}: instructions of an edge and 512 B", counts[f"gat {which}"].instructions,
+                      bar, before=before, note=sliced)  # fmt: skip
+    if wanted("sparse_linear", None):
+        lanes = int(plan("linear", ARXIV, 256, 256, 4, nonzeros(256, 256, 0.9))["per_lane"])
+        count = counts[f"sparse_linear, NL = {lanes}"]
+        note = f"NL = {lanes} at K = 256, {count.facts.get('lines', 1):g} lines of a store"
+        yield Bar("sparse_linear", "sparse_linear y and dx: of 4 nonzeros and 64 samples",
+                  count.instructions * 2 / lanes, 22, before="35", note=note)  # fmt: skip
+        lanes = int(plan("dvalues", ARXIV, 256, 256, 4)["per_lane"])
+        count = counts[f"sparse_linear dvalues, NL = {lanes}"]
+        yield Bar("sparse_linear", "sparse_linear dvalues: of a nonzero and 64 samples",
+                  count.instructions * 2 / lanes, 9, before="22 to 26", note=f"NL = {lanes}")  # fmt: skip
+    if wanted("block_linear", None):
+        yield Bar("block_linear", "block_linear: LDG for 8 HMMA", counts["block_linear 32x32 bf16"].loads, 3,
+                  before="9")  # fmt: skip
 
 
 def timing(counts: dict[str, Count], m: Machine, wanted: Wanted) -> Iterator[Bar]:

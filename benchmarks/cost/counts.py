@@ -113,6 +113,15 @@ def counted(names: Iterable[str] | None = None) -> dict[str, Count]:
     return {n: count(kernels[entries[n]["header"]][entries[n]["kernel"]], entries[n]) for n in wanted}
 
 
+class Counts(dict):
+    """As ``counted``, but a header is compiled when one of its loops is asked for."""
+
+    def __missing__(self, name: str) -> Count:
+        entries = table()
+        self.update(counted([n for n, e in entries.items() if e["header"] == entries[name]["header"]]))
+        return self[name]
+
+
 def budgeted(names: Iterable[str] | None = None) -> dict[str, Count]:
     """What ``budget.json`` holds: no compiler is needed."""
     entries, known = table(), {f.name for f in fields(Count)}

@@ -6,6 +6,7 @@ memory, and waiting for loads with the warps that there are. ``ASSUMED`` holds e
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 
 from cost import schedule
@@ -172,8 +173,10 @@ def sampled(name: str, count: Count, units: float, bytes_: float, stores: float,
 
 def of_lanes(counts: dict[str, Count], name: str, lanes: int) -> Count:
     """The loop for lanes of so many samples, or the narrowest that is counted: few samples take narrow ones."""
-    found = {int(key.rpartition(" = ")[2]): c for key, c in counts.items() if key.startswith(f"{name}, NL = ")}
-    return found.get(lanes) or found[min(found)]
+    for key in (f"{name}, NL = {n}" for n in (lanes, 1, 2, 4)):
+        with contextlib.suppress(KeyError):
+            return counts[key]
+    raise KeyError(f"{name}: no loop of it is in budget.json")
 
 
 def linear(
