@@ -192,6 +192,8 @@ def test_names_and_resources():
     assert cubin.plain("f_kernel<float, uint8_t, 4>") == cubin.of_signature(
         "void f_kernel<float, unsigned char, 4>(int)"
     )
+    assert cubin.enumerators("enum class Kind { none, val };\nenum class Other : int {a}") == {
+        "Kind::none": "(Kind)0", "Kind::val": "(Kind)1", "Other::a": "(Other)0"}  # fmt: skip
     text = "Resource usage:\n Function _Z3fooPf:\n  REG:56 STACK:0 SHARED:1024 LOCAL:0 CONSTANT[0]:640\n"
     assert sass.resources(text) == {"_Z3fooPf": dict(registers=56, spilled=0, shared=1024)}
 

@@ -87,6 +87,15 @@ def plain(name: str) -> str:
     return re.sub(r"(?<=\d)[ul]+\b", "", name.removeprefix("void ").replace(" ", ""))
 
 
+def enumerators(text: str) -> dict[str, str]:
+    """Of the sources ``Kind::none`` -> ``(Kind)0``, as c++filt prints it."""
+    found = {}
+    for kind, names in re.findall(r"\benum class (\w+)(?:\s*:\s*\w+)?\s*\{([^}=]*)\}", text):
+        for i, name in enumerate(n.strip() for n in names.split(",") if n.strip()):
+            found[f"{kind}::{name}"] = f"({kind}){i}"
+    return found
+
+
 def of_signature(text: str) -> str:
     """The name with its template arguments of ``void kernel<...>(...)``."""
     depth = 0
@@ -122,10 +131,11 @@ def compiled(header: str, kernels: list[str]) -> dict[str, sass.Kernel]:
         for key, value in used.get(kernel.name, {}).items():
             setattr(kernel, key, value)
         found[of_signature(name)] = kernel
-    missing = [k for k in kernels if plain(k) not in found]
-    if missing:
+    names = enumerators("".join(path.read_text() for path in includes(CSRC / "cuda" / header)))
+    asked = {k: plain(re.sub(r"\b\w+::\w+\b", lambda m: names.get(m[0], m[0]), k)) for k in kernels}
+    if missing := [k for k, name in asked.items() if name not in found]:
         raise RuntimeError(f"{header}: the cubin has no {missing[0]}; it has {', '.join(sorted(found))}")
-    return {k: found[plain(k)] for k in kernels}
+    return {k: found[name] for k, name in asked.items()}
 
 
 @cache

@@ -204,7 +204,6 @@ def calibration(s: Setting):
     """What the cost model predicts, and beside it what is measured."""
     from gpu import calibration as stage
 
-    sys.path[:0] = [str(ROOT)]
     yield from stage.cases(s.dry_run, s.output)
 
 
