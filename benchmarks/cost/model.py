@@ -27,6 +27,8 @@ ASSUMED = {
     "l2 latency": (250e-9, "s", "142 ns unloaded (section 1); under load planned"),
     "hbm latency": (700e-9, "s", "346 ns unloaded (section 1); under load planned"),
     "launch": (3e-6, "s", "of a kernel, planned"),
+    "enough warps": (16, "on an SM to hide loads from shared memory", "planned: four a scheduler"),
+    "shared rows": (0.8, "of a block's warps gather until its tile is full", "planned: shares are equal, hubs are not"),
     "granule": (64, "B", "what a read of memory brings at least"),
     "cublas fp32": (50e12, "FLOP/s", "planned (section 1)"),
     "cublas tf32": (380e12, "FLOP/s", "planned (section 1)"),
@@ -166,7 +168,7 @@ def sampled(name: str, count: Count, units: float, bytes_: float, stores: float,
     """A product by a sparse weight: units of the loop by single warps, ``stores`` of a warp in all, bytes of memory."""
     found = issued(count, units, 0, machine)
     clocks = stores * count.facts.get("lines", 1) / (machine["pipes"] * machine.cycles)
-    full = min(1.0, warps / 16)  # fewer than four warps a scheduler do not hide a shared-memory load
+    full = min(1.0, warps / machine["enough warps"])
     return Cost(name, {k: v / full for k, v in found.items()} | {"LSU": (found["LSU"] + clocks) / full}
                 | {"HBM": bytes_ / machine["hbm"]})  # fmt: skip
 
@@ -224,7 +226,7 @@ def fused(name: str, counts: dict[str, Count], graph: Graph, inputs: int, output
     found["LSU"] += stores / (machine["pipes"] * machine.cycles)
     warps = occupancy(gather.registers, p["shared"], int(p["threads"]))
     steps = units / gather.unroll
-    found["latency"] = waiting(steps, gather.facts.get("trips", 2), kept, warps, 0.8, machine)
+    found["latency"] = waiting(steps, gather.facts.get("trips", 2), kept, warps, machine["shared rows"], machine)
     return Cost(name, found | {"L2": l2 / machine["l2"], "HBM": hbm / machine["hbm"]})
 
 
@@ -246,8 +248,8 @@ def blocks(name: str, count: Count, batch: int, inputs: int, outputs: int, side:
 
 def selected(name: str, count: Count, rows: int, width: int, k: int, machine: Machine) -> Cost:
     """``maxk``: a warp has ``rows`` of its facts at once, which take the rounds of its slowest."""
-    several = count.facts.get("rows", 1)
-    rounds = plan("rounds", width, k, 200)["rounds"] * (1 if several == 1 else 1.25)
+    several = int(count.facts.get("rows", 1))
+    rounds = plan("rounds", width, k, 200, several)["rounds"]
     warps = rows / several
     found = issued(count, warps * rounds, 0, machine)
     found["issue"] += warps * count.straight / (4 * machine["issue"] * machine.cycles)
