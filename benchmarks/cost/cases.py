@@ -19,7 +19,7 @@ BACK = 3 * 4 * HEADS * HEAD  # bytes of a node that each pass beside the gather 
 class Case:
     """``run`` predicts kernels one after the other; ``peer`` seconds of the others' arithmetic, ``target`` seconds.
 
-    ``how`` says what measures the same on a GPU (``gpu/calibration.py``).
+    ``how`` says what measures the same on a GPU (``gpu/calibration.py``); real graphs do not go along, and have none.
     """
 
     op: str
@@ -145,6 +145,10 @@ def aggregation() -> Iterator[Case]:
                              ("products", 100, None), ("products", 256, 35)):  # fmt: skip
         yield Case("spmm", f"spmm sum, {graph}, F = {width}", graph, spmm(graph, width), cusparse(graph, width),
                    at(ms) if ms else None, "cuSPARSE", dict(what="spmm", reduce="sum", width=width))  # fmt: skip
+    for name in degrees.available():
+        if name not in degrees.STAND_INS:
+            peer = cusparse(name, 256)
+            yield Case("spmm", f"spmm sum, {name}, F = 256", name, spmm(name, 256), peer, None, "cuSPARSE")
     yield Case("spmm", "spmm max, arxiv, F = 256", "arxiv", spmm("arxiv", 256, "spmm max"), None,
                gat_target("arxiv", 1.15), "", dict(what="spmm", reduce="max", width=256))  # fmt: skip
     for graph in ("arxiv", "reddit"):

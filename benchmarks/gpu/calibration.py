@@ -148,8 +148,8 @@ def cases(quick: bool, folder: Path) -> Iterator[tuple[dict, Callable[[], dict]]
     from cost import cases as every
 
     yield {"what": "machine"}, machine
-    listed = sorted(every.everything(), key=lambda case: case.graph or "")  # one graph after the other
-    for case in listed:
+    listed = [case for case in every.everything() if case.how]
+    for case in sorted(listed, key=lambda case: case.graph or ""):  # one graph after the other
         yield {"case": case.name}, lambda case=case: beside(case, quick, folder)
     measured = sum("measured_ms" in row for row in rows_of(folder))
     yield {"what": "assumptions", "of": measured}, lambda: corrected(folder)
