@@ -327,6 +327,16 @@ def test_bytes_of_a_gather():
     assert [model.rounded(w, machine) for w in (1024, 400, 164)] == [1024, 448, 212]
 
 
+def test_arithmetic_of_the_peers():
+    machine, degree = model.Machine(), np.full(1000, 10)
+    with degrees.used("few", degree), degrees.used("many", np.full(1_000_000, 10)):
+        of_memory = 0.95 * 4.3e12
+        assert cases.cusparse("many", 256)(machine) == pytest.approx((1e7 * 1032 + 1.024e9) / of_memory)
+        assert cases.cusparse("few", 256)(machine) == pytest.approx(1e4 * 1032 / (0.95 * 9.7e12))  # fits the L2
+    assert cases.cublas(169_343, 256, 256)(machine) == pytest.approx(2 * 169_343 * 65536 / 50e12)
+    assert cases.cublas(10**6, 8, 8)(machine) == pytest.approx(4 * 10**6 * 16 / 4.3e12)  # by memory
+
+
 def test_waiting_for_memory():
     machine = model.Machine()
     seconds = model.waiting(steps=1e6, trips=2, kept=1.0, warps=32, alive=0.5, machine=machine)

@@ -36,11 +36,15 @@ class Case:
 
 
 def cusparse(name: str, width: int, size: int = 4) -> Callable[[Machine], float]:
-    """No row is found in the L2, and memory reads whole granules: section 2.4."""
+    """All rows are found in the L2 where they fit, else none, and memory reads whole granules: section 2.4."""
 
     def seconds(m: Machine) -> float:
         g = degrees.graph(name)
-        bytes_ = g.edges * (model.rounded(width * size, m) + 8) + g.nodes * width * size
+        row = width * size
+        if g.nodes * row <= m["l2 kept"]:
+            compulsory = 2 * g.nodes * row + 8 * g.edges
+            return max(g.edges * (row + 8) / m["l2"], compulsory / m["hbm"]) / m["cusparse"]
+        bytes_ = g.edges * (model.rounded(row, m) + 8) + g.nodes * row
         return bytes_ / (m["cusparse"] * m["hbm"])
 
     return seconds

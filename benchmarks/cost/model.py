@@ -33,7 +33,7 @@ ASSUMED = {
     "cublas fp32": (50e12, "FLOP/s", "planned (section 1)"),
     "cublas tf32": (380e12, "FLOP/s", "planned (section 1)"),
     "cublas bf16": (790e12, "FLOP/s", "measured on an H200 (section 1)"),
-    "cusparse": (0.95, "of memory's speed, no row found in the L2", "planned: section 2.4 without reuse"),
+    "cusparse": (0.95, "of the speed of memory, or of the L2 where all rows fit", "planned: section 2.4 without reuse"),
     "pyg passes": (9, "reads or writes of an [E, H, D] tensor in an attention forward", "planned"),
     "topk row": (12e-9, "s", "of torch.topk, a row of 256: planned"),
 }
