@@ -111,7 +111,23 @@ def test_loops_and_the_ways_through_them():
     assert not found.ways(sass.marks("HMMA"))
     assert [loop.head for loop, _ in found.ways(gathers, False, sass.marks("FMUL"))] == [0xB0]  # the other is barred
     assert found.around(found.loops[0]) == 2 + 3 + 2  # what is before, the second loop once, what is behind
-    assert found.straight == 4
+    assert found.most_around(found.loops[0]) == 7
+
+
+def test_the_most_around_a_loop():
+    text = """
+    @P0 BRA 0x30
+    MOV R0, R1
+    MOV R0, R2
+    FFMA R4, R1, R1, R4
+    @P1 BRA 0x30
+    @P2 EXIT
+    STG.E desc[UR4][R2.64], R4
+    EXIT
+    """
+    found = kernel(text)
+    (loop,) = found.loops
+    assert (loop.head, found.around(loop), found.most_around(loop)) == (0x30, 1 + 3, 3 + 3)
 
 
 def test_inner_loops_count_and_loops_around_them_do_not():
@@ -293,7 +309,7 @@ def test_what_launchers_say_of_their_tables():
 
 def made_up(**changes) -> counts.Count:
     values = dict(instructions=10.0, of=dict.fromkeys(sass.CLASSES, 0.0), loads=1.0, cycles=4.0, unroll=4.0, tail=None,
-                  around=100, straight=50, registers=32, shared=0, facts={"trips": 1})  # fmt: skip
+                  around=100, most=150, registers=32, shared=0, facts={"trips": 1})  # fmt: skip
     return counts.Count(**values | changes)
 
 

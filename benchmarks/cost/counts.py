@@ -12,7 +12,8 @@ An entry names a kernel as C++ writes it, and how its main loop is found and cou
 
 and holds what was counted: ``instructions`` of a unit, which may not rise; ``of`` each class, ``loads`` from global
 memory (LDG) and ``cycles`` of an SM's load-store unit; ``unroll``, units of one iteration; ``tail``, instructions of
-a unit in what is left over, null where there is no such loop; ``around`` the loop; ``registers`` and static ``shared``.
+a unit in what is left over, null where there is no such loop; ``around`` the loop, and at ``most``; ``registers`` and
+static ``shared``.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Count:
     unroll: float
     tail: float | None
     around: int
-    straight: int
+    most: int
     registers: int
     shared: int
     spilled: int = 0  # bytes of a thread's stack
@@ -94,7 +95,7 @@ def count(kernel: sass.Kernel, entry: dict) -> Count:
         unroll=units,
         tail=len(left[0]) if left else None,
         around=kernel.around(loop),
-        straight=kernel.straight,
+        most=kernel.most_around(loop),
         registers=kernel.registers,
         shared=max(0, kernel.shared - RESERVED),
         spilled=kernel.spilled,

@@ -252,7 +252,7 @@ def selected(name: str, count: Count, rows: int, width: int, k: int, machine: Ma
     rounds = plan("rounds", width, k, 200, several)["rounds"]
     warps = rows / several
     found = issued(count, warps * rounds, 0, machine)
-    found["issue"] += warps * count.straight / (4 * machine["issue"] * machine.cycles)
+    found["issue"] += warps * count.most / (4 * machine["issue"] * machine.cycles)
     return Cost(name, found | {"HBM": rows * (4 * width + 5 * k) / machine["hbm"]})
 
 

@@ -249,11 +249,22 @@ class Kernel:
                 heapq.heappush(heap, (n + length[at], b))
         return found
 
-    @property
-    def straight(self) -> int:
-        """Instructions outside of every loop that can be reached."""
-        inside = {at for loop in self.loops for at in loop.blocks}
-        return sum(len(self.blocks[at]) for at in self.order if at not in inside)
+    def most_around(self, loop: Loop) -> int:
+        """The most instructions on a way before the loop and behind it, other loops passed once."""
+        entry = next(iter(self.blocks))
+        before = self._most({entry})
+        behind = self._most({b for at in loop.blocks for b in self.successors[at] if b not in loop.blocks})
+        leaves = [n + len(self.blocks[at]) for at, n in behind.items() if self.blocks[at][-1].name in ("EXIT", "RET")]
+        return before[loop.head] + max(leaves, default=0)
+
+    def _most(self, starts: set[int]) -> dict[int, int]:
+        """The most instructions before every block on a way from one of the starts that only goes forward."""
+        found = dict.fromkeys(starts, 0)
+        for at in sorted(self.order, key=self.order.get):
+            for b in self.successors[at] if at in found else ():
+                if self.order[b] > self.order[at]:
+                    found[b] = max(found.get(b, 0), found[at] + len(self.blocks[at]))
+        return found
 
 
 def read(text: str) -> Iterator[Kernel]:
