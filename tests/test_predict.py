@@ -183,8 +183,8 @@ def test_loops_are_counted_when_they_are_asked_for(monkeypatch):
     found = counts.Counts()
     assert found["maxk select"] == "counted" and found["maxk select"] == "counted"
     assert asked == [[n for n, e in counts.table().items() if e["header"] == "maxk.cuh"]]
-    with pytest.raises(KeyError):
-        found["no such loop"]
+    with pytest.raises(KeyError, match="nothing: budget.json has no such loop"):
+        found["nothing"]
 
 
 def test_narrower_lanes_stand_in_for_those_that_are_not_counted():

@@ -119,6 +119,8 @@ class Counts(dict):
 
     def __missing__(self, name: str) -> Count:
         entries = table()
+        if name not in entries:
+            raise KeyError(f"{name}: budget.json has no such loop")
         self.update(counted([n for n, e in entries.items() if e["header"] == entries[name]["header"]]))
         return self[name]
 
