@@ -57,7 +57,8 @@ __device__ __forceinline__ void linear_product(const T* tile, const LinearPlan& 
       else
         w = load<kTogether>(e + q);
       for (int u = 0; u < kTogether; ++u) {
-        const auto x = *reinterpret_cast<const vec<T, NL>*>(tile + w[u].offset + lane * NL);
+        const auto x =
+            *reinterpret_cast<const vec<T, NL>*>(tile + w[u].offset * (kLinearUnit / int(sizeof(T))) + lane * NL);
         for (int l = 0; l < NL; ++l) sum[i][l] += to_acc(w[u].value) * to_acc(x[l]);
       }
     }
@@ -158,15 +159,11 @@ cudaError_t launch_sparse_linear(const SparseLinearArguments<T>& a, const Linear
     return launch(kernel, grid, kLinearThreads, shared, stream, a, plan, vectors, vector_stores, workspace, bytes,
                   entry_bytes, tile_bytes);
   };
-  const auto run_lanes = [&](auto per_lane) {
-    constexpr int NL = decltype(per_lane)::value;
-    if constexpr (linear_stages(NL, sizeof(T)))
-      if (staged) return run(sparse_linear_kernel<T, NL, true>);
-    return run(sparse_linear_kernel<T, NL, false>);
-  };
-  if constexpr (sizeof(T) < 8)
-    if (plan.per_lane == 4) return run_lanes(std::integral_constant<int, 4>{});
-  return plan.per_lane == 2 ? run_lanes(std::integral_constant<int, 2>{}) : run_lanes(std::integral_constant<int, 1>{});
+  return linear_tiles<T>(plan.per_lane, [&](auto n) {
+    if constexpr (linear_stages(n, sizeof(T)))
+      if (staged) return run(sparse_linear_kernel<T, n, true>);
+    return run(sparse_linear_kernel<T, n, false>);
+  });
 }
 
 }  // namespace sparsegnn::cuda

@@ -18,12 +18,12 @@ namespace sparsegnn::cuda {
 
 // The plan of the product; per_lane is 0 where a tile of x does not fit.
 inline LinearPlan spmm_linear_plan(int64_t rows, int64_t inputs, int64_t outputs, int64_t element_size) {
-  const auto stride = [](int n) { return kWarp * n + (n == 4 ? 4 : 2); };
-  const auto fits = [&](int n) { return gather_bytes(n) + (inputs + 1) * stride(n) * element_size <= kLinearShared; };
+  const auto row = [&](int n) { return linear_stride(n, element_size) * element_size; };
+  const auto fits = [&](int n) { return gather_bytes(n) + (inputs + 1) * row(n) <= kLinearShared; };
   if (!fits(1)) return {0, 0, 0, 1, outputs};
-  int n = element_size == 8 ? 2 : 4;
+  int n = linear_widest(element_size);
   while (n > 1 && (!fits(n) || ceil_div(rows, kWarp * n) < kLinearBlocks)) n /= 2;
-  return {n, stride(n), static_cast<int>(inputs), 1, outputs};
+  return {n, linear_stride(n, element_size), static_cast<int>(inputs), 1, outputs};
 }
 
 template <typename T, int NL>
@@ -73,9 +73,7 @@ cudaError_t launch_spmm_linear(const SpmmArguments<T>& graph, const SparseLinear
     const size_t shared = gather_bytes(plan.per_lane) + size_t(plan.chunk + 1) * plan.stride * sizeof(T);
     return launch(kernel, blocks, kLinearThreads, shared, stream, gather, a, plan, vector_stores, packed);
   };
-  if constexpr (sizeof(T) < 8)
-    if (plan.per_lane == 4) return run(spmm_linear_kernel<T, 4>);
-  return plan.per_lane == 2 ? run(spmm_linear_kernel<T, 2>) : run(spmm_linear_kernel<T, 1>);
+  return linear_tiles<T>(plan.per_lane, [&](auto n) { return run(spmm_linear_kernel<T, n>); });
 }
 
 }  // namespace sparsegnn::cuda

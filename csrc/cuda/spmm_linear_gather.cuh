@@ -162,10 +162,10 @@ struct TileGather {
   }
 
   // Writes row n of the tile. A lane begins with another of its columns than its neighbours, or their stores would meet
-  // in a bank: V columns are 16 banks apart where NL is 4, else 8.
+  // in a bank: V columns are 4 * V banks apart.
   __device__ __forceinline__ void finish(const State& sum, int n, int64_t j) const {
     const A scale = g.a.row_scale ? g.a.row_scale[sample + n] : A(1);
-    const int turn = threadIdx.x / (NL == 4 ? 2 : 4) % V;
+    const int turn = threadIdx.x / (8 / V) % V;
 #pragma unroll
     for (int t = 0; t < R; ++t) {
       const int64_t k = column(j, t);
