@@ -39,7 +39,9 @@ inline SpmmLinearBackwardPlan spmm_linear_backward_plan(int64_t nodes, int64_t i
   const auto row = [&](int n) { return linear_stride(n, element_size) * element_size; };
   const auto room = [&](int n) { return kLinearShared - (outputs + 1) * row(n); };
   const auto columns = [&](int n) { return room(n) / row(n); };
-  const auto fits = [&](int n) { return room(n) >= gather_bytes(n) && columns(n) >= min<int64_t>(inputs, kWarp); };
+  const auto fits = [&](int n) {
+    return room(n) >= gather_bytes(n, element_size) && columns(n) >= min<int64_t>(inputs, kWarp);
+  };
   if (!fits(1)) return {{0, 0, 0, 1, inputs}, {0, 0, 0, 1, 0, 0, 1, 0}, 0};
   int n = linear_widest(element_size);
   while (n > 1 && (!fits(n) || ceil_div(nodes, kWarp * n) < kLinearBlocks)) n /= 2;
@@ -52,7 +54,7 @@ inline SpmmLinearBackwardPlan spmm_linear_backward_plan(int64_t nodes, int64_t i
   const int64_t tiles = ceil_div(nodes, kWarp * n);
   weights.span = max<int64_t>(1, ceil_div(tiles, 2 * kLinearBlocks));
   weights.spans = ceil_div(tiles, weights.span);
-  return {product, weights, max(gather_bytes(n), weights.panel * row(n))};
+  return {product, weights, max(gather_bytes(n, element_size), weights.panel * row(n))};
 }
 
 // Packs the columns of W for the product, and says where the nonzeros' rows are in the tiles.
@@ -85,18 +87,17 @@ __global__ void __launch_bounds__(kLinearThreads, 2)
     if (sample >= product.batch) return;
     __syncthreads();
     gather_tile<T, NL>(gather, tile, scratch, sample);
-    for (int p = 0; p < (partial ? plan.weights.panels : 1); ++p) {
+    if (product.y)
+      for (int64_t n = 0, back = 0; n < ceil_div(inputs, kLinearOutputs); n += kLinearWarps, back ^= 1) {
+        const int64_t m = linear_group(packed, inputs, n, back != 0);
+        LinearSums<T, NL> sum = {};
+        linear_product<T, NL>(tile, plan.product, packed, m, inputs, 0, sum);
+        linear_store<T, NL>(product, x_tile, sample, m, inputs, vector_stores, sum);
+      }
+    for (int p = 0; p < (partial ? plan.weights.panels : 0); ++p) {
       const int64_t first = int64_t{p} * plan.weights.panel, last = min(first + plan.weights.panel, inputs);
-      if (p > 0) __syncthreads();
-      if (partial) Tile::load(x_tile, x, product.batch, inputs, sample, first, int(last - first), vectors);
-      if (p == 0 && product.y)
-        for (int64_t n = 0, back = 0; n < ceil_div(inputs, kLinearOutputs); n += kLinearWarps, back ^= 1) {
-          const int64_t m = linear_group(packed, inputs, n, back != 0);
-          acc_t<T> sum[kLinearOutputs][NL] = {};
-          linear_product<T, NL>(tile, plan.product, packed, m, inputs, 0, sum);
-          linear_store<T, NL>(product, sample, m, inputs, vector_stores, sum);
-        }
-      if (!partial) continue;
+      __syncthreads();
+      Tile::load(x_tile, x, product.batch, inputs, sample, first, int(last - first), vectors);
       __syncthreads();
       LinearProducts<T, NL> products(scratch, tile, x_tile);
       products.add_shared(position, product.crow[first], product.crow[last], t == 0, partial);
@@ -149,7 +150,7 @@ cudaError_t launch_spmm_linear_backward(const SpmmArguments<T>& graph, const Spm
     const SparseLinearArguments<T> product = {nullptr, a.values, nullptr,   a.ccol,   a.row,    a.perm,
                                               a.dx,    a.nodes,  a.outputs, a.inputs, a.entries};
     const bool vectors = can_vectorise(kVector<T>, a.inputs, a.x);
-    const bool vector_stores = can_vectorise(kLinearOutputs, a.inputs, a.dx);
+    const bool vector_stores = can_vectorise(kVector<T>, a.inputs, a.dx);
     const auto run = [&](auto kernel) {
       const size_t shared = plan.before + size_t(plan.product.chunk + 1) * plan.product.stride * sizeof(T);
       return launch(kernel, static_cast<unsigned>(plan.weights.spans), kLinearThreads, shared, stream, gather, product,

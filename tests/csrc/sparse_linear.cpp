@@ -123,9 +123,10 @@ py::object sparse_linear_plans(int64_t batch, int64_t inputs, int64_t outputs, i
   const cuda::LinearPlan f = cuda::linear_plan(batch, inputs, outputs, element_size, entries);
   const int64_t packed = f.staged ? cuda::linear_packed_bytes(f, outputs, entries, element_size) : 0;
   const cuda::LinearBackwardPlan b = cuda::linear_backward_plan(batch, inputs, outputs, element_size);
-  return py::make_tuple(py::make_tuple(f.per_lane, f.chunk, f.panel),
-                        py::make_tuple(b.per_lane, b.chunk, b.panel, b.span),
-                        cuda::linear_tile_bytes(f, element_size) + packed, f.staged > 0);
+  return py::make_tuple(
+      py::make_tuple(f.per_lane, f.chunk, f.panel), py::make_tuple(b.per_lane, b.chunk, b.panel, b.span),
+      cuda::linear_outputs_bytes(f.per_lane, element_size) + cuda::linear_tile_bytes(f, element_size) + packed,
+      f.staged > 0);
 }
 
 }  // namespace

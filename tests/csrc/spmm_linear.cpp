@@ -66,7 +66,7 @@ py::object spmm_linear_backward(const py::array& dy, const py::array& x, const p
       plan.product.stride = plan.weights.stride = cuda::linear_stride(n, sizeof(T));
       plan.weights.panel = panel, plan.weights.panels = int(cuda::ceil_div(inputs, panel));
       plan.weights.span = span, plan.weights.spans = cuda::ceil_div(nodes, 32 * n * span);
-      plan.before = cuda::max<int64_t>(cuda::gather_bytes(n), panel * plan.product.stride * sizeof(T));
+      plan.before = cuda::max<int64_t>(cuda::gather_bytes(n, sizeof(T)), panel * plan.product.stride * sizeof(T));
     }
     const cuda::SpmmLinearBackwardWorkspace<T> parts(plan, inputs, outputs, r.size(), g.col.size(), g.window(window));
     Array<char> workspace({parts.bytes});
@@ -91,9 +91,10 @@ py::object spmm_linear_backward(const py::array& dy, const py::array& x, const p
 py::object spmm_linear_plans(int64_t nodes, int64_t inputs, int64_t outputs, int64_t size) {
   const cuda::LinearPlan f = cuda::spmm_linear_plan(nodes, inputs, outputs, size);
   const cuda::SpmmLinearBackwardPlan b = cuda::spmm_linear_backward_plan(nodes, inputs, outputs, size);
-  return py::make_tuple(py::make_tuple(f.per_lane, cuda::gather_bytes(f.per_lane) + (inputs + 1) * f.stride * size),
-                        py::make_tuple(b.product.per_lane, b.before + (outputs + 1) * b.product.stride * size,
-                                       b.weights.panel, b.weights.span));
+  return py::make_tuple(
+      py::make_tuple(f.per_lane, cuda::gather_bytes(f.per_lane, size) + (inputs + 1) * f.stride * size),
+      py::make_tuple(b.product.per_lane, b.before + (outputs + 1) * b.product.stride * size, b.weights.panel,
+                     b.weights.span));
 }
 
 }  // namespace

@@ -194,7 +194,7 @@ def test_plans_fit_and_agree_with_the_policy(emulated_module, size):
     from sparsegnn.ops._fused import fits
 
     dtype = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[size]
-    widths = (0, 1, 64, 100, 256, 329, 330, 512, 602, 623, 624, 1024, 1123, 1124, 1433)
+    widths = (0, 1, 64, 100, 256, 326, 327, 512, 602, 616, 617, 1024, 1123, 1124, 1433)
     for inputs, outputs in itertools.product(widths, repeat=2):
         for nodes in (1, 2_708, 169_343, 3_000_000_000):
             (n, shared), (bn, bshared, panel, span) = emulated_module.spmm_linear_plans(nodes, inputs, outputs, size)
