@@ -21,9 +21,12 @@ namespace sparsegnn::cuda {
 
 constexpr int64_t kGatherPieces = 8 * 1024;  // bytes of shared memory: eight words a lane
 
-// Bytes before the tile: pieces, and where the rows of a tile of 32*n samples begin.
-__host__ __device__ constexpr int64_t gather_bytes(int n) {
-  return kGatherPieces + ceil_div((kWarp * n + 1) * 4, 16) * 16;
+// Bytes before the tile: pieces of rows, later outputs on their way to memory; and where the rows begin.
+__host__ __device__ constexpr int64_t gather_scratch(int n, int64_t element_size) {
+  return max<int64_t>(kGatherPieces, linear_outputs_bytes(n, element_size));
+}
+__host__ __device__ constexpr int64_t gather_bytes(int n, int64_t element_size) {
+  return gather_scratch(n, element_size) + ceil_div((kWarp * n + 1) * 4, 16) * 16;
 }
 
 // ---- long rows
@@ -162,10 +165,10 @@ struct TileGather {
   }
 
   // Writes row n of the tile. A lane begins with another of its columns than its neighbours, or their stores would meet
-  // in a bank: V columns are 16 banks apart where NL is 4, else 8.
+  // in a bank: V columns are 4 * V banks apart.
   __device__ __forceinline__ void finish(const State& sum, int n, int64_t j) const {
     const A scale = g.a.row_scale ? g.a.row_scale[sample + n] : A(1);
-    const int turn = threadIdx.x / (NL == 4 ? 2 : 4) % V;
+    const int turn = threadIdx.x / (8 / V) % V;
 #pragma unroll
     for (int t = 0; t < R; ++t) {
       const int64_t k = column(j, t);
@@ -228,11 +231,12 @@ struct TileGather {
 };
 
 // Fills the tile with the rows from `sample` on, and zeros past the last; every thread of the block must call it, and
-// what they wrote to shared memory before is seen by all after it. scratch: gather_bytes(NL), aligned to 16 bytes.
+// what they wrote to shared memory before is seen by all after it. scratch: gather_bytes(NL, sizeof(T)), aligned to 16
+// bytes.
 template <typename T, int NL>
 __device__ __forceinline__ void gather_tile(const RowGather<T>& g, T* tile, unsigned char* scratch, int64_t sample) {
   using Tile = LinearTile<T, NL>;
-  int* begin = reinterpret_cast<int*>(scratch + kGatherPieces);
+  int* begin = reinterpret_cast<int*>(scratch + gather_scratch(NL, sizeof(T)));
   if (threadIdx.x < kWarp) {
     const int lane = threadIdx.x;
     int items[NL], sum = 0;

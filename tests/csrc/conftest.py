@@ -94,6 +94,8 @@ class Dtype:
     def __init__(self, name: str):
         self.name = name
         self.accumulator = np.float64 if name == "float64" else np.float32
+        #: samples for each lane of the widest tile of sparse_linear
+        self.widest = {"float64": 1, "float32": 2}.get(name, 4)
         #: bound on the relative Frobenius error against an fp64 oracle
         self.tolerance = {"float64": 1e-13, "float32": 1e-5, "float16": 1e-2, "bfloat16": 1e-2}[name]
 
