@@ -79,6 +79,7 @@ struct GatArguments {
   acc_t<T>* lse;  // lse and tilt may be null when nothing is saved
   T* tilt;
   int64_t rows, edges;
+  SpanList spans = {};  // of the rows
 };
 
 // Sums relative to the running maximum `top`: of exp, of kept exp * x, and both times the slope.
@@ -130,25 +131,32 @@ struct GatOp {
   using State = GatState<A, V, kSave>;
   GatArguments<T> a;
 
-  template <int kEdges>
-  __device__ __forceinline__ void step(State& s, int e, const GatLane& lane, A own, RandomKey key) const {
+  // Four edges; the last step of a span has `left` of them: the score of one that is not there is -inf.
+  template <bool kLast>
+  __device__ __forceinline__ void step(State& s, int e, int left, const GatLane& lane, A own, RandomKey key) const {
     const GatScores<A>& g = a.scores;
     const int h = lane.head;
-    vec<T, V> x[kEdges];
-    A score[kEdges], top = s.top;
+    const auto has = [&](int u) { return !kLast || u < left; };
+    vec<T, V> x[4];
+    A score[4], logit[4], top = s.top;
 #pragma unroll
-    for (int u = 0; u < kEdges; ++u) {
+    for (int u = 0; u < 4; ++u) {
+      x[u] = {}, score[u] = 0, logit[u] = -A(INFINITY);
+      if (!has(u)) continue;
       const int32_t source = a.col[e + u];
       x[u] = load<V>(a.x + lane.at(source));
       score[u] = g.a_src[lane.score_at(source)] + own;
       if (g.a_edge) score[u] += g.a_edge[lane.score_at(e + u)];
     }
 #pragma unroll
-    for (int u = 0; u < kEdges; ++u) top = max(top, g.leaky(score[u]));
+    for (int u = 0; u < 4; ++u) {
+      if (has(u)) logit[u] = g.leaky(score[u]);
+      top = max(top, logit[u]);
+    }
     const A base = gat_raise(s, top);
 #pragma unroll
-    for (int u = 0; u < kEdges; ++u) {
-      const A p = exponential(g.leaky(score[u]) - base), kept = p * g.keep(key, e + u, h);
+    for (int u = 0; u < 4; ++u) {
+      const A p = exponential(logit[u] - base), kept = p * g.keep(key, e + u, h);
       s.total += p;
       for (int i = 0; i < V; ++i) s.sum[i] += kept * to_acc(x[u][i]);
       if constexpr (kSave) {
@@ -166,9 +174,8 @@ struct GatOp {
     State s = {};
     s.top = -A(INFINITY);
     int e = static_cast<int>(begin);
-    for (; end - e >= 4; e += 4) step<4>(s, e, lane, own, key);
-#pragma unroll 1
-    for (; e < end; ++e) step<1>(s, e, lane, own, key);
+    for (; end - e >= 4; e += 4) step<false>(s, e, 4, lane, own, key);
+    if (e < end) step<true>(s, e, static_cast<int>(end - e), lane, own, key);
     return s;
   }
 
@@ -268,7 +275,7 @@ int64_t gat_workspace_bytes(int64_t edges, int64_t columns, bool save) {
 
 template <typename T, int V>
 cudaError_t launch_gat_vectors(const GatArguments<T>& a, bool save, void* workspace, cudaStream_t stream) {
-  const RowSegments s{a.crow, a.rows, a.scores.heads * a.scores.width, a.edges};
+  const RowSegments s{a.crow, a.rows, a.scores.heads * a.scores.width, a.edges, a.spans};
   if (save) return launch_segments(GatOp<T, V, true>{a}, s, workspace, stream);
   return launch_segments(GatOp<T, V, false>{a}, s, workspace, stream);
 }

@@ -31,6 +31,7 @@ struct GatBackwardArguments {
   acc_t<T>*da_src, *da_dst, *da_edge;    // da_edge may be null
   acc_t<T>*datt_src, *datt_dst, *dbias;  // [H, D] or null
   int64_t rows, cols, edges;
+  SpanList spans = {};  // of the columns
 };
 
 // What an edge needs of its target, for one head: a_dst, lse, D and nothing.
@@ -52,25 +53,30 @@ struct GatBackwardOp {
   const GatNode<A>* node;
   A* part;  // of da_src, [N, H*D/V]
 
-  template <int N>
-  __device__ __forceinline__ void step(State& s, int t, const GatLane& lane, A own, RandomKey key) const {
+  // U edges; the last step of a span has `left` of them.
+  template <bool kLast>
+  __device__ __forceinline__ void step(State& s, int t, int left, const GatLane& lane, A own, RandomKey key) const {
     const GatScores<A>& g = a.scores;
-    vec<T, V> dy[N];
-    GatNode<A> n[N];
-    int32_t e[N] = {};
+    const auto has = [&](int u) { return !kLast || u < left; };
+    vec<T, V> dy[U];
+    GatNode<A> n[U];
+    int32_t e[U] = {};
 #pragma unroll
-    for (int u = 0; u < N; ++u) {
+    for (int u = 0; u < U; ++u) {
+      dy[u] = {}, n[u] = {};
+      if (!has(u)) continue;
       const int32_t i = a.row[t + u];
       dy[u] = load<V>(a.dy + lane.at(i));
       n[u] = load<4>(&node[lane.score_at(i)].v[0]);
     }
     if (g.a_edge || g.seed)
-      for (int u = 0; u < N; ++u) e[u] = a.perm[t + u];
+      for (int u = 0; u < U; ++u)
+        if (has(u)) e[u] = a.perm[t + u];
 #pragma unroll
-    for (int u = 0; u < N; ++u) {
+    for (int u = 0; u < U; ++u) {
       A score = own + n[u][0];
-      if (g.a_edge) score += g.a_edge[lane.score_at(e[u])];
-      const A alpha = exponential(g.leaky(score) - n[u][1]), slope = g.slope(score);
+      if (g.a_edge && has(u)) score += g.a_edge[lane.score_at(e[u])];
+      const A alpha = has(u) ? exponential(g.leaky(score) - n[u][1]) : A(0), slope = g.slope(score);
       const A kept = alpha * g.keep(key, e[u], lane.head), sloped = kept * slope;
       s.flow += alpha * slope * n[u][2];
       for (int i = 0; i < V; ++i) {
@@ -86,9 +92,8 @@ struct GatBackwardOp {
     const RandomKey key = a.scores.key();
     State s = {};
     int t = static_cast<int>(begin);
-    for (; end - t >= U; t += U) step<U>(s, t, lane, own, key);
-#pragma unroll 1
-    for (; t < end; ++t) step<1>(s, t, lane, own, key);
+    for (; end - t >= U; t += U) step<false>(s, t, U, lane, own, key);
+    if (t < end) step<true>(s, t, static_cast<int>(end - t), lane, own, key);
     return s;
   }
 
@@ -236,8 +241,8 @@ cudaError_t launch_gat_backward_vectors(const GatBackwardArguments<T>& a, void* 
     error = launch(gat_nodes_kernel<T, V>, blocks(a.rows * heads, kGatThreads / lanes), kGatThreads, 0, stream, a,
                    lanes, node);
   if (error != cudaSuccess) return error;
-  error = launch_segments(GatBackwardOp<T, V>{a, node, part}, RowSegments{a.ccol, a.cols, heads * width, a.edges},
-                          pieces, stream);
+  error = launch_segments(GatBackwardOp<T, V>{a, node, part},
+                          RowSegments{a.ccol, a.cols, heads * width, a.edges, a.spans}, pieces, stream);
   if (error == cudaSuccess && a.cols * heads > 0)
     error = launch(gat_parts_kernel<A>, blocks(a.cols * heads, kGatThreads), kGatThreads, 0, stream, part,
                    a.cols * heads, width / V, a.da_src);

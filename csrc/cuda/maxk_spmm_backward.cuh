@@ -22,6 +22,7 @@ struct MaxkSpmmBackwardArguments {
   const int32_t *ccol, *row, *perm;
   T *dvalues, *dval;  // null: not computed
   int64_t cols;
+  SpanList spans = {};               // of the columns
   const acc_t<T>* factor = nullptr;  // of every row, set by the launcher; null: 1
 };
 
@@ -31,15 +32,18 @@ struct MaxkFlow {
   using A = acc_t<T>;
   MaxkSpmmBackwardArguments<T, I> a;
 
-  // Rows of dy and weights of U transposed edges.
-  template <int U>
-  __device__ __forceinline__ void edges(int e, int32_t (&r)[U], A (&weight)[U]) const {
+  // Rows of dy and weights of the first `left` of U transposed edges; others have no row.
+  template <bool kLast, int U>
+  __device__ __forceinline__ void edges(int e, int left, int32_t (&r)[U], A (&weight)[U]) const {
+    const auto has = [&](int u) { return !kLast || u < left; };
 #pragma unroll
-    for (int u = 0; u < U; ++u) r[u] = a.row[e + u], weight[u] = 1;
+    for (int u = 0; u < U; ++u) r[u] = has(u) ? a.row[e + u] : -1, weight[u] = 1;
     if (a.forward.val)
-      for (int u = 0; u < U; ++u) weight[u] = to_acc(a.forward.val[a.perm[e + u]]);
+      for (int u = 0; u < U; ++u)
+        if (has(u)) weight[u] = to_acc(a.forward.val[a.perm[e + u]]);
     if (a.factor)
-      for (int u = 0; u < U; ++u) weight[u] *= a.factor[r[u]];
+      for (int u = 0; u < U; ++u)
+        if (has(u)) weight[u] *= a.factor[r[u]];
   }
   __device__ __forceinline__ A own(int64_t j) const {  // the weight of the node itself
     return a.factor ? a.forward.diag[j] * a.factor[j] : a.forward.diag[j];
@@ -52,15 +56,18 @@ struct MaxkGatherOp : MaxkFlow<T, I> {
   using State = acc_t<T>;
   using MaxkFlow<T, I>::a;
 
-  template <int U>
-  __device__ __forceinline__ void step(State& sum, int e, const T* dy) const {
+  template <bool kLast>
+  __device__ __forceinline__ void step(State& sum, int e, int left, const T* dy) const {
     int32_t r[U];
     State weight[U];
     T x[U];
     const int width = static_cast<int>(a.forward.width);
-    this->template edges<U>(e, r, weight);
+    this->template edges<kLast>(e, left, r, weight);
 #pragma unroll
-    for (int u = 0; u < U; ++u) x[u] = dy[int64_t{r[u]} * width];
+    for (int u = 0; u < U; ++u) {
+      x[u] = {};
+      if (!kLast || u < left) x[u] = dy[int64_t{r[u]} * width];
+    }
 #pragma unroll
     for (int u = 0; u < U; ++u) sum += weight[u] * to_acc(x[u]);
   }
@@ -69,9 +76,8 @@ struct MaxkGatherOp : MaxkFlow<T, I> {
     const T* dy = a.dy + a.forward.index[j * a.forward.k + t];
     State sum = 0;
     int e = static_cast<int>(begin);
-    for (; end - e >= U; e += U) step<U>(sum, e, dy);
-#pragma unroll 1
-    for (; e < end; ++e) step<1>(sum, e, dy);
+    for (; end - e >= U; e += U) step<false>(sum, e, U, dy);
+    if (e < end) step<true>(sum, e, static_cast<int>(end - e), dy);
     return sum;
   }
 
@@ -92,15 +98,18 @@ struct MaxkRowsOp : MaxkFlow<T, I> {
   using State = vec<A, V>;
   using MaxkFlow<T, I>::a;
 
-  template <int U>
-  __device__ __forceinline__ void step(State& sum, int e, int j) const {
+  template <bool kLast>
+  __device__ __forceinline__ void step(State& sum, int e, int left, int j) const {
     int32_t r[U];
     A weight[U];
     vec<T, V> x[U];
     const int width = static_cast<int>(a.forward.width);
-    this->template edges<U>(e, r, weight);
+    this->template edges<kLast>(e, left, r, weight);
 #pragma unroll
-    for (int u = 0; u < U; ++u) x[u] = load<V>(a.dy + int64_t{r[u]} * width + j);
+    for (int u = 0; u < U; ++u) {
+      x[u] = {};
+      if (!kLast || u < left) x[u] = load<V>(a.dy + int64_t{r[u]} * width + j);
+    }
 #pragma unroll
     for (int u = 0; u < U; ++u)
       for (int i = 0; i < V; ++i) sum[i] += weight[u] * to_acc(x[u][i]);
@@ -109,9 +118,8 @@ struct MaxkRowsOp : MaxkFlow<T, I> {
   __device__ State span(int64_t, int64_t begin, int64_t end, int64_t j) const {
     State sum = {};
     int e = static_cast<int>(begin);
-    for (; end - e >= U; e += U) step<U>(sum, e, int(j));
-#pragma unroll 1
-    for (; e < end; ++e) step<1>(sum, e, int(j));
+    for (; end - e >= U; e += U) step<false>(sum, e, U, int(j));
+    if (e < end) step<true>(sum, e, static_cast<int>(end - e), int(j));
     return sum;
   }
 
@@ -220,7 +228,7 @@ cudaError_t launch_maxk_spmm_backward(MaxkSpmmBackwardArguments<T, I> a, void* w
   }
   if (error == cudaSuccess && a.dvalues) {
     const bool rows = maxk_reads_rows(a);
-    const RowSegments s{a.ccol, a.cols, rows ? f.width : f.k, f.edges};
+    const RowSegments s{a.ccol, a.cols, rows ? f.width : f.k, f.edges, a.spans};
     error = rows ? launch_segments(MaxkRowsOp<T, I>{a}, s, workspace, stream)
                  : launch_segments(MaxkGatherOp<T, I>{a}, s, workspace, stream);
   }

@@ -33,7 +33,8 @@ struct SpmmArguments {
   T* y;
   int32_t* arg;
   int64_t rows, width, edges;
-  int64_t cols = 0;  // rows of x; 0: x is gathered in slices of a warp
+  int64_t cols = 0;     // rows of x; 0: x is gathered in slices of a warp
+  SpanList spans = {};  // of the rows
 };
 
 template <typename T>
@@ -44,6 +45,7 @@ struct SpmmArgBackwardArguments {
   const int32_t *ccol, *row, *perm;
   T* dx;
   int64_t cols, width, edges, rows;
+  SpanList spans = {};  // of the columns
 };
 
 template <typename T>
@@ -53,15 +55,14 @@ int64_t spmm_workspace_bytes(int64_t edges, int64_t width, Reduce reduce) {
 }
 
 // ---- what is reduced. step() takes U consecutive edges and asks for all that it reads before it uses any, so that U
-// rows are on their way at once.
+// rows are on their way at once; the last step of a span has `left` of them.
 
 template <typename Op>
 __device__ typename Op::State reduce_span(const Op& op, int64_t begin, int64_t end, int64_t j) {
   typename Op::State state = op.start();
   int64_t e = begin;
-  for (; e + Op::U <= end; e += Op::U) op.template step<Op::U>(state, e, j);
-#pragma unroll 1
-  for (; e < end; ++e) op.template step<1>(state, e, j);
+  for (; e + Op::U <= end; e += Op::U) op.template step<false>(state, e, Op::U, j);
+  if (e < end) op.template step<true>(state, e, static_cast<int>(end - e), j);
   return state;
 }
 
@@ -74,17 +75,21 @@ struct SumOp {
 
   __device__ static State start() { return {}; }
 
-  template <int U>
-  __device__ void step(State& sum, int64_t e, int64_t j) const {
+  template <bool kLast>
+  __device__ void step(State& sum, int64_t e, int left, int64_t j) const {
     int64_t c[U];
     vec<T, V> x[U];
     acc_t<T> weight[U];
-    for (int u = 0; u < U; ++u) c[u] = load_streamed(a.col + e + u), weight[u] = 1;
-    for (int u = 0; u < U; ++u) x[u] = load<V>(a.x + c[u] * a.width + j);
+    const auto has = [&](int u) { return !kLast || u < left; };
+    for (int u = 0; u < U; ++u) c[u] = has(u) ? load_streamed(a.col + e + u) : 0, weight[u] = 1, x[u] = {};
+    for (int u = 0; u < U; ++u)
+      if (has(u)) x[u] = load<V>(a.x + c[u] * a.width + j);
     if (a.val)
-      for (int u = 0; u < U; ++u) weight[u] = to_acc(load_streamed(a.val + e + u));
+      for (int u = 0; u < U; ++u)
+        if (has(u)) weight[u] = to_acc(load_streamed(a.val + e + u));
     if (a.col_scale)
-      for (int u = 0; u < U; ++u) weight[u] *= a.col_scale[c[u]];
+      for (int u = 0; u < U; ++u)
+        if (has(u)) weight[u] *= a.col_scale[c[u]];
     for (int u = 0; u < U; ++u)
       for (int i = 0; i < V; ++i) sum[i] += weight[u] * to_acc(x[u][i]);
   }
@@ -135,16 +140,21 @@ struct ExtremumOp {
     return best;
   }
 
-  template <int U>
-  __device__ void step(State& best, int64_t e, int64_t j) const {
+  template <bool kLast>
+  __device__ void step(State& best, int64_t e, int left, int64_t j) const {
     vec<T, V> x[U];
     acc_t<T> weight[U];
-    for (int u = 0; u < U; ++u)
-      x[u] = load<V>(a.x + int64_t{load_streamed(a.col + e + u)} * a.width + j), weight[u] = 1;
+    const auto has = [&](int u) { return !kLast || u < left; };
+    for (int u = 0; u < U; ++u) {
+      x[u] = {}, weight[u] = 1;
+      if (has(u)) x[u] = load<V>(a.x + int64_t{load_streamed(a.col + e + u)} * a.width + j);
+    }
     if (a.val)
-      for (int u = 0; u < U; ++u) weight[u] = to_acc(load_streamed(a.val + e + u));
+      for (int u = 0; u < U; ++u)
+        if (has(u)) weight[u] = to_acc(load_streamed(a.val + e + u));
     for (int u = 0; u < U; ++u)
-      for (int i = 0; i < V; ++i) take(best, i, weight[u] * to_acc(x[u][i]), static_cast<int32_t>(e + u));
+      if (has(u))
+        for (int i = 0; i < V; ++i) take(best, i, weight[u] * to_acc(x[u][i]), static_cast<int32_t>(e + u));
   }
 
   __device__ State span(int64_t, int64_t begin, int64_t end, int64_t j) const {
@@ -171,19 +181,23 @@ struct ArgBackwardOp {
 
   __device__ static State start() { return {}; }
 
-  template <int U>
-  __device__ void step(State& sum, int64_t t, int64_t j) const {
+  template <bool kLast>
+  __device__ void step(State& sum, int64_t t, int left, int64_t j) const {
     vec<int32_t, V> arg[U];
     vec<T, V> dy[U];
     int32_t e[U];
     acc_t<T> weight[U];
+    const auto has = [&](int u) { return !kLast || u < left; };
     for (int u = 0; u < U; ++u) {
+      arg[u] = {}, dy[u] = {}, e[u] = -2, weight[u] = 1;  // an edge that no arg names
+      if (!has(u)) continue;
       const int64_t at = load_streamed(a.row + t + u) * a.width + j;
       arg[u] = load<V>(a.arg + at), dy[u] = load<V>(a.dy + at);
-      e[u] = load_streamed(a.perm + t + u), weight[u] = 1;
+      e[u] = load_streamed(a.perm + t + u);
     }
     if (a.val)
-      for (int u = 0; u < U; ++u) weight[u] = to_acc(a.val[e[u]]);
+      for (int u = 0; u < U; ++u)
+        if (has(u)) weight[u] = to_acc(a.val[e[u]]);
     for (int u = 0; u < U; ++u)
       for (int i = 0; i < V; ++i) sum[i] += arg[u][i] == e[u] ? weight[u] * to_acc(dy[u][i]) : acc_t<T>(0);
   }
@@ -217,7 +231,7 @@ cudaError_t with_vectors(F f, int64_t width, const P*... arrays) {
 // workspace: spmm_workspace_bytes<T>(...), aligned to 16 bytes.
 template <typename T>
 cudaError_t launch_spmm(const SpmmArguments<T>& a, Reduce reduce, void* workspace, cudaStream_t stream) {
-  RowSegments s{a.crow, a.rows, a.width, a.edges};
+  RowSegments s{a.crow, a.rows, a.width, a.edges, a.spans};
   s.table = a.cols, s.bytes = sizeof(T);
   const auto run = [&](auto vectors) {
     constexpr int V = decltype(vectors)::value;
@@ -231,7 +245,7 @@ cudaError_t launch_spmm(const SpmmArguments<T>& a, Reduce reduce, void* workspac
 // workspace: spmm_workspace_bytes<T>(edges, width, Reduce::sum).
 template <typename T>
 cudaError_t launch_spmm_arg_backward(const SpmmArgBackwardArguments<T>& a, void* workspace, cudaStream_t stream) {
-  RowSegments s{a.ccol, a.cols, a.width, a.edges};
+  RowSegments s{a.ccol, a.cols, a.width, a.edges, a.spans};
   s.table = a.rows, s.bytes = sizeof(T) + sizeof(int32_t);  // of dy and arg
   const auto run = [&](auto vectors) {
     return launch_segments(ArgBackwardOp<T, decltype(vectors)::value>{a}, s, workspace, stream);
