@@ -174,8 +174,9 @@ __global__ void __launch_bounds__(kSegmentThreads, Op::kLeastBlocks)
   op.finish(span.row, j, cut.degree, state);
 }
 
-// Makes the states of all pieces that the units of `s` have, and merges those of rows that are cut.
-template <typename Op>
+// Makes the states of all pieces that the units of `s` have, and merges those of rows that are cut: as Merging, which Op
+// is, so that kinds of it may share the kernel.
+template <typename Merging, typename Op>
 cudaError_t launch_units(const Op& op, RowSegments s, int64_t merged, void* workspace, cudaStream_t stream) {
   auto* piece = static_cast<typename Op::State*>(workspace);
   const int64_t slices = ceil_div(s.width / Op::V, s.lanes), units = s.units;
@@ -188,18 +189,23 @@ cudaError_t launch_units(const Op& op, RowSegments s, int64_t merged, void* work
     if (units > 0) error = launch(segments_kernel<Op>, grid, kSegmentThreads, 0, stream, op, s, piece);
     grid.x = static_cast<unsigned>(ceil_div(merged, s.groups)), s.units = merged;
     if (error == cudaSuccess && merged > 0)
-      error = launch(segments_merge_kernel<Op>, grid, kSegmentThreads, 0, stream, op, s, piece);
+      error = launch(segments_merge_kernel<Merging>, grid, kSegmentThreads, 0, stream, static_cast<const Merging&>(op), s,
+                     piece);
   }
   return error;
 }
 
 // workspace: segment_pieces(edges) * width / Op::V states, aligned to 16 bytes.
-template <typename Op>
+template <typename Merging, typename Op>
 cudaError_t launch_segments(const Op& op, RowSegments s, void* workspace, cudaStream_t stream) {
   if (s.rows == 0 || s.width == 0) return cudaSuccess;
   s.lanes = segment_lanes(s, Op::V);
   cut_segments(s, segment_window(s.edges));
-  return launch_units(op, s, merged_units(s), workspace, stream);
+  return launch_units<Merging>(op, s, merged_units(s), workspace, stream);
+}
+template <typename Op>
+cudaError_t launch_segments(const Op& op, const RowSegments& s, void* workspace, cudaStream_t stream) {
+  return launch_segments<Op, Op>(op, s, workspace, stream);
 }
 
 }  // namespace sparsegnn::cuda

@@ -54,49 +54,33 @@ int64_t spmm_workspace_bytes(int64_t edges, int64_t width, Reduce reduce) {
   return segment_pieces(edges) * width * state;
 }
 
-// ---- what is reduced. step() takes U consecutive edges and asks for all that it reads before it uses any, so that U
-// rows are on their way at once; the last step of a span has `left` of them.
+// ---- what is reduced. U edges are taken at once, and all that is read of them is asked for before any is used, so that
+// U rows are on their way; the last step of a span has `left` of them.
+
+// Row c of a matrix with rows of `pitch` bytes: one multiplication of 32 bits.
+template <typename T>
+__device__ __forceinline__ const T* row_at(const T* x, int32_t c, int32_t pitch) {
+  return reinterpret_cast<const T*>(reinterpret_cast<const char*>(x) + int64_t{c} * pitch);
+}
 
 template <typename Op>
 __device__ typename Op::State reduce_span(const Op& op, int64_t begin, int64_t end, int64_t j) {
   typename Op::State state = op.start();
-  int64_t e = begin;
-  for (; e + Op::U <= end; e += Op::U) op.template step<false>(state, e, Op::U, j);
-  if (e < end) op.template step<true>(state, e, static_cast<int>(end - e), j);
+  int e = static_cast<int>(begin);
+  const int to = static_cast<int>(end);
+#pragma unroll 1
+  for (; to - e >= Op::U; e += Op::U) op.template step<false>(state, e, Op::U, j);
+  if (e < to) op.template step<true>(state, e, to - e, j);
   return state;
 }
 
+// What a sum does with its rows, whatever the weights of the edges are.
 template <typename T, int V_>
-struct SumOp {
-  static constexpr int V = V_, U = 4, kLeastBlocks = 4;
+struct SumRowOp {
+  static constexpr int V = V_, kLeastBlocks = 4;
   using State = vec<acc_t<T>, V>;
   SpmmArguments<T> a;
   bool mean;
-
-  __device__ static State start() { return {}; }
-
-  template <bool kLast>
-  __device__ void step(State& sum, int64_t e, int left, int64_t j) const {
-    int64_t c[U];
-    vec<T, V> x[U];
-    acc_t<T> weight[U];
-    const auto has = [&](int u) { return !kLast || u < left; };
-    for (int u = 0; u < U; ++u) c[u] = has(u) ? load_streamed(a.col + e + u) : 0, weight[u] = 1, x[u] = {};
-    for (int u = 0; u < U; ++u)
-      if (has(u)) x[u] = load<V>(a.x + c[u] * a.width + j);
-    if (a.val)
-      for (int u = 0; u < U; ++u)
-        if (has(u)) weight[u] = to_acc(load_streamed(a.val + e + u));
-    if (a.col_scale)
-      for (int u = 0; u < U; ++u)
-        if (has(u)) weight[u] *= a.col_scale[c[u]];
-    for (int u = 0; u < U; ++u)
-      for (int i = 0; i < V; ++i) sum[i] += weight[u] * to_acc(x[u][i]);
-  }
-
-  __device__ State span(int64_t, int64_t begin, int64_t end, int64_t j) const {
-    return reduce_span(*this, begin, end, j);
-  }
 
   __device__ void merge(State& sum, const State& next) const {
     for (int i = 0; i < V; ++i) sum[i] += next[i];
@@ -113,6 +97,79 @@ struct SumOp {
     vec<T, V> y;
     for (int i = 0; i < V; ++i) y[i] = from_acc<T>(a.row_scale ? sum[i] * a.row_scale[r] : sum[i]);
     store_streamed(a.y + r * a.width + j, y);
+  }
+};
+
+// Which weights the edges have; any: the arguments say.
+enum class Weights { none, val, scale, any };
+
+template <typename T, int V_, Weights kWeights>
+struct SumOp : SumRowOp<T, V_> {
+  static constexpr int V = V_, U = 4, kLeastBlocks = kWeights == Weights::any && V == kVector<T> ? 3 : 4;
+  using A = acc_t<T>;
+  using typename SumRowOp<T, V>::State;
+  using SumRowOp<T, V>::a;
+
+  // Columns and values of edges, and scales of their columns.
+  struct Edges {
+    int32_t c[U];
+    A val[U], scale[U];
+  };
+  __device__ __forceinline__ bool has_val() const {
+    return kWeights == Weights::val || (kWeights == Weights::any && a.val);
+  }
+  __device__ __forceinline__ bool has_scale() const {
+    return kWeights == Weights::scale || (kWeights == Weights::any && a.col_scale);
+  }
+
+  template <bool kLast>
+  __device__ __forceinline__ void read(Edges& to, int e, int left) const {
+    const int32_t* col = a.col + e;
+    for (int u = 0; u < U; ++u) to.c[u] = !kLast || u < left ? load_streamed(col + u) : 0;
+    if (has_val())
+      for (int u = 0; u < U; ++u) to.val[u] = !kLast || u < left ? to_acc(load_streamed(a.val + e + u)) : A(0);
+  }
+  template <bool kLast>
+  __device__ __forceinline__ void rows(vec<T, V> (&x)[U], Edges& of, int left, const T* from, int32_t pitch) const {
+    for (int u = 0; u < U; ++u) {
+      if (kLast) x[u] = {};
+      if (!kLast || u < left) x[u] = load<V>(row_at(from, of.c[u], pitch));
+    }
+    if (has_scale())
+      for (int u = 0; u < U; ++u) of.scale[u] = !kLast || u < left ? a.col_scale[of.c[u]] : A(0);
+  }
+  __device__ __forceinline__ void add(State& sum, const vec<T, V> (&x)[U], const Edges& of) const {
+    for (int u = 0; u < U; ++u) {
+      A weight = has_val() ? of.val[u] : A(1);
+      if (has_scale()) weight = has_val() ? weight * of.scale[u] : of.scale[u];
+      const bool plain = kWeights == Weights::none;
+      for (int i = 0; i < V; ++i) sum[i] += plain ? to_acc(x[u][i]) : weight * to_acc(x[u][i]);
+    }
+  }
+
+  // The columns and values of a step are asked for before the rows of the one before are used.
+  __device__ State span(int64_t, int64_t begin, int64_t end, int64_t j) const {
+    const T* x = a.x + j;
+    const auto pitch = static_cast<int32_t>(a.width * sizeof(T));
+    int e = static_cast<int>(begin), left = static_cast<int>(end - begin);
+    State sum = {};
+    vec<T, V> row[U];
+    Edges now = {};
+    if (left >= U) read<false>(now, e, U);
+#pragma unroll 1
+    while (left >= U) {
+      rows<false>(row, now, U, x, pitch);
+      const Edges of = now;
+      e += U, left -= U;
+      if (left >= U) read<false>(now, e, U);
+      add(sum, row, of);
+    }
+    if (left > 0) {
+      read<true>(now, e, left);
+      rows<true>(row, now, left, x, pitch);
+      add(sum, row, now);
+    }
+    return sum;
   }
 };
 
@@ -141,20 +198,22 @@ struct ExtremumOp {
   }
 
   template <bool kLast>
-  __device__ void step(State& best, int64_t e, int left, int64_t j) const {
+  __device__ __forceinline__ void step(State& best, int e, int left, int64_t j) const {
+    const auto pitch = static_cast<int32_t>(a.width * sizeof(T));
     vec<T, V> x[U];
     acc_t<T> weight[U];
     const auto has = [&](int u) { return !kLast || u < left; };
     for (int u = 0; u < U; ++u) {
-      x[u] = {}, weight[u] = 1;
-      if (has(u)) x[u] = load<V>(a.x + int64_t{load_streamed(a.col + e + u)} * a.width + j);
+      if (kLast) x[u] = {};
+      weight[u] = 1;
+      if (has(u)) x[u] = load<V>(row_at(a.x + j, load_streamed(a.col + e + u), pitch));
     }
     if (a.val)
       for (int u = 0; u < U; ++u)
         if (has(u)) weight[u] = to_acc(load_streamed(a.val + e + u));
     for (int u = 0; u < U; ++u)
       if (has(u))
-        for (int i = 0; i < V; ++i) take(best, i, weight[u] * to_acc(x[u][i]), static_cast<int32_t>(e + u));
+        for (int i = 0; i < V; ++i) take(best, i, weight[u] * to_acc(x[u][i]), e + u);
   }
 
   __device__ State span(int64_t, int64_t begin, int64_t end, int64_t j) const {
@@ -182,7 +241,8 @@ struct ArgBackwardOp {
   __device__ static State start() { return {}; }
 
   template <bool kLast>
-  __device__ void step(State& sum, int64_t t, int left, int64_t j) const {
+  __device__ __forceinline__ void step(State& sum, int t, int left, int64_t j) const {
+    const auto pitch = static_cast<int32_t>(a.width * sizeof(T)), places = static_cast<int32_t>(a.width * 4);
     vec<int32_t, V> arg[U];
     vec<T, V> dy[U];
     int32_t e[U];
@@ -191,8 +251,8 @@ struct ArgBackwardOp {
     for (int u = 0; u < U; ++u) {
       arg[u] = {}, dy[u] = {}, e[u] = -2, weight[u] = 1;  // an edge that no arg names
       if (!has(u)) continue;
-      const int64_t at = load_streamed(a.row + t + u) * a.width + j;
-      arg[u] = load<V>(a.arg + at), dy[u] = load<V>(a.dy + at);
+      const int32_t r = load_streamed(a.row + t + u);
+      arg[u] = load<V>(row_at(a.arg + j, r, places)), dy[u] = load<V>(row_at(a.dy + j, r, pitch));
       e[u] = load_streamed(a.perm + t + u);
     }
     if (a.val)
@@ -219,6 +279,12 @@ struct ArgBackwardOp {
 
 // ---- launchers
 
+// Whether the bytes of a row fit in 32 bits, as do the multiplications of addresses.
+template <typename T>
+bool fits_pitch(int64_t width) {
+  return width < (int64_t{1} << 31) / int64_t(max(sizeof(T), sizeof(int32_t)));
+}
+
 // Calls f(V): 16 bytes of T where rows of this width and the pointers allow it, else two elements, else one.
 template <typename T, typename F, typename... P>
 cudaError_t with_vectors(F f, int64_t width, const P*... arrays) {
@@ -231,13 +297,23 @@ cudaError_t with_vectors(F f, int64_t width, const P*... arrays) {
 // workspace: spmm_workspace_bytes<T>(...), aligned to 16 bytes.
 template <typename T>
 cudaError_t launch_spmm(const SpmmArguments<T>& a, Reduce reduce, void* workspace, cudaStream_t stream) {
+  if (!fits_pitch<T>(a.width)) return cudaErrorInvalidConfiguration;
   RowSegments s{a.crow, a.rows, a.width, a.edges, a.spans};
   s.table = a.cols, s.bytes = sizeof(T);
   const auto run = [&](auto vectors) {
     constexpr int V = decltype(vectors)::value;
     if (reduce == Reduce::max || reduce == Reduce::min)
       return launch_segments(ExtremumOp<T, V>{a, reduce == Reduce::max}, s, workspace, stream);
-    return launch_segments(SumOp<T, V>{a, reduce == Reduce::mean}, s, workspace, stream);
+    const auto sum = [&](auto weights) {
+      using Op = SumOp<T, V, decltype(weights)::value>;
+      return launch_segments<SumRowOp<T, V>, Op>(Op{{a, reduce == Reduce::mean}}, s, workspace, stream);
+    };
+    if constexpr (V == kVector<T>) {
+      if (!a.val && !a.col_scale) return sum(std::integral_constant<Weights, Weights::none>{});
+      if (!a.col_scale) return sum(std::integral_constant<Weights, Weights::val>{});
+      if (!a.val) return sum(std::integral_constant<Weights, Weights::scale>{});
+    }
+    return sum(std::integral_constant<Weights, Weights::any>{});
   };
   return with_vectors<T>(run, a.width, a.x, a.y, a.arg);
 }
@@ -245,6 +321,7 @@ cudaError_t launch_spmm(const SpmmArguments<T>& a, Reduce reduce, void* workspac
 // workspace: spmm_workspace_bytes<T>(edges, width, Reduce::sum).
 template <typename T>
 cudaError_t launch_spmm_arg_backward(const SpmmArgBackwardArguments<T>& a, void* workspace, cudaStream_t stream) {
+  if (!fits_pitch<T>(a.width)) return cudaErrorInvalidConfiguration;
   RowSegments s{a.ccol, a.cols, a.width, a.edges, a.spans};
   s.table = a.rows, s.bytes = sizeof(T) + sizeof(int32_t);  // of dy and arg
   const auto run = [&](auto vectors) {

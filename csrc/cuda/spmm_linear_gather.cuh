@@ -39,8 +39,8 @@ inline int64_t gather_windows(int64_t edges, int64_t window) { return edges > wi
 
 // sums[first edge of row r / window, :] of the rows longer than a window: no two of them begin in one window.
 template <typename T, int V>
-struct LongRowOp : SumOp<T, V> {
-  using typename SumOp<T, V>::State;
+struct LongRowOp : SumOp<T, V, Weights::any> {
+  using typename SumRowOp<T, V>::State;
   int64_t window;
   acc_t<T>* sums;
 
@@ -81,7 +81,8 @@ cudaError_t launch_long_rows_vectors(const RowGather<T>& g, void* pieces, cudaSt
   s.lanes = group_lanes(g.a.width / V);
   cut_segments(s, g.window);
   s.units = s.halves;  // no row that is one span
-  return launch_units(LongRowOp<T, V>{{g.a, false}, g.window, g.sums}, s, s.halves, pieces, stream);
+  using Op = LongRowOp<T, V>;
+  return launch_units<Op>(Op{{{g.a, false}}, g.window, g.sums}, s, s.halves, pieces, stream);
 }
 
 // Sums the long rows. workspace: long_rows_workspace_bytes<T>(...), aligned to 16 bytes.

@@ -82,13 +82,17 @@ def test_misaligned_rows_take_the_scalar_path(emulated, csr, dtype, width):
     dtype.close(y, expected_sum(g, dtype.unpack(x), np.ones(g.edges)))
 
 
-@pytest.mark.parametrize("given", range(8))
+@pytest.mark.parametrize("given", range(16))
 def test_scales_and_diagonal(emulated, csr, dtype, given):
+    """Any of the four: values and scales of columns have kernels of their own where rows are whole vectors."""
     g = csr([3, 0, 1500, 1, 40, 0, 2], 7)
-    x = dtype.pack(g.normal(g.cols, 12))
+    val = dtype.pack(g.normal(g.edges))
     scales = [g.rng.random(7).astype(dtype.accumulator) if given >> i & 1 else None for i in range(3)]
-    y = emulated.spmm(x, g.crow, g.col, None, *scales)[0]
-    dtype.close(y, expected_sum(g, dtype.unpack(x), np.ones(g.edges), *scales))
+    weights = dtype.unpack(val) if given & 8 else np.ones(g.edges)
+    for width in (12, 16):
+        x = dtype.pack(g.normal(g.cols, width))
+        y = emulated.spmm(x, g.crow, g.col, val if given & 8 else None, *scales)[0]
+        dtype.close(y, expected_sum(g, dtype.unpack(x), weights, *scales))
 
 
 @pytest.mark.parametrize("reduce", ["max", "min"])
