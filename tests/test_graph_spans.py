@@ -50,6 +50,7 @@ def test_made_once_and_shared(listed):
     moved = copy.deepcopy(g)
     assert torch.equal(moved.spans(True)[1], both[1])
     g.assign_(graph(e=1400))
+    assert "spans" in g._structure, "a compiled region would find none"
     assert torch.equal(g.spans(True)[0], graph_spans.row_spans(g.crow, 1400))
     twin = graph(symmetric=True)
     assert twin.spans(True)[0] is twin.spans(True)[1]

@@ -15,11 +15,26 @@
 //   void merge(State&, State next)   of two neighbouring spans of a row
 //   void finish(r, j, degree, state) writes the row
 #pragma once
+#include <type_traits>
+
 #include "gpu.cuh"
 
 namespace sparsegnn::cuda {
 
 constexpr int kSegmentThreads = 256;
+
+// Whether the bytes of a row of `width` elements are a number of 32 bits, as row_at() takes it.
+template <typename T>
+bool fits_pitch(int64_t width) {
+  return width < (int64_t{1} << 31) / int64_t(max(sizeof(T), sizeof(int32_t)));
+}
+
+// Row c of a matrix with rows of `pitch` bytes, for a width that fits_pitch() allows: unsigned, so that the compiler
+// sees one multiplication of 32 bits.
+template <typename T>
+__device__ __forceinline__ const T* row_at(const T* x, int32_t c, uint32_t pitch) {
+  return reinterpret_cast<const T*>(reinterpret_cast<const char*>(x) + uint64_t{static_cast<uint32_t>(c)} * pitch);
+}
 
 // Spans of a pattern, [count][2] int32: row and number of the piece.
 struct SpanList {
@@ -129,29 +144,49 @@ constexpr int64_t kSegmentSlice = 128;  // least bytes of a slice of a row: a li
 // (TB/s of memory and of the L2 of an H200); they cost the table once, and for each further slice 8 bytes an edge
 // (index and value) and 4 a row. Slices are taken where that pays; where none fits, whole rows. sparsegnn/ops/_fused.py
 // reckons with the same rule.
-inline int segment_lanes(const RowSegments& s, int V) {
+inline int segment_slice(const RowSegments& s, int V) {  // lanes of such a slice, 0: none is taken
   const int64_t columns = s.width / V, vector = V * s.bytes, kept = l2_bytes() * 3 / 5;
+  const double table = double(s.table) * double(s.width * s.bytes), gathered = double(s.edges) * (s.width * s.bytes);
+  if (s.table == 0 || table <= kept) return 0;
+  int slice = group_lanes(columns);
+  while (slice * vector > kSegmentSlice && s.table * slice * vector > kept) slice /= 2;
+  const bool fits = slice * vector >= kSegmentSlice && s.table * slice * vector <= kept;
+  const double again = double(ceil_div(columns, slice) - 1) * double(8 * s.edges + 4 * s.rows);
+  return fits && gathered * (1 - kept / table) * 5 / 9 > table + again ? slice : 0;
+}
+
+inline int segment_lanes(const RowSegments& s, int V) {
+  const int64_t columns = s.width / V;
   int lanes = group_lanes(columns);
   if (s.table == 0) return lanes;
-  const double table = double(s.table) * double(s.width * s.bytes), gathered = double(s.edges) * (s.width * s.bytes);
-  if (table > kept) {
-    int slice = lanes;
-    while (slice * vector > kSegmentSlice && s.table * slice * vector > kept) slice /= 2;
-    const bool fits = slice * vector >= kSegmentSlice && s.table * slice * vector <= kept;
-    const double again = double(ceil_div(columns, slice) - 1) * double(8 * s.edges + 4 * s.rows);
-    if (fits && gathered * (1 - kept / table) * 5 / 9 > table + again) return slice;
-  }
+  if (const int slice = segment_slice(s, V)) return slice;
   while (lanes >= kWarp && lanes < kSegmentThreads && columns % (2 * lanes) == 0) lanes *= 2;
   return lanes;
 }
+
+// Whether the lanes of a warp walk their spans together: Op has `kByWarps`, and span() is called by all of them, with
+// the lanes of a group in a warp as its last argument; a lane whose columns are none, or that has no span, gets none to
+// finish.
+template <typename Op, typename = void>
+struct spans_by_warps : std::false_type {};
+template <typename Op>
+struct spans_by_warps<Op, std::enable_if_t<Op::kByWarps>> : std::true_type {};
 
 template <typename Op>
 __global__ void __launch_bounds__(kSegmentThreads, Op::kLeastBlocks)
     segments_kernel(Op op, RowSegments s, typename Op::State* piece) {
   const int64_t j = ((s.first + blockIdx.y) * s.lanes + threadIdx.x % s.lanes) * Op::V;
-  RowSpan span;
-  if (j >= s.width || !segment_span(s, int64_t{blockIdx.x} * s.groups + threadIdx.x / s.lanes, span)) return;
-  const typename Op::State state = op.span(span.row, span.begin, span.end, j);
+  RowSpan span = {};
+  const bool found = segment_span(s, int64_t{blockIdx.x} * s.groups + threadIdx.x / s.lanes, span);
+  typename Op::State state;
+  if constexpr (spans_by_warps<Op>::value) {
+    if (!found) span = {};
+    state = op.span(span.row, span.begin, span.end, j, min(s.lanes, kWarp));
+    if (!found || j >= s.width) return;
+  } else {
+    if (!found || j >= s.width) return;
+    state = op.span(span.row, span.begin, span.end, j);
+  }
   if (span.pieces == 1)
     op.finish(span.row, j, span.end - span.begin, state);
   else
@@ -174,8 +209,8 @@ __global__ void __launch_bounds__(kSegmentThreads, Op::kLeastBlocks)
   op.finish(span.row, j, cut.degree, state);
 }
 
-// Makes the states of all pieces that the units of `s` have, and merges those of rows that are cut: as Merging, which Op
-// is, so that kinds of it may share the kernel.
+// Makes the states of all pieces that the units of `s` have, and merges those of rows that are cut: as Merging, which
+// Op is, so that kinds of it may share the kernel.
 template <typename Merging, typename Op>
 cudaError_t launch_units(const Op& op, RowSegments s, int64_t merged, void* workspace, cudaStream_t stream) {
   auto* piece = static_cast<typename Op::State*>(workspace);
@@ -189,8 +224,8 @@ cudaError_t launch_units(const Op& op, RowSegments s, int64_t merged, void* work
     if (units > 0) error = launch(segments_kernel<Op>, grid, kSegmentThreads, 0, stream, op, s, piece);
     grid.x = static_cast<unsigned>(ceil_div(merged, s.groups)), s.units = merged;
     if (error == cudaSuccess && merged > 0)
-      error = launch(segments_merge_kernel<Merging>, grid, kSegmentThreads, 0, stream, static_cast<const Merging&>(op), s,
-                     piece);
+      error = launch(segments_merge_kernel<Merging>, grid, kSegmentThreads, 0, stream, static_cast<const Merging&>(op),
+                     s, piece);
   }
   return error;
 }

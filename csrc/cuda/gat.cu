@@ -92,7 +92,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gat(const Tensor& x_in, const Tensor&
                             save ? mutable_data<T>(tilt) : nullptr,
                             m,
                             edges,
-                            check_spans("gat", "spans", spans, m, edges, x)};
+                            check_spans("gat", "spans", spans, m, edges, x),
+                            x.size(0)};
     STD_CUDA_CHECK(launch_gat(a, save, pieces.mutable_data_ptr(), device.stream));
   });
   return {y, lse, tilt, nodes};

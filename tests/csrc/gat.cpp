@@ -31,7 +31,8 @@ py::object gat(const py::array& x, const py::array& a_src, const py::array& a_ds
                                              save ? tilt.data() : nullptr,
                                              rows,
                                              c.size(),
-                                             spans};
+                                             spans,
+                                             x.shape(0)};
     check(cuda::launch_gat(arguments, save, workspace.data() - misalignment(), nullptr));
     return py::make_tuple(y.numpy(), lse.numpy(), tilt.numpy());
   });
