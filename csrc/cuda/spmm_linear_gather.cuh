@@ -31,15 +31,19 @@ __host__ __device__ constexpr int64_t gather_bytes(int n, int64_t element_size) 
 
 // ---- long rows
 
-// Edges of the longest row that is left to a block.
-inline int64_t gather_window(int64_t edges) { return max<int64_t>(1024, segment_window(edges)); }
+// Edges of the longest row that is left to a block: a power of two.
+inline int64_t gather_window(int64_t edges) {
+  int64_t window = 1024;
+  while (window * 16384 < edges) window *= 2;
+  return window;
+}
 
 inline int64_t gather_windows(int64_t edges, int64_t window) { return edges > window ? ceil_div(edges, window) : 0; }
 
 // sums[first edge of row r / window, :] of the rows longer than a window: no two of them begin in one window.
 template <typename T, int V>
-struct LongRowOp : SumOp<T, V> {
-  using typename SumOp<T, V>::State;
+struct LongRowOp : SumOp<T, V, Weights::any> {
+  using typename SumRowOp<T, V>::State;
   int64_t window;
   acc_t<T>* sums;
 
@@ -76,18 +80,12 @@ int64_t long_rows_workspace_bytes(int64_t edges, int64_t width, int64_t window) 
 
 template <typename T, int V>
 cudaError_t launch_long_rows_vectors(const RowGather<T>& g, void* pieces, cudaStream_t stream) {
+  RowSegments s = {g.a.crow, g.a.rows, g.a.width, g.a.edges};
+  s.lanes = group_lanes(g.a.width / V);
+  cut_segments(s, g.window);
+  s.units = s.halves;  // no row that is one span
   using Op = LongRowOp<T, V>;
-  const Op op = {{g.a, false}, g.window, g.sums};
-  const int64_t columns = g.a.width / V, windows = gather_windows(g.a.edges, g.window);
-  RowSegments s = {g.a.crow, g.a.rows, g.a.width, g.a.edges, g.window, windows};
-  s.lanes = group_lanes(columns);
-  s.groups = kSegmentThreads / s.lanes;
-  s.window_blocks = ceil_div(windows, s.groups);
-  auto* piece = static_cast<typename Op::State*>(pieces);
-  const dim3 grid(static_cast<unsigned>(s.window_blocks), static_cast<unsigned>(ceil_div(columns, s.lanes)));
-  const cudaError_t error = launch(segments_kernel<Op>, grid, kSegmentThreads, 0, stream, op, s, piece);
-  if (error != cudaSuccess) return error;
-  return launch(segments_merge_kernel<Op>, grid, kSegmentThreads, 0, stream, op, s, piece);
+  return launch_units<Op>(Op{{{g.a, false}}, g.window, g.sums}, s, s.halves, pieces, stream);
 }
 
 // Sums the long rows. workspace: long_rows_workspace_bytes<T>(...), aligned to 16 bytes.

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+from sparsegnn.graph_spans import row_spans
 
 ROOT = Path(__file__).parents[2]
 #: what runs the kernels: "sparsegnn_emulated" made by the host's compiler, "sparsegnn_emulated_asan" under ASan and
@@ -135,6 +138,12 @@ class Csr:
         self.perm = np.argsort(self.col, kind="stable").astype(np.int32)
         self.row = self.row_of[self.perm].astype(np.int32)
         self.ccol = np.concatenate([[0], np.cumsum(np.bincount(self.col, minlength=cols))]).astype(np.int32)
+
+    @property
+    def spans(self) -> dict[str, np.ndarray]:
+        """The spans of the rows and of the columns."""
+        both = {"spans": self.crow, "cspans": self.ccol}
+        return {name: row_spans(torch.from_numpy(crow), self.edges).numpy() for name, crow in both.items()}
 
     def normal(self, *shape) -> np.ndarray:
         return self.rng.standard_normal(shape)
