@@ -97,18 +97,31 @@ def spmm(name: str, width: int, kind: str = "spmm sum") -> Callable[[dict[str, C
     return run
 
 
+def scores(counts: dict[str, Count], name: str, which: str, dropout: bool = False) -> tuple[model.Scores, int]:
+    """What lanes do for the scores of 4 heads of 64, and how many heads a slice of the graph's columns has."""
+    g, width = degrees.graph(name), HEADS * HEAD
+    header = {"gat forward": "gat.cuh", "gat backward": "gat_backward.cuh"}[which]
+    p = plan("segments", g.nodes, g.nodes, g.edges, width, 4, 4, passes_table(header))
+    edges = int(plan("team", HEADS, HEAD, 4, p["lanes"])["edges"])
+    levels = edges.bit_length() - 1 if which == "gat forward" else 0
+    count = counts[f"{which}, scores{', dropout' if dropout else ''}"]
+    reduction = levels * counts["gat forward, reduction"].instructions if levels else 0.0
+    return model.Scores(count, 2 * edges, reduction), -(-HEADS // int(p["slices"]))
+
+
 def gat(name: str, backward: bool) -> Callable[[dict[str, Count], Machine], list[Cost]]:
     width = HEADS * HEAD
 
     def run(counts: dict[str, Count], m: Machine) -> list[Cost]:
-        g = degrees.graph(name)
+        g, which = degrees.graph(name), "gat backward" if backward else "gat forward"
+        count, (by_lanes, heads) = counts[which], scores(counts, name, which)
         if not backward:
-            return [model.reduced("gather", counts["gat forward"], g, width, 4, 4, "gat.cuh", m, extra=4 + 4 * HEADS)]
-        count = counts["gat backward"]
+            return [model.reduced("gather", count, g, width, 4, 4, "gat.cuh", m, extra=4 + 4 * heads,
+                                  written=2 * 4 * width, scores=by_lanes)]  # fmt: skip
         return [
             model.streamed("nodes", g.nodes * BACK, m),
-            model.reduced("gather", count, g, width, 4, 4, "gat_backward.cuh", m, extra=4 + 16 * HEADS,
-                          written=2 * 4 * width),
+            model.reduced("gather", count, g, width, 4, 4, "gat_backward.cuh", m, extra=4 + 16 * heads,
+                          written=2 * 4 * width, scores=by_lanes),
             model.streamed("parts", g.nodes * width, m),
             model.streamed("columns", g.nodes * BACK, m),
         ]  # fmt: skip
@@ -125,11 +138,12 @@ def maxk_backward(name: str, width: int, k: int) -> Callable[[dict[str, Count], 
         g = degrees.graph(name)
         if plan("maxk_spmm", g.nodes, g.edges, width, k)["reads_rows"]:
             count = counts["maxk_spmm backward, rows"]
-            return [model.reduced("rows", count, g, width, 4, 4, "maxk_spmm_backward.cuh", m, written=4 * k)]
+            return [model.reduced("rows", count, g, width, 4, 4, "maxk_spmm_backward.cuh", m, written=4 * k,
+                                  sliced=True)]  # fmt: skip
         sectors = width * 4 / 32 * (1 - (1 - 8 / width) ** k)  # of 32 bytes that hold one of k random columns
         count = counts["maxk_spmm backward, gather"]
         return [model.reduced("gather", count, g, k, 4, 1, "maxk_spmm_backward.cuh", m, read=32 * sectors,
-                              written=4 * k)]  # fmt: skip
+                              written=4 * k, sliced=False)]  # fmt: skip
 
     return run
 
@@ -204,7 +218,7 @@ def layers() -> Iterator[Case]:
                    peer, times(ratio, peer), "cuSPARSE + cuBLAS", dict(what="gcn", backward=backward))  # fmt: skip
     rows = degrees.STAND_INS["products"][0]
     yield Case("maxk", "MaxK select, products, 256 to 32", None,
-               lambda c, m: [model.selected("select", c["maxk select"], rows, 256, 32, m)],
+               lambda c, m: [model.selected("select", c, rows, 256, 32, m)],
                lambda m: rows * m["topk row"], at(1.0), "torch.topk", dict(what="maxk"))  # fmt: skip
 
 
@@ -273,10 +287,11 @@ def counting(counts: dict[str, Count], wanted: Wanted) -> Iterator[Bar]:
             yield Bar("spmm", label, counts[name].instructions, bar, before="23")
     for which, header, bar, before in (("forward", "gat.cuh", 20, "92"), ("backward", "gat_backward.cuh", 24, "87")):
         if wanted("gat", None):
+            rows = counts[f"gat {which}"].instructions
+            found, dropped = (rows + scores(counts, "arxiv", f"gat {which}", d)[0].of_edge for d in (False, True))
             sliced = "slices of the L2" if passes_table(header) else "no slices of the L2"
-            sliced += f"; {counts[f'gat {which}, dropout'].instructions:.0f} with dropout"
-            yield Bar("gat", f"GAT {which}: instructions of an edge and 512 B", counts[f"gat {which}"].instructions,
-                      bar, before=before, note=sliced)  # fmt: skip
+            yield Bar("gat", f"GAT {which}: instructions of an edge and 512 B", found, bar, before=before,
+                      note=f"{rows:.1f} but for scores; {dropped:.1f} with dropout; {sliced}")  # fmt: skip
     if wanted("sparse_linear", None):
         lanes = int(plan("linear", ARXIV, 256, 256, 4, nonzeros(256, 256, 0.9))["per_lane"])
         count = counts[f"sparse_linear, NL = {lanes}"]

@@ -5,10 +5,14 @@ An entry names a kernel as C++ writes it, and how its main loop is found and cou
     header, kernel   where it is defined, and what is instantiated
     mark, each       what the loop is there for (``sass.marks``), and how many of them are one unit
     without          what it has not, where another loop has more marks
+    past             what is done around the loop, where ``most`` is not to hold what seldom happens
     unit             what is counted: an edge and 512 bytes, four nonzeros and 64 samples, ...
     longest          true: arguments that may be absent are there; else the shortest way with all marks is counted
     facts            what machine code does not say: ``trips``, loads of a step that wait for one another; ``conflict``,
-                     lanes that meet in a bank; ``lines`` of memory that one store of a warp touches
+                     lanes that meet in a bank; ``lines`` of memory that one store of a warp touches, and clocks that
+                     it was ``staged`` in shared memory before; ``uniform``, clocks of a load of W, whose lanes share
+                     few addresses (four: between one and four); ``held``, share of the loads from shared memory under
+                     a predicate that are made
 
 and holds what was counted: ``instructions`` of a unit, which may not rise; ``of`` each class, ``loads`` from global
 memory (LDG) and ``cycles`` of an SM's load-store unit; ``unroll``, units of one iteration; ``tail``, instructions of
@@ -25,7 +29,7 @@ from dataclasses import dataclass, field, fields
 from cost import cubin, sass
 
 BUDGET = cubin.CSRC / "cuda" / "budget.json"
-SPEC = ("header", "kernel", "mark", "without", "each", "unit", "longest", "facts")
+SPEC = ("header", "kernel", "mark", "without", "past", "each", "unit", "longest", "facts")
 RESERVED = 1024  # bytes of shared memory that CUDA keeps of a block; cuobjdump counts them where there is more
 WIDE = {"128": 4, "64": 2}  # words of a lane; an SM's load-store unit moves 32 a clock
 
@@ -62,15 +66,15 @@ def width(i: sass.Instruction) -> int:
 
 
 def cycles(way: list[sass.Instruction], facts: dict[str, float]) -> float:
-    """Of an SM's load-store unit: 32 words a clock. What ``facts`` call uniform is one word for all lanes."""
+    """Of an SM's load-store unit: 32 words a clock, but for what ``facts`` say of loads."""
     total = 0.0
     for i in way:
         if i.kind != "lsu":
             continue
         if i.name == "LDG" and facts.get("uniform"):
-            total += 1
+            total += min(facts["uniform"], width(i))
         elif i.name in ("LDS", "STS"):
-            total += width(i) * facts.get("conflict", 1)
+            total += width(i) * facts.get("conflict", 1) * (facts.get("held", 1) if i.predicate else 1)
         else:
             total += width(i)
     return total
@@ -95,7 +99,7 @@ def count(kernel: sass.Kernel, entry: dict) -> Count:
         unroll=units,
         tail=len(left[0]) if left else None,
         around=kernel.around(loop),
-        most=kernel.most_around(loop),
+        most=kernel.most_around(loop, sass.marks(entry["past"]) if "past" in entry else None),
         registers=kernel.registers,
         shared=max(0, kernel.shared - RESERVED),
         spilled=kernel.spilled,

@@ -134,11 +134,28 @@ def waiting(steps: float, trips: float, kept: float, warps: int, alive: float, m
 # ---- kernels
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What the lanes of a warp do for ``edges`` edges of every row at once: a step of ``count``, and ``reduction``
+    instructions beside."""
+
+    count: Count
+    edges: int
+    reduction: float = 0.0
+
+    @property
+    def of_edge(self) -> float:
+        """Instructions of a warp for an edge of each of its rows."""
+        return (self.count.instructions + self.reduction) / self.edges
+
+
 def reduced(name: str, count: Count, graph: Graph, width: int, size: int, vector: int, header: str, machine: Machine,
-            extra: float = 4, read: float | None = None, written: float | None = None) -> Cost:  # fmt: skip
+            extra: float = 4, read: float | None = None, written: float | None = None, sliced: bool | None = None,
+            scores: Scores | None = None) -> Cost:  # fmt: skip
     """A reduction over the edges of every row by ``common/segments.cuh``: bytes ``size`` of a gathered column, a lane
-    ``vector`` columns. ``read``: bytes of a row that an edge needs, if not all."""
-    sliced = passes_table(header)
+    ``vector`` columns. ``read``: bytes of a row that an edge needs, if not all. ``sliced``: may slices be taken, if the
+    header does not tell for all. ``scores``: what lanes do for the edges of a warp beside."""
+    sliced = passes_table(header) if sliced is None else sliced
     p, filled = segments(graph, width, size, vector, int(count.unroll), count.tail is None, sliced)
     slices = p["slices"]
     row = width * size if read is None else read
@@ -148,6 +165,13 @@ def reduced(name: str, count: Count, graph: Graph, width: int, size: int, vector
     found = issued(count, slices * filled.bodies * count.unroll, slices * filled.warps, machine, slices * filled.tails)
     warps = occupancy(count.registers, count.shared, int(p["threads"]))
     wait = waiting(slices * filled.steps, count.facts.get("trips", 2), kept, warps, filled.alive, machine)
+    if scores:
+        _, by_scores = segments(graph, width, size, vector, scores.edges, True, sliced)
+        more = issued(scores.count, slices * by_scores.bodies, 0, machine)
+        more["issue"] += slices * by_scores.bodies * scores.reduction / (4 * machine["issue"] * machine.cycles)
+        found = {k: v + more.get(k, 0.0) for k, v in found.items()}
+        trips = scores.count.facts.get("trips", 2)
+        wait += waiting(slices * by_scores.bodies, trips, 1.0, warps, filled.alive, machine)
     return Cost(name, found | {"L2": l2 / machine["l2"], "HBM": hbm / machine["hbm"], "latency": wait})
 
 
@@ -164,10 +188,15 @@ def maxk_forward(name: str, count: Count, graph: Graph, width: int, k: int, mach
     return Cost(name, found | {"L2": l2 / machine["l2"], "HBM": hbm / machine["hbm"], "latency": wait})
 
 
-def sampled(name: str, count: Count, units: float, bytes_: float, stores: float, warps: int, machine: Machine) -> Cost:
-    """A product by a sparse weight: units of the loop by single warps, ``stores`` of a warp in all, bytes of memory."""
+def sampled(name: str, count: Count, units: float, bytes_: float, stores: float, warps: int, machine: Machine,
+            moved: float | None = None) -> Cost:  # fmt: skip
+    """A product by a sparse weight: units of the loop by single warps, ``stores`` of a warp in all, bytes of memory.
+    ``moved``: units whose lanes are all there, where idle ones issue but load nothing."""
     found = issued(count, units, 0, machine)
-    clocks = stores * count.facts.get("lines", 1) / (machine["pipes"] * machine.cycles)
+    found["LSU"] *= (units if moved is None else moved) / units
+    clocks = (
+        stores * sum(count.facts.get(fact, 0) for fact in ("lines", "staged")) / (machine["pipes"] * machine.cycles)
+    )
     full = min(1.0, warps / machine["enough warps"])
     return Cost(name, {k: v / full for k, v in found.items()} | {"LSU": (found["LSU"] + clocks) / full}
                 | {"HBM": bytes_ / machine["hbm"]})  # fmt: skip
@@ -188,10 +217,12 @@ def linear(
     p = plan("linear", batch, inputs, outputs, 4, nnz)
     count = of_lanes(counts, "sparse_linear", int(p["per_lane"]))
     tiles = -(-batch // (WARP * int(p["per_lane"])))
+    longest = schedule.quarters(inputs, outputs, nnz, int(p["chunk"]), int(p["together"]))
     padded = nnz + outputs * p["chunks"] * (p["together"] - 1) / 2
     stores = tiles * -(-outputs // int(p["outputs"])) * p["per_lane"] * 2  # 16 of 32 bytes
     warps = occupancy(count.registers, p["shared"], int(p["threads"]))
-    return sampled(name, count, tiles * padded / 4, 4 * batch * (inputs + outputs), stores, warps, machine)
+    return sampled(name, count, tiles * longest, 4 * batch * (inputs + outputs), stores, warps, machine,
+                   tiles * padded / 4)  # fmt: skip
 
 
 def linear_values(name: str, counts: dict[str, Count], batch: int, inputs: int, outputs: int, nnz: int,
@@ -213,11 +244,14 @@ def fused(name: str, counts: dict[str, Count], graph: Graph, inputs: int, output
     lanes, which = int(p["per_lane"]), "backward " if backward else ""
     gather, product = (of_lanes(counts, f"spmm_linear {which}{part}", lanes) for part in ("gather", "product"))
     tiles = -(-graph.nodes // (WARP * lanes))
+    made = inputs if backward else outputs
+    longest = schedule.quarters(gathers, made, nnz, gathers, 2)
     # a gather's unit is 512 bytes of an edge; a share's last iteration is half full
     units = (graph.edges + graph.nodes) * gathers * 4 / 512 + graph.nodes * gather.unroll / 2
-    parts = [issued(gather, units, graph.nodes, machine), issued(product, tiles * nnz / 4, 0, machine)]
+    parts = [issued(gather, units, graph.nodes, machine), issued(product, tiles * longest, 0, machine)]
+    parts[1]["LSU"] *= (nnz + made / 2) / 4 / longest
     l2, hbm, kept = gathered(graph, gathers * 4, gathers * 4, 4, 4 * graph.nodes * outputs, machine)
-    stores = tiles * -(-(inputs if backward else outputs) // 8) * lanes * 2 * product.facts.get("lines", 1)
+    stores = tiles * -(-made // 8) * lanes * 2 * (product.facts.get("lines", 1) + product.facts.get("staged", 0))
     if backward:
         values = of_lanes(counts, "spmm_linear backward values", lanes)
         parts.append(issued(values, tiles * nnz, 0, machine))
@@ -246,13 +280,15 @@ def blocks(name: str, count: Count, batch: int, inputs: int, outputs: int, side:
     return Cost(name, found | {"L2": (l2 + moved) / machine["l2"], "HBM": moved / machine["hbm"]})
 
 
-def selected(name: str, count: Count, rows: int, width: int, k: int, machine: Machine) -> Cost:
-    """``maxk``: a warp has ``rows`` of its facts at once, which take the rounds of its slowest."""
+def selected(name: str, counts: dict[str, Count], rows: int, width: int, k: int, machine: Machine) -> Cost:
+    """``maxk``: a warp has ``rows`` of its facts at once, which take the rounds of its slowest, and
+    lanes write what stays of their columns, one after the other."""
+    count, stays = counts["maxk select"], counts["maxk select, what stays"]
     several = int(count.facts.get("rows", 1))
-    rounds = plan("rounds", width, k, 200, several)["rounds"]
+    p = plan("rounds", width, k, 400, several, width * several // WARP)
     warps = rows / several
-    found = issued(count, warps * rounds, 0, machine)
-    found["issue"] += warps * count.most / (4 * machine["issue"] * machine.cycles)
+    found = issued(count, warps * p["rounds"], 0, machine)
+    found["issue"] += warps * (count.most + p["stay"] * stays.instructions) / (4 * machine["issue"] * machine.cycles)
     return Cost(name, found | {"HBM": rows * (4 * width + 5 * k) / machine["hbm"]})
 
 

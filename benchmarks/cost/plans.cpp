@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "cuda/block_linear.cuh"
+#include "cuda/gat.cuh"
 #include "cuda/maxk.cuh"
 #include "cuda/maxk_spmm_backward.cuh"
 #include "cuda/spmm_linear_backward.cuh"
@@ -41,11 +42,12 @@ Answer linear(const Numbers& n) {
           {"together", linear_together(n[3])},
           {"outputs", kLinearOutputs},
           {"chunks", p.chunks},
+          {"chunk", p.chunk},
           {"panels", ceil_div(n[2], p.panel)},
           {"staged", staged},
           {"threads", kLinearThreads},
           {"blocks", (staged ? min(tiles, p.staged) : tiles) * ceil_div(n[2], p.panel)},
-          {"shared", tile + (staged ? linear_packed_bytes(p, n[2], n[4], n[3]) : 0)}};
+          {"shared", linear_outputs_bytes(p.per_lane, n[3]) + tile + (staged ? linear_packed_bytes(p, n[2], n[4], n[3]) : 0)}};
 }
 
 // batch, inputs, outputs, element size
@@ -61,7 +63,7 @@ Answer fused(const Numbers& n) {
   const LinearPlan p = spmm_linear_plan(n[0], n[1], n[2], n[3]);
   return {{"per_lane", p.per_lane},
           {"threads", kLinearThreads},
-          {"shared", gather_bytes(p.per_lane) + double(p.chunk + 1) * p.stride * n[3]}};
+          {"shared", gather_bytes(p.per_lane, n[3]) + double(p.chunk + 1) * p.stride * n[3]}};
 }
 
 // nodes, inputs, outputs, element size
@@ -74,13 +76,20 @@ Answer fused_backward(const Numbers& n) {
           {"shared", p.before + double(p.product.chunk + 1) * p.product.stride * n[3]}};
 }
 
+// heads, columns of a head, V, lanes of a group: edges that the lanes of a warp's group score at once
+Answer team(const Numbers& n) {
+  GatScores<float> scores{};
+  scores.heads = n[0], scores.width = n[1];
+  return {{"edges", GatTeam(scores, 0, static_cast<int>(n[2]), min(static_cast<int>(n[3]), kWarp)).edges}};
+}
+
 // rows, edges, width, k: fp32 and 8-bit columns
 Answer maxk_spmm(const Numbers& n) {
   MaxkSpmmArguments<float, uint8_t> a{};
   a.rows = n[0], a.edges = n[1], a.width = n[2], a.k = n[3];
   const MaxkLayout l = maxk_layout(a);
   MaxkSpmmBackwardArguments<float, uint8_t> back{};
-  back.forward = a;
+  back.forward = a, back.cols = n[0];
   return {{"vector", l.vector},
           {"lanes", l.lanes},
           {"copies", l.copies},
@@ -115,36 +124,45 @@ Answer vectors(const Numbers& n) {
   return {{"V", V}, {"padded", n[0]}};
 }
 
-// columns, kept, rows of normal numbers, rows that a warp has at once: rounds in which it brackets their thresholds, on
-// average
+// columns, kept, rows of normal numbers, rows that a warp has at once and columns of a lane: rounds in which it brackets
+// their thresholds, and the most columns that stay of those of a lane; on average
 Answer rounds(const Numbers& n) {
   std::mt19937 random(0);
   std::normal_distribution<float> normal;
-  double total = 0, longest = 0, taken = 0;
+  const int columns = static_cast<int>(n[0]), kept = static_cast<int>(n[1]);
+  double total = 0, stay = 0, longest = 0, most = 0;
   for (int64_t r = 0; r < n[2]; ++r) {
-    taken = 0;
+    if (r % n[3] == 0) longest = most = 0;
     std::vector<float> x(n[0]);
     float sum = 0, square = 0;
     for (float& v : x) v = normal(random), sum += v, square += v * v;
     const float mean = sum / float(n[0]), variance = square / float(n[0]) - mean * mean;
-    const int columns = static_cast<int>(n[0]), kept = static_cast<int>(n[1]);
     MaxkBracket<float> bracket(mean, std::sqrt(variance), maxk_guess(columns, kept), columns, kept);
-    for (; bracket.open(); ++taken) {
-      const auto key = bracket.next();
+    int round = 0;
+    for (; bracket.open(); ++round) {
+      const auto key = bracket.next<true>(round);
+      const float least = from_maxk_key<float>(key);
       int count = 0;
-      for (const float v : x) count += to_maxk_key(v) >= key;
-      bracket.put(key, count);
+      for (const float v : x) count += v >= least;
+      bracket.put(key, least, float(count), round);
     }
-    longest = r % n[3] == 0 ? taken : std::max(longest, taken);
-    if ((r + 1) % n[3] == 0) total += longest;
+    longest = std::max<double>(longest, round);
+    for (int64_t lane = 0; lane < n[0]; lane += n[4]) {
+      int own = 0;
+      for (int64_t i = lane; i < std::min(lane + n[4], n[0]); ++i) own += to_maxk_key(x[i]) >= bracket.low;
+      most = std::max<double>(most, own);
+    }
+    if ((r + 1) % n[3] == 0) total += longest, stay += most;
   }
-  return {{"rounds", total / double(n[2] / n[3])}};
+  const double times = double(n[2] / n[3]);
+  return {{"rounds", total / times}, {"stay", stay / times}};
 }
 
 const std::map<std::string, std::pair<size_t, std::function<Answer(const Numbers&)>>> questions = {
     {"segments", {7, segments}},   {"linear", {5, linear}}, {"dvalues", {4, dvalues}},
     {"fused", {4, fused}},         {"block", {6, block}},   {"fused_backward", {4, fused_backward}},
-    {"maxk_spmm", {4, maxk_spmm}}, {"rounds", {4, rounds}}, {"vectors", {1, vectors}},
+    {"maxk_spmm", {4, maxk_spmm}}, {"rounds", {5, rounds}}, {"vectors", {1, vectors}},
+    {"team", {4, team}},
 };
 
 }  // namespace

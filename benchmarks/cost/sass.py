@@ -76,6 +76,10 @@ class Loop:
     blocks: frozenset[int]
 
 
+def _plus(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+    return a[0] + b[0], a[1] + b[1]
+
+
 @dataclass
 class Kernel:
     """A function of a cubin. ``name`` is mangled; ``registers`` and ``shared`` (static bytes) are 0 where not known."""
@@ -249,21 +253,25 @@ class Kernel:
                 heapq.heappush(heap, (n + length[at], b))
         return found
 
-    def most_around(self, loop: Loop) -> int:
-        """The most instructions on a way before the loop and behind it, other loops passed once."""
+    def most_around(self, loop: Loop, marked: Callable[[Instruction], bool] | None = None) -> int:
+        """The most instructions on a way before the loop and behind it, other loops passed once; of ways with the most
+        marks, if there are any, the fewest."""
+        sign = -1 if marked else 1
+        own = {at: (sum(map(marked, b)) if marked else 0, sign * len(b)) for at, b in self.blocks.items()}
         entry = next(iter(self.blocks))
-        before = self._most({entry})
-        behind = self._most({b for at in loop.blocks for b in self.successors[at] if b not in loop.blocks})
-        leaves = [n + len(self.blocks[at]) for at, n in behind.items() if self.blocks[at][-1].name in ("EXIT", "RET")]
-        return before[loop.head] + max(leaves, default=0)
+        before = self._most({entry}, own)[loop.head]
+        behind = self._most({b for at in loop.blocks for b in self.successors[at] if b not in loop.blocks}, own)
+        leaves = [_plus(n, own[at]) for at, n in behind.items() if self.blocks[at][-1].name in ("EXIT", "RET")]
+        return sign * (before[1] + max(leaves, default=(0, 0))[1])
 
-    def _most(self, starts: set[int]) -> dict[int, int]:
-        """The most instructions before every block on a way from one of the starts that only goes forward."""
-        found = dict.fromkeys(starts, 0)
+    def _most(self, starts: set[int], own: dict[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:
+        """The most of what blocks have on a way from one of the starts, which only goes forward, to every block."""
+        found = dict.fromkeys(starts, (0, 0))
         for at in sorted(self.order, key=self.order.get):
             for b in self.successors[at] if at in found else ():
                 if self.order[b] > self.order[at]:
-                    found[b] = max(found.get(b, 0), found[at] + len(self.blocks[at]))
+                    sums = _plus(found[at], own[at])
+                    found[b] = max(found.get(b, sums), sums)
         return found
 
 

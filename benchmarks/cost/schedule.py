@@ -52,6 +52,18 @@ def plan(question: str, *numbers: int) -> dict[str, float]:
 
 
 @cache
+def quarters(inputs: int, outputs: int, nnz: int, chunk: int, together: int) -> int:
+    """Entries that the longest of every four neighbouring outputs has in a chunk, added up: a warp makes four outputs
+    at once, and takes ``together`` entries of each. Nonzeros are anywhere."""
+    places = np.random.default_rng(0).choice(inputs * outputs, nnz, replace=False)
+    chunks = -(-inputs // chunk)
+    counted = np.bincount(places // inputs * chunks + places % inputs // chunk, minlength=outputs * chunks)
+    counted = -(-counted // together) * together
+    counted = np.concatenate([counted, np.zeros(-outputs % 4 * chunks, counted.dtype)])
+    return int(counted.reshape(-1, 4, chunks).max(1).sum())
+
+
+@cache
 def passes_table(header: str) -> bool:
     """Whether the launchers of ``csrc/cuda/<header>`` say what is gathered, so that slices of it may stay in the L2."""
     return re.search(r"\btable\s*=", (cubin.CSRC / "cuda" / header).read_text()) is not None
