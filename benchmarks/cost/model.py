@@ -272,7 +272,7 @@ def blocks(name: str, count: Count, batch: int, inputs: int, outputs: int, side:
     depth = 32 // size  # columns of an HMMA
     hmma = tiles * (p["samples"] / 16) * (outputs / 8) * (inputs * share / depth)
     found = issued(count, hmma / 8, 0, machine)
-    l2 = size * tiles * inputs * outputs * share * 2  # W through every tile, B fragments in half-used sectors
+    l2 = size * tiles * inputs * outputs * share  # W through every tile, in whole sectors
     moved = size * batch * (inputs * p["chunks"] + outputs)
     warps = occupancy(count.registers, p["shared"], int(p["threads"]))
     per_warp = hmma / 8 / (machine["sms"] * warps)  # steps, each of which waits for its fragments of W
