@@ -128,6 +128,9 @@ def test_the_most_around_a_loop():
     found = kernel(text)
     (loop,) = found.loops
     assert (loop.head, found.around(loop), found.most_around(loop)) == (0x30, 1 + 3, 3 + 3)
+    stores = sass.marks("STG")  # what is behind must pass it; before, there is none, and the fewest count
+    assert found.most_around(loop, stores) == 1 + 3
+    assert found.most_around(loop, sass.marks("MOV")) == 3 + 3
 
 
 def test_inner_loops_count_and_loops_around_them_do_not():
@@ -198,7 +201,10 @@ def test_clocks_of_the_load_store_unit():
     way = kernel("LDS.128 R0\nLDS.64 R0\nSTS R0\nLDG.E.128 R0\nFFMA R0\nSHFL.BFLY R0").instructions
     assert counts.cycles(way, {}) == 4 + 2 + 1 + 4 + 1
     assert counts.cycles(way, {"uniform": 1}) == 4 + 2 + 1 + 1 + 1  # one word for all lanes
+    assert counts.cycles(way, {"uniform": 2}) == 4 + 2 + 1 + 2 + 1
     assert counts.cycles(way, {"conflict": 3}) == 3 * 7 + 4 + 1
+    way = kernel("LDS.128 R0\n@P0 LDS.128 R0\n@P0 LDG.E.128 R0").instructions
+    assert counts.cycles(way, {"held": 0.25}) == 4 + 1 + 4  # of loads under a predicate a quarter is made
 
 
 def test_names_and_resources():
@@ -253,6 +259,14 @@ def test_spans_of_a_list_are_equal_pieces_longest_first():
     assert rows.lanes < 0.8 and spans.lanes > 0.97 and spans.steps < rows.steps
 
 
+def test_a_warp_takes_as_long_as_the_longest_of_four_outputs():
+    assert schedule.quarters(6, 8, 48, 6, 2) == 6 + 6  # all entries: every output has six
+    assert schedule.quarters(6, 8, 48, 4, 2) == 2 * (4 + 2)  # in two chunks
+    assert schedule.quarters(5, 4, 20, 5, 2) == 6  # two are taken together
+    assert schedule.quarters(8, 8, 1, 8, 1) == 1  # one output of eight
+    assert 256 * 256 / 40 < schedule.quarters(256, 256, 256 * 256 // 10, 256, 2) < 1.4 * 256 * 256 / 40
+
+
 def test_windows_add_work_to_that_of_the_rows():
     d = np.array([3, 10, 1, 9])
     found, rows = schedule.walked(d, 8, 1, 2, 4, True, False), schedule.fill(np.array([3, 0, 1, 0]), 1, 2, 4, True)
@@ -294,8 +308,13 @@ def test_plans_are_those_of_the_launchers():
     p = schedule.plan("linear", 169_343, 256, 256, 4, 6554)
     assert p["shared"] <= 96 << 10 and p["chunks"] == 1
     assert schedule.plan("vectors", 256) == {"V": 4, "padded": 256}
-    alone, together = (schedule.plan("rounds", 256, 32, 48, n)["rounds"] for n in (1, 4))
-    assert 3 < alone < together < 12
+    alone, together = (schedule.plan("rounds", 256, 32, 48, n, 32) for n in (1, 4))
+    assert 3 < alone["rounds"] < together["rounds"] < 12
+    assert 32 / 8 <= alone["stay"] < together["stay"] < 32  # of a lane's 32 columns, where 32 of 256 stay
+    assert schedule.plan("rounds", 64, 64, 8, 1, 64) == {"rounds": 0, "stay": 64}  # nothing is selected
+    # lanes, heads in them, so edges: half a head in 8, two heads in 32, four heads in 16
+    of_lanes = {n: schedule.plan("team", 4, width, 4, n)["edges"] for n, width in ((8, 64), (32, 64), (16, 16))}
+    assert of_lanes == {8: 8, 32: 16, 16: 4}
     with pytest.raises(RuntimeError, match="unknown question: segments 1"):
         schedule.plan("segments", 1)
 
@@ -371,6 +390,28 @@ def test_a_better_schedule_and_fewer_instructions_predict_less():
     few, many = {"trips": 8}, {"trips": 16}  # enough for latency to be the longest
     assert seconds(facts=few) < seconds(tail=12, facts=few) < seconds(tail=12, facts=many)
     assert seconds(instructions=1000.0) > 10 * seconds(instructions=10.0)
+
+
+def test_scores_are_made_for_many_edges_at_once():
+    graph, machine = degrees.graph("arxiv"), model.Machine()
+    if not shutil.which("c++"):
+        pytest.skip("needs a C++ compiler")
+
+    def issue(scores):
+        found = model.reduced("k", made_up(), graph, 256, 4, 4, "gat.cuh", machine, scores=scores)
+        return found.bounds["issue"]
+
+    alone, few, many, reduced = map(issue, (None, *(model.Scores(made_up(), *n) for n in ((4,), (16,), (16, 5.0)))))
+    assert alone < many < reduced < few
+    assert model.Scores(made_up(instructions=80.0), 16, 16.0).of_edge == 6
+
+
+def test_idle_lanes_issue_and_load_nothing():
+    machine = model.Machine()
+    idle, full = (model.sampled("k", made_up(), 1e9, 0, 0, 64, machine, moved) for moved in (5e8, None))
+    assert idle.bounds["LSU"] == full.bounds["LSU"] / 2 and idle.bounds["issue"] == full.bounds["issue"]
+    stored = model.sampled("k", made_up(facts={"lines": 3, "staged": 1}), 1e9, 0, 1e9, 64, machine)
+    assert stored.bounds["LSU"] == pytest.approx(2 * full.bounds["LSU"])  # four clocks of each, as of a unit
 
 
 # ---- the command
