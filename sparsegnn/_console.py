@@ -25,9 +25,10 @@ def clean(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
-def json_text(value: object) -> str:
+def json_text(value: object, short: bool = False) -> str:
     """Strict JSON in ASCII: NaN and infinities are null, and what UTF-8 cannot hold is an escape within its string."""
-    return json.dumps(_plain(value), allow_nan=False).replace("\x7f", "\\u007f")
+    separators = (",", ":") if short else None
+    return json.dumps(_plain(value), allow_nan=False, separators=separators).replace("\x7f", "\\u007f")
 
 
 def _plain(value: object) -> object:

@@ -29,3 +29,19 @@ def test_the_page_shows_the_committed_rows(path):
 
 def test_there_are_rows():
     assert PATHS
+
+
+def test_readme_shows_the_best_net_of_each_study():
+    def row(title, speedup):
+        cells = [tables.Cell(text) for text in (title, "80 %", "79.7 %", "dense", "2.0", "rigl", "1.0")]
+        return [*cells, tables.Cell(f"{speedup}", speedup) if speedup is not None else tables.Cell("-")]
+
+    found = {"nodes": tables.Table("overview", [], [row("a", 0.9), row("b", 2.0), row("c", None)]),
+             "links": tables.Table("overview", [], [row("d", None)])}  # fmt: skip
+    made = page.short_table(found).splitlines()
+    assert len(made) == 4 and all(line.count("|") == made[0].count("|") for line in made)
+    assert made[2] == "| Node classification | 3 | b | 80 % | dense | 2.0 | rigl | 1.0 | 2.0 |" and "| d |" in made[3]
+    overviews = {p.stem.removeprefix("study_"): tables.overview(plots.View(read([p]))) for p in PATHS}
+    shown = page.README.read_text()
+    for line in page.short_table(overviews).splitlines():
+        assert line in shown

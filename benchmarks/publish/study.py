@@ -1,4 +1,4 @@
-"""Makes the tables of docs/study.md and its figures from committed results: ``python benchmarks/publish/study.py``.
+"""Makes the tables of docs/study.md, its figures and README's: ``python benchmarks/publish/study.py``.
 
 Reads every ``results/<device>/study_*.jsonl``, which ``sparsegnn study benchmarks/study/NAME.toml`` writes. What stands
 outside of the page's two markers is written by hand.
@@ -20,7 +20,9 @@ from sparsegnn.study.results import Net, read  # noqa: E402
 
 PAGE = FOLDER.parent / "docs" / "study.md"
 FIGURES = FOLDER / "figures" / "study"
+README = FOLDER.parent / "README.md"
 BEGIN, END = "<!-- tables:", "<!-- /tables -->"
+README_BEGIN, README_END = "<!-- study table:", "<!-- /study table -->"
 NOTE = f"{BEGIN} made by `python benchmarks/publish/study.py` from benchmarks/results/*/study_*.jsonl; do not edit -->"
 SHOWN = ("score_sparsity", "speedup", "score_time")  # figures on the page; `sparsegnn plot` makes the others, too
 TITLES = {"nodes": "Node classification", "models": "Node classification: other layers and graphs, at 90 %",
@@ -50,7 +52,9 @@ def section(path: Path) -> str:
     for old in folder.iterdir():
         old.unlink()
     found, _ = plots.figures(view)
-    for figure in (f for f in found if f.name in SHOWN):
+    several = len({net.sparsity_asked for net in view.results.rows if net.sparsity_asked is not None}) > 1
+    shown = SHOWN if several else SHOWN[-1:]  # nothing is drawn against one sparsity
+    for figure in (f for f in found if f.name in shown):
         for path in map(Path, draw.save(figure, folder)):
             if path.suffix != ".svg":
                 path.unlink()
@@ -69,13 +73,32 @@ def where(view: plots.View) -> str:
     return f"{len(rows)} runs, {seconds / 3600:.1f} hours of training in all, on {'; '.join(machines)}."
 
 
+def short_table(overviews: dict[str, tables.Table]) -> str:
+    """Of each study the net with the greatest speed-up, said to be that; nets without one lose to every other."""
+    rows = []
+    for name, table in overviews.items():
+        best = max(table.rows, key=lambda row: -1.0 if row[7].key is None else float(row[7].key))
+        texts = [best[i].text for i in (0, 1, 3, 4, 5, 6, 7)]
+        rows.append([TITLES.get(name, name), f"{len(table.rows)}", *(text.replace("|", "\\|") for text in texts)])
+    head = ["study", "nets", "its best net for sparsity", "best dense", "soonest dense", "s", "soonest sparse", "s",
+            "speed-up"]  # fmt: skip
+    lines = [f"| {' | '.join(row)} |" for row in (head, ["---", *["---:", "---"] * 3, "---:", "---:"], *rows)]
+    return "\n".join(lines)
+
+
+def replaced(text: str, begin: str, end: str, new: str) -> str:
+    """With what stands between two markers, the line of the first included, in place of what stood there."""
+    return "\n\n".join([text[: text.index(begin)].rstrip(), new, text[text.index(end) :]])
+
+
 def main() -> int:
     order = list(TITLES)
     paths = sorted((FOLDER / "results").glob("*/study_*.jsonl"),
                    key=lambda p: order.index(n) if (n := p.stem.removeprefix("study_")) in order else 99)  # fmt: skip
-    page = PAGE.read_text()
-    before, after = page[: page.index(BEGIN)], page[page.index(END) :]
-    PAGE.write_text("\n\n".join([before.rstrip(), NOTE, *map(section, paths), after]))
+    PAGE.write_text(replaced(PAGE.read_text(), BEGIN, END, "\n\n".join([NOTE, *map(section, paths)])))
+    overviews = {p.stem.removeprefix("study_"): tables.overview(plots.View(read([p]))) for p in paths}
+    note = f"{README_BEGIN} made by `python benchmarks/publish/study.py`; do not edit by hand -->"
+    README.write_text(replaced(README.read_text(), README_BEGIN, README_END, f"{note}\n\n{short_table(overviews)}"))
     return 0
 
 

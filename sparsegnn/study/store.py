@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sparsegnn import _console, _files
 
-START = b'{"id": "'  # of every line
+START = b'{"id":"'  # of every line
 #: what is kept of each row in memory, beside the place of the row in the file
 KEPT = ("id", "case", "role", "matches", "error", "training", "hidden", "steps", "weights", "seconds_training",
         "run_memory_bytes", "seconds_wall", "seed")  # fmt: skip
@@ -53,7 +53,7 @@ class Store:
     def add(self, row: dict) -> None:
         """Write a row, all of it or nothing, its floats to seven digits; OSError where the disk is full."""
         exact = _console.json_text({"id": row["id"], **row})
-        line = _console.json_text(json.loads(exact, parse_float=_seven_digits)).encode() + b"\n"
+        line = _console.json_text(json.loads(exact, parse_float=_seven_digits), short=True).encode() + b"\n"
         end = os.fstat(self._handle).st_size
         try:
             self._write(line)
