@@ -17,7 +17,7 @@ BUILD_HINT = "pip install --no-build-isolation ."  # from a checkout
 
 #: the schemas of the ops that a library must be compiled for, as csrc/common/interface.cpp says it: another number
 #: whenever one changes, since a kernel reads its arguments as it was compiled to
-INTERFACE = 3
+INTERFACE = 4
 
 #: library -> "" when loaded, else the reason
 status: dict[str, str] = {}

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from sparsegnn import graph_formats as formats
+from sparsegnn import graph_spans
 from sparsegnn.graph_formats import check_weight, fail, outside_modes
 
 Csr = tuple[Tensor, Tensor, Tensor]
@@ -133,6 +134,32 @@ class CSRGraph:
         if square and torch.equal(ccol, self.crow) and torch.equal(row, self.col):
             return self.crow, self.col, perm
         return ccol, row, perm
+
+    def spans(self, transpose: bool = False) -> tuple[Tensor | None, Tensor | None]:
+        """The spans of the rows and, with ``transpose``, of the sources, as CUDA kernels walk them: ``[S, 2]`` int32.
+
+        None on other devices and of small graphs, and where a compiled region or a CUDA graph that is being recorded
+        would have to make them: kernels then walk the rows as they come, to the same results.
+        """
+        if self.device.type not in graph_spans.DEVICES:
+            return None, None
+        rows, cols = self._structure.get("spans", (None, None))
+        if (rows is None or (transpose and cols is None)) and self._may_make_spans():
+            rows, cols = self._keep("spans", lambda: self._spans(transpose))
+        return rows, cols if transpose else None
+
+    def _may_make_spans(self) -> bool:
+        if torch.compiler.is_compiling() or type(self.crow) is not Tensor:
+            return False
+        recording = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        return self.num_edges >= graph_spans.LEAST_EDGES and not recording
+
+    def _spans(self, transpose: bool) -> tuple[Tensor, Tensor | None]:
+        rows = graph_spans.row_spans(self.crow, self.num_edges)
+        if not transpose:
+            return rows, None
+        ccol = self.transpose()[0]
+        return rows, rows if ccol is self.crow else graph_spans.row_spans(ccol, self.num_edges)
 
     @outside_modes
     def weighted(self, edge_weight: Tensor | None) -> CSRGraph:
@@ -314,6 +341,8 @@ class CSRGraph:
         self._structure, self._norms, self.version = other._structure, {}, self.version + 1
         if "transpose" in derived:  # a compiled region keeps nothing
             self.transpose()
+        if "spans" in derived:
+            self.spans(derived["spans"][1] is not None)
         if "looped" in derived:
             looped, _ = self.looped()
             if "transpose" in derived["looped"][0]._structure:

@@ -128,30 +128,37 @@ def features_kernel(values: torch.Tensor, shape: tuple[int, int], structure: str
     return chosen
 
 
-# CUDA: a roofline of both kernels. All numbers are EXPECTED, NOT MEASURED ON A GPU BY THIS PROJECT'S KERNELS; "2.2" is
-# the section of the notes on the arithmetic of an H200 (shared/notes/cuda-kernels.md) that derives them. The
-# consequences, of which tests keep account: in strict float32 unstructured weights win from 78 % sparsity on (2.3 says
-# 76 to 80); against TF32 and 16 bit nothing wins below a width of about 384 (0.1), unstructured weights from 97 % on
-# (0.2), groups of 8 and blocks at a width of 512 and more (0.3).
+# CUDA: a roofline of a training step's three products, y, dx and dW, by both kernels. All numbers are EXPECTED, NOT
+# MEASURED ON A GPU BY THIS PROJECT'S KERNELS; "2.2" is the section of the notes on the arithmetic of an H200
+# (shared/notes/cuda-kernels.md) that derives them, "log" docs/kernels-log.md. The consequences, of which tests keep
+# account: in strict float32 unstructured weights win from 81 % sparsity on, where dW of up to 82 % comes from the dense
+# product; against TF32 and 16 bit nothing wins below a width of about 384 (0.1), unstructured weights from 97 % on
+# (0.2), groups and blocks at a width of 512 and more (0.3), groups of 8 in 16 bit only from 94 to 96 % on.
 BANDWIDTH = 4.3  # TB/s, copies: section 1, measured on an H200
 #: TFLOP/s of cuBLAS: section 1, for bfloat16 measured on an H200, else planned; float64: 90 % of its tensor cores' peak
 DENSE_RATE = {torch.float32: 50, TF32: 380, torch.bfloat16: 790, torch.float16: 790, torch.float64: 60}
-#: TFLOP/s of ours, planned, by pattern: section 2.2; above 42 by tensor cores, which block_linear uses in TF32 and 16
-#: bit. They are of y: docs/kernels-log.md expects dx of groups to be slower. float32 has no tensor cores, so that V
-#: outputs that share an input reach the FMA's 42 at most. float64 is not in the notes: half of float32, with words
-#: twice as wide and half the FMAs
+#: TFLOP/s of y by ours, planned, by pattern: section 2.2; of unstructured weights in float32 what the counts of the
+#: compiled kernel make of that (log). Above 42 by tensor cores, which block_linear uses in TF32 and 16 bit. float32 has
+#: none, so that V outputs that share an input reach the FMA's 42 at most. float64 is not in the notes: half of float32,
+#: with words twice as wide and half the FMAs
 SPARSE_RATE = {
-    "unstructured": {torch.float32: 12, TF32: 12, torch.bfloat16: 20, torch.float16: 20},  # V=1: a shared-memory word
-    "fan_in": {torch.float32: 12, TF32: 12, torch.bfloat16: 20, torch.float16: 20},  # for each multiplication
+    "unstructured": {torch.float32: 11, TF32: 11, torch.bfloat16: 20, torch.float16: 20},  # V=1: a shared-memory word
+    "fan_in": {torch.float32: 11, TF32: 11, torch.bfloat16: 20, torch.float16: 20},  # for each multiplication
     # torch's own product, in 16 bit: half of the operations of cuBLAS in 1/1.15 to 1/1.5 of its time (2.2), so that the
     # rate is 1.3 / 2 of its; else that of ours, which take the pattern for unstructured
-    "2:4": {torch.float32: 12, TF32: 12, torch.bfloat16: 513, torch.float16: 513},
+    "2:4": {torch.float32: 11, TF32: 11, torch.bfloat16: 513, torch.float16: 513},
     "grouped:4": {torch.float32: 42, TF32: 42, torch.bfloat16: 42, torch.float16: 42},  # V=4 does not fill an mma
     "grouped:8": {torch.float32: 42, TF32: 80, torch.bfloat16: 80, torch.float16: 80},  # V=8, mma.sync
     "grouped:16": {torch.float32: 42, TF32: 120, torch.bfloat16: 120, torch.float16: 120},  # V=16, the lower end
     "block:16x16": {torch.float32: 42, TF32: 120, torch.bfloat16: 300, torch.float16: 300},  # ldmatrix, the lower end
     "block:32x32": {torch.float32: 42, TF32: 200, torch.bfloat16: 300, torch.float16: 300},
 }
+#: TFLOP/s of dx, where it is slower than y: groups add to columns scattered in shared memory (log), three words for V
+#: multiplications
+SCATTER_RATE = {"grouped:4": 14, "grouped:8": 28, "grouped:16": 57}
+#: TFLOP/s of dvalues of unstructured weights on the nonzeros, from the counts of the compiled kernel (log); in 16 bit
+#: 45 % of what shared memory delivers (3.2). Groups and blocks: as y
+SAMPLED_RATE = {torch.float32: 9, TF32: 9, torch.bfloat16: 15, torch.float16: 15}
 #: sparse is taken where it is expected to be so much faster; the 1.05 to 1.09 at a width of 384 (0.1) do not count
 MARGIN = 1.1
 
@@ -173,32 +180,45 @@ def static_kernel(
 
 
 def _by_roofline(nnz: int, shape: tuple[int, int], precision: torch.dtype | str, structure: str) -> str:
-    """Per row of x, in ps: what multiplies, or what reads x and writes y, whichever takes longer."""
+    rates, whole = SPARSE_RATE[structure], shape[0] * shape[1]
+    forward = _rate(rates, precision)
+    sparse, dense = _seconds(nnz, shape, precision, forward), _seconds(whole, shape, precision, DENSE_RATE[precision])
+    if structure != "2:4" or precision not in (torch.bfloat16, torch.float16):  # else gradients are the dense kernel's
+        sparse += _seconds(nnz, shape, precision, min(forward, SCATTER_RATE.get(structure, forward)))
+        if structure.startswith(("grouped", "block")):
+            sparse += _seconds(nnz, shape, precision, forward)
+        else:
+            sparse += min(_sampled(nnz, shape, precision), dense)
+        dense *= 3
+    return "sparse" if MARGIN * sparse <= dense else "dense"
+
+
+def _rate(rates: dict, precision: torch.dtype | str) -> float:
+    return rates[torch.float32] / 2 if precision == torch.float64 else rates[precision]
+
+
+def _seconds(multiplications: int, shape: tuple[int, int], precision: torch.dtype | str, rate: float) -> float:
+    """Of one product, per row of x, in ps: what multiplies, or what reads x and writes y, whichever takes longer."""
     size = {torch.float64: 8, torch.float32: 4, TF32: 4}.get(precision, 2)
-    memory = size * sum(shape) / BANDWIDTH
-    rates = SPARSE_RATE[structure]
-    rate = rates[torch.float32] / 2 if precision == torch.float64 else rates[precision]
-    dense = max(2 * shape[0] * shape[1] / DENSE_RATE[precision], memory)
-    return "sparse" if MARGIN * max(2 * nnz / rate, memory) <= dense else "dense"
+    return max(2 * multiplications / rate, size * sum(shape) / BANDWIDTH)
 
 
-#: TFLOP/s of dvalues on the nonzeros: 45 % of what shared memory delivers, 3.2's second mapping
-SAMPLED_RATE = {TF32: 7.5, torch.bfloat16: 15, torch.float16: 15}
+def _sampled(nnz: int, shape: tuple[int, int], precision: torch.dtype | str) -> float:
+    return _seconds(nnz, shape, precision, _rate(SAMPLED_RATE, precision))
 
 
 def gathers_gradient(nnz: int, shape: tuple[int, int], precision: torch.dtype | str, device: str = "cuda") -> bool:
     """Whether the gradient of ``nnz`` values is gathered from the dense ``dy.T @ x``, or made on the nonzeros alone.
 
-    By a roofline of both, on a GPU, where the dense product runs on tensor cores: 16 bit, and float32 where TF32 is
-    allowed. That is at any sparsity up to a width of about 384, and below 98 % up to about 2048. It takes a temporary
-    ``[M, K]`` of the type of ``x``, and 12 bytes for each value. Strict float32 and float64 stay on the nonzeros, as
-    does a CPU, and all where the sparse kernel is forced.
+    By a roofline of both, on a GPU: in TF32 and 16 bit, on tensor cores, at any sparsity up to a width of about 384 and
+    below 98 % up to about 2048; in strict float32 below 82 %, in float64 below 93 %. That takes a temporary ``[M, K]``
+    of the type of ``x``, and 12 bytes for each value. A CPU stays on the nonzeros, as do all where the sparse kernel is
+    forced.
     """
-    if device != "cuda" or precision not in SAMPLED_RATE or forced() == "sparse":
+    if device != "cuda" or forced() == "sparse":
         return False
-    memory = (4 if precision == TF32 else 2) * sum(shape) / BANDWIDTH
-    dense = max(2 * shape[0] * shape[1] / DENSE_RATE[precision], memory)
-    return dense <= max(2 * nnz / SAMPLED_RATE[precision], memory)
+    dense = _seconds(shape[0] * shape[1], shape, precision, DENSE_RATE[precision])
+    return dense <= _sampled(nnz, shape, precision)
 
 
 def instructions() -> str:

@@ -78,6 +78,34 @@ def test_kernels_keep_their_budget(kernels):
             assert (k["spilled"], k["stack"], k["shared"]) == (0, 0, 0), (name, k)
 
 
+@pytest.fixture(scope="session")
+def counted():
+    """What benchmarks/cost counts in the main loops of the kernels, compiled one by one."""
+    if not shutil.which("nvcc"):
+        missing("nvcc is not installed")
+    sys.path[:0] = [str(ROOT / "benchmarks")]
+    from cost import counts, cubin
+
+    try:
+        return counts.counted()
+    except cubin.Missing as error:
+        missing(str(error))
+
+
+def test_main_loops_keep_their_instructions(counted):
+    """Of a unit of work; what is true is written there by `python benchmarks/predict.py --write-budget`."""
+    budget = json.loads((ROOT / "csrc" / "cuda" / "budget.json").read_text())["loops"]
+    assert counted.keys() == budget.keys()
+    risen = {n: (c.instructions, budget[n]["instructions"]) for n, c in counted.items()
+             if c.instructions > budget[n]["instructions"]}  # fmt: skip
+    assert risen == {}, "instructions of a unit and what is allowed"
+    wider = {
+        n: (c.registers, budget[n]["registers"]) for n, c in counted.items() if c.registers > budget[n]["registers"]
+    }
+    assert wider == {}, "registers and what is allowed"
+    assert not [n for n, c in counted.items() if c.spilled]
+
+
 @pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
 def test_ptx_has_no_float_atomics_and_no_local_memory(source):
     ptx = BUILD / "ptxas" / f"{source.stem}.ptx"

@@ -16,7 +16,7 @@ if not SCRIPT.is_file():
     pytest.skip("not run from a checkout", allow_module_level=True)
 sys.path[:0] = [str(ROOT / "benchmarks")]
 
-from gpu import smoke, stages  # noqa: E402
+from gpu import calibration, carry, smoke, stages  # noqa: E402
 from suite_in_process import in_process  # noqa: E402, F401
 from suites import h200  # noqa: E402
 
@@ -49,6 +49,21 @@ def check_rows(folder: Path) -> None:
             assert set(row["precisions"]) == {row["contender"], *row["baselines"]}
 
 
+def check_calibration(folder: Path) -> None:
+    """Every case is measured beside its prediction, and the assumptions that come out are the model's."""
+    from cost import cases, model
+
+    rows = json.loads((folder / "calibration.json").read_text())["rows"]
+    assert rows[0]["case"] == {"what": "machine"} and rows[0]["hbm"] > 0
+    beside = {row["case"]["case"]: row for row in rows if "measured_ms" in row}
+    assert beside.keys() == {case.name for case in cases.everything() if case.how}
+    for row in beside.values():
+        assert row["measured_ms"] > 0 and row["ratio"] == pytest.approx(row["measured_ms"] / row["predicted_ms"])
+    assert rows[-1]["case"] == {"what": "assumptions", "of": len(beside)}
+    assert sum(rows[-1]["cases"].values()) == len(beside)
+    assert json.loads((folder / "assumptions.json").read_text()).keys() == model.ASSUMED.keys()
+
+
 @without_gpu
 @pytest.mark.deep
 def test_every_stage(in_process, monkeypatch, tmp_path, capsys):  # noqa: F811
@@ -69,7 +84,9 @@ def test_every_stage(in_process, monkeypatch, tmp_path, capsys):  # noqa: F811
     assert stages.main(arguments) == 0
     check_rows(tmp_path)
     assert "spmm sum, arxiv" in capsys.readouterr().out  # the table
-    assert "checks of all ops on cpu agree" in (tmp_path / "sanitizer.json").read_text()
+    assert "checks of all ops on cpu agree" in (tmp_path / "smoke.json").read_text()
+    assert "a dry run" in (tmp_path / "sanitizer.json").read_text()
+    check_calibration(tmp_path)
     assert json.loads((tmp_path / "tests.json").read_text())["rows"][0]["passed"] == 12
     assert {program[0] for program in programs} <= {sys.executable, "cmake"} and len(programs) >= 2
     in_process.clear()
@@ -164,3 +181,52 @@ def test_a_stage_goes_on_where_it_stopped(tmp_path):
     content = json.loads(path.read_text())
     assert content["complete"] and sorted(row["ms"] for row in content["rows"]) == [0, 1, 2]
     assert not stages.Record(path, seconds=100, code="other sources").content["complete"]
+
+
+def test_assumptions_are_corrected_by_what_was_measured(tmp_path):
+    """A machine of half the memory speed, on which what waits takes twice as long as even that predicts."""
+    rows = [{"case": {"what": "machine"}, "hbm": 2.15e12, "seconds": 1.0}]
+    for name, ratio, bound in (("a", 2.0, "latency"), ("b", 8.0, "gather: latency"), ("c", 0.5, "issue")):
+        rows.append({"case": {"case": name}, "measured_ms": ratio, "predicted_ms": 3.0, "ratio": ratio / 3,
+                     "bound": bound, "predicted_with_this_machine_ms": 1.0})  # fmt: skip
+    (tmp_path / "calibration.json").write_text(json.dumps({"rows": rows}))
+    found = calibration.corrected(tmp_path)
+    assert found["measured_over_predicted"] == {"latency": pytest.approx(4.0), "issue": pytest.approx(0.5)}
+    values = json.loads((tmp_path / "assumptions.json").read_text())
+    assert values["hbm"] == 2.15e12 and values["l2 latency"] == pytest.approx(4 * 250e-9)
+    assert values["issue"] == pytest.approx(0.7 / 0.5) and values["pipes"] == 0.85
+    text = calibration.table(tmp_path)
+    assert "0.67  a  (latency)" in text and len(text.splitlines()) == 4
+
+
+def test_what_travels_is_counted(tmp_path):
+    def git(*arguments):
+        subprocess.run(["git", "-C", tmp_path, *arguments], check=True, capture_output=True)
+
+    git("init")
+    for name, size in {"tracked": 10, "new": 20, "build/gpu/lib/a.so": 400, "build/other": 1000}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x" * size)
+    (tmp_path / ".gitignore").write_text("build/\n")
+    git("add", "tracked", ".gitignore")
+    sizes = carry.travelling(tmp_path)
+    assert sizes == {"tracked": 10, "new": 20, ".gitignore": 7, "build/gpu/lib/a.so": 400}
+    assert carry.report(sizes, limit=437)[1] and not carry.report(sizes, limit=436)[1]
+    assert "Largest: build/gpu/lib/a.so" in carry.report(sizes, limit=436)[0]
+
+
+def test_this_checkout_travels():
+    """Without the libraries, which are as large as the compiler makes them: they have 32 MiB."""
+    sizes = carry.travelling(ROOT, ())
+    assert carry.report(sizes, carry.LIMIT // 2)[1], carry.report(sizes, carry.LIMIT // 2)[0]
+
+
+def test_libraries_that_were_carried_are_not_built_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "command", lambda *a, **k: pytest.fail("built"))
+    setting = type("Setting", (), dict(given=None, dry_run=False, built=tmp_path, libraries=lambda self: ["lib.so"]))()
+    assert not stages.stamped(tmp_path)
+    stages.stamp(tmp_path)
+    ((_, run),) = stages.build(setting)
+    assert run() == {"libraries": ["lib.so"], "carried": True}
+    (tmp_path / "code.txt").write_text("of other sources")
+    assert not stages.stamped(tmp_path)

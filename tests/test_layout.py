@@ -56,7 +56,7 @@ def test_every_kernel_file_belongs_to_an_op():
 
 RANK = {
     **dict.fromkeys(("_console", "_files", "_malloc", "_native", "_version", "data"), 0),
-    **dict.fromkeys(("graph", "graph_formats", "pattern", "plans", "policy"), 1),
+    **dict.fromkeys(("graph", "graph_formats", "graph_spans", "pattern", "plans", "policy"), 1),
     "ops": 2,
     "nn": 3,
     **dict.fromkeys(("compaction", "convert", "controllers", "linears", "pyg", "width"), 4),

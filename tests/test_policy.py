@@ -94,16 +94,31 @@ def test_instructions_are_those_of_the_library(monkeypatch):
 
 
 @pytest.mark.parametrize("width", [64, 128, 256, 512, 1024])
-def test_strict_float32_on_a_gpu_breaks_even_between_76_and_80_percent(width):
+def test_strict_float32_on_a_gpu_breaks_even_between_80_and_82_percent(width):
     for structure in ("unstructured", "fan_in", "2:4"):
-        assert 0.76 <= least(width, torch.float32, structure) <= 0.80
+        assert 0.80 <= least(width, torch.float32, structure) <= 0.82
     for structure in set(pattern.PATTERNS) - {"unstructured", "fan_in", "2:4"}:  # limited by the FMAs, as cuBLAS is
-        assert 0.15 <= least(width, torch.float32, structure) <= 0.4
+        assert 0.15 <= least(width, torch.float32, structure) <= (0.65 if structure == "grouped:4" else 0.4)
+
+
+def step(density, forward, backward, sampled, dense):
+    """A step's three products where arithmetic limits all, sparse over dense time; dW by the cheaper kernel."""
+    return (density / forward + density / backward + min(density / sampled, 1 / dense)) * dense / 3
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.75, 0.80, 0.82, 0.85, 0.9, 0.99])
+def test_a_step_is_priced_and_not_its_forward_product(sparsity):
+    """At 80 % the forward product alone is expected to be 1.1 times as fast as the dense one, the step is not."""
+    gain = 1 / step(1 - sparsity, 11, 11, 9, 50)
+    chosen = static_kernel(round((1 - sparsity) * 1024**2), (1024, 1024), torch.float32, "cuda")
+    assert chosen == ("sparse" if gain >= policy.MARGIN else "dense")
+    if sparsity == 0.80:
+        assert 11 / (1 - sparsity) / 50 > policy.MARGIN > gain
 
 
 def test_float64_on_a_gpu_has_half_the_rate_of_float32():
-    """Words are twice as wide and FMAs half as many, against tensor cores: from 90 or 91 % on, not 81."""
-    assert 0.9 <= least(1024, torch.float64) <= 0.91
+    """Words are twice as wide and FMAs half as many, against tensor cores: from 92 or 93 % on, not 81."""
+    assert 0.92 <= least(1024, torch.float64) <= 0.93
 
 
 @pytest.mark.parametrize("precision", [TF32, *HALVES])
@@ -118,8 +133,8 @@ def test_wide_layers_against_tensor_cores(width):
     for precision in (TF32, *HALVES):
         assert least(width, precision) >= 0.97
         for structure in ("grouped:16", "block:16x16", "block:32x32"):
-            assert least(width, precision, structure) <= 0.9
-    assert least(width, TF32, "grouped:8") <= 0.9 < least(width, torch.bfloat16, "grouped:8") <= 0.95
+            assert least(width, precision, structure) <= 0.91
+    assert least(width, TF32, "grouped:8") <= 0.91 < least(width, torch.bfloat16, "grouped:8") <= 0.96
 
 
 def test_gains_of_the_notes():
@@ -216,8 +231,8 @@ def test_a_layer_on_a_gpu_follows_dtype_device_and_settings(tf32):
         "strict": "sparse", "tf32": "dense", "forced": "sparse", "autocast": "dense", "strict again": "sparse",
         "verdict": "dense", "verdict in tf32": "sparse", "50 %": "dense", "50 %, cpu": "sparse",
     }  # fmt: skip
-    grouped = on_a_gpu(26_216, 512, "grouped:8")
-    KernelChoice._follow_policy(grouped, 26_216)
+    grouped = on_a_gpu(26_224, 512, "grouped:16")
+    KernelChoice._follow_policy(grouped, 26_224)
     tf32(True)
     assert kernel(grouped) == "sparse"
 

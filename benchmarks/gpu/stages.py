@@ -1,14 +1,16 @@
-"""The stages of scripts/gpu_check.sh: build, test, sanitize, measure; one that was stopped goes on.
+"""The stages of scripts/gpu_check.sh: build, correctness, calibration, measurements; one that was stopped goes on.
 
-The first four yield rows. Each is written as soon as it is there, under the key of what it did, and skipped next time;
-a stage that runs out of time stops between two rows. The file's ``complete`` says whether all are there. The others are
-stages of the suite h200 (``harness/suite.py``), whose rows are in ``suite_h200.jsonl``. Results of other sources count
-as none.
+They come in the order of what they tell: are the kernels right on a GPU, how far off is the cost model
+(``gpu/calibration.py``), the rows of README's table, sanitizers, the rest. Those of ``CHECKS`` yield rows. Each is
+written as soon as it is there, under the key of what it did, and skipped next time; a stage that runs out of time stops
+between two rows. The file's ``complete`` says whether all are there. The others are stages of the suite h200
+(``harness/suite.py``), whose rows are in ``suite_h200.jsonl``. Results of other sources count as none.
 """
 
 import argparse
 import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -113,22 +115,39 @@ def command(*arguments, seconds: float = SECONDS, expected: tuple[int, ...] = (0
     return text
 
 
+def configure(folder: Path, *options: str) -> str:
+    torch = importlib.util.find_spec("torch").submodule_search_locations[0]
+    return command("cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", f"-DSPARSEGNN_TORCH={torch}",
+                   f"-DSPARSEGNN_OUTPUT={folder}/lib", *options)  # fmt: skip
+
+
+def stamp(folder: Path) -> None:
+    """Says of what sources the libraries in a folder are."""
+    from harness import suite
+
+    (folder / "code.txt").write_text(suite.code() + "\n")
+
+
+def stamped(folder: Path) -> bool:
+    from harness import suite
+
+    path = folder / "code.txt"
+    return path.is_file() and path.read_text().strip() == suite.code()
+
+
 # ---- stages: can it be built, is it right
 
 
 def build(s: Setting):
-    """Both libraries by cmake, for the GPU at hand; with libraries given, only that they are there."""
-
-    def configure(folder, *options):
-        torch = importlib.util.find_spec("torch").submodule_search_locations[0]
-        return command("cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", f"-DSPARSEGNN_TORCH={torch}",
-                       f"-DSPARSEGNN_OUTPUT={folder}/lib", *options)  # fmt: skip
+    """Both libraries by cmake, for the GPU at hand; with libraries given or carried along, only that they are there."""
 
     def run() -> dict:
         if s.given:
             if not s.libraries():
                 raise RuntimeError(f"SPARSEGNN_LIBRARIES={s.given} has no libsparsegnn_*.so")
             return {"libraries": s.libraries()}
+        if not s.dry_run and s.libraries() and stamped(s.built):
+            return {"libraries": s.libraries(), "carried": True}
         if s.dry_run:
             if not shutil.which("cmake") or not shutil.which("ninja"):
                 return {"skipped": "cmake or ninja is not installed"}
@@ -139,6 +158,7 @@ def build(s: Setting):
         major, minor = torch.cuda.get_device_capability()
         configure(s.built.parent, "-DSPARSEGNN_CUDA=on", f"-DCMAKE_CUDA_ARCHITECTURES={major}{minor}")
         command("cmake", "--build", s.built.parent, "-j", os.cpu_count(), seconds=s.seconds)
+        stamp(s.built)
         return {"libraries": s.libraries()}
 
     yield {"libraries": s.given or "built here"}, run
@@ -167,6 +187,26 @@ def environment(s: Setting):
     yield {"what": "versions"}, versions
 
 
+def program(s: Setting) -> list:
+    return [sys.executable, ROOT / "benchmarks" / "gpu" / "smoke.py", s.device]
+
+
+#: so that memcheck knows where each tensor ends
+ALONE = dict(PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+
+
+def smoke(s: Setting):
+    """Every op on small odd shapes, forward and backward, against the CPU kernels in fp64."""
+    yield {"tool": "none"}, lambda: {"output": command(*program(s), seconds=s.seconds, **ALONE)[-300:]}
+
+
+def calibration(s: Setting):
+    """What the cost model predicts, and beside it what is measured."""
+    from gpu import calibration as stage
+
+    yield from stage.cases(s.dry_run, s.output)
+
+
 def tests(s: Setting):
     """The tests that have a GPU side: ops, layers, controllers, the rest."""
     folder = ROOT / "tests"
@@ -192,28 +232,33 @@ def tests(s: Setting):
 
 
 def sanitizer(s: Setting):
-    """Small odd shapes of every op against the CPU kernels in fp64; under each tool of compute-sanitizer, if there."""
-    program = [sys.executable, ROOT / "benchmarks" / "gpu" / "smoke.py", s.device]
+    """The small odd shapes again, under each tool of compute-sanitizer, if there."""
     tool = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
-    limits = dict(seconds=s.seconds, PYTORCH_NO_CUDA_MEMORY_CACHING="1")  # so memcheck knows where each tensor ends
+    limits = dict(seconds=s.seconds, **ALONE)
 
     def under(name: str) -> dict:
         options = [tool, "--tool", name, "--error-exitcode", "9"]
         ours = ["--kernel-regex", "kns=sparsegnn"]  # kernels whose mangled name has this in it
         try:
-            text = command(*options, *ours, *program, **limits)
+            text = command(*options, *ours, *program(s), **limits)
         except RuntimeError as error:
             if "kernel-regex" not in str(error).partition("exit")[2]:
                 raise
-            text = command(*options, *program, **limits)  # a tool without that option
+            text = command(*options, *program(s), **limits)  # a tool without that option
         return {"output": text[-300:]}
 
-    yield {"tool": "none"}, lambda: {"output": command(*program, **limits)[-300:]}
-    for name in ("memcheck", "racecheck", "synccheck") if tool and not s.dry_run else ():
+    if not tool or s.dry_run:
+        yield {"tool": "none"}, lambda: {"skipped": "a dry run" if s.dry_run else "compute-sanitizer is not installed"}
+        return
+    for name in ("memcheck", "racecheck", "synccheck"):
         yield {"tool": name}, lambda name=name: under(name)
 
 
-CHECKS = {f.__name__: f for f in (build, environment, tests, sanitizer)}
+FIRST = (build, environment, smoke, calibration, tests)
+CHECKS = {f.__name__: f for f in (*FIRST, sanitizer)}
+#: seconds on a GPU, with libraries that were carried along: guesses, until one has been there
+ESTIMATES = dict(build=5, environment=10, smoke=30, calibration=60, tests=120, sanitizer=90)
+AFTER = "training"  # the stage of the suite that sanitizer comes behind
 
 
 # ---- stages: how fast is it
@@ -241,6 +286,12 @@ def measured(s: Setting, stages: list[str]) -> bool:
     return not any(suite.missing(groups[name], rows) for name in left)
 
 
+def calibration_table(output: Path) -> str:
+    from gpu import calibration as stage
+
+    return stage.table(output)
+
+
 def show(output: Path) -> None:
     from harness import suite
 
@@ -248,12 +299,16 @@ def show(output: Path) -> None:
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     if rows:
         suite.show(SUITE, rows, 0.0)
+    if beside := calibration_table(output):
+        print("\n" + beside)
 
 
 def names() -> list[str]:
+    """All stages, in their order."""
     from suites import h200
 
-    return [*CHECKS, *h200.STAGES]
+    at = h200.STAGES.index(AFTER) + 1
+    return [*(f.__name__ for f in FIRST), *h200.STAGES[:at], sanitizer.__name__, *h200.STAGES[at:]]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -275,16 +330,18 @@ def main(arguments: list[str] | None = None) -> int:
     from harness import suite
 
     complete = True
-    for name in (n for n in wanted if n in CHECKS):
-        record = Record(setting.output / f"{name}.json", setting.seconds, suite.code())
-        if record.content["complete"] and (name != "build" or setting.dry_run or setting.libraries()):
-            print(f"{name}: complete")
+    for checks, group in itertools.groupby(sorted(wanted, key=names().index), key=CHECKS.__contains__):
+        if not checks:
+            complete &= measured(setting, list(group))
             continue
-        record.content |= {} if name != "build" else {"rows": []}  # libraries that are gone are built again
-        print(f"{name}: {CHECKS[name].__doc__.splitlines()[0]}", flush=True)
-        complete &= record.run(CHECKS[name](setting))
-    if stages := [n for n in wanted if n not in CHECKS]:
-        complete &= measured(setting, stages)
+        for name in group:
+            record = Record(setting.output / f"{name}.json", setting.seconds, suite.code())
+            if record.content["complete"] and (name != "build" or setting.dry_run or setting.libraries()):
+                print(f"{name}: complete", flush=True)
+                continue
+            record.content |= {} if name != "build" else {"rows": []}  # libraries that are gone are built again
+            print(f"{name}: {CHECKS[name].__doc__.splitlines()[0]}", flush=True)
+            complete &= record.run(CHECKS[name](setting))
     if args.table:
         show(setting.output)
     return 0 if complete else 1

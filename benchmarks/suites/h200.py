@@ -12,7 +12,7 @@ from harness.suite import Group
 from suites.gpu import aggregation, attention, constants, grid, layer, maxk, training, weights
 
 REGIMES = ("gpu",)
-PARTS = (constants, aggregation, weights, attention, maxk, layer, training, grid)
+PARTS = (aggregation, weights, attention, maxk, layer, training, constants, grid)
 STAGES = (*(part.STAGE for part in PARTS), "more")
 
 

@@ -4,7 +4,7 @@
 namespace sparsegnn {
 namespace {
 
-__attribute__((used)) const char interface[] = "sparsegnn-interface:3;";
+__attribute__((used)) const char interface[] = "sparsegnn-interface:4;";
 
 }  // namespace
 }  // namespace sparsegnn

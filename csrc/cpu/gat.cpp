@@ -56,13 +56,12 @@ GatScores<A> make_scores(const char* op, const Scores& s, const Tensor& x, const
           data<A>(s.a_src), data<A>(s.a_dst), data<A>(s.a_edge)};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> gat(const Tensor& x_in, const Tensor& a_src, const Tensor& a_dst,
-                                               const std::optional<Tensor>& a_edge, const Tensor& crow,
-                                               const Tensor& col, const std::optional<Tensor>& /*ccol*/,
-                                               const std::optional<Tensor>& /*row*/,
-                                               const std::optional<Tensor>& /*perm*/, double negative_slope,
-                                               double dropout, const std::optional<Tensor>& seed, bool save,
-                                               const std::optional<Tensor>& bias_in) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> gat(
+    const Tensor& x_in, const Tensor& a_src, const Tensor& a_dst, const std::optional<Tensor>& a_edge,
+    const Tensor& crow, const Tensor& col, const std::optional<Tensor>& /*ccol*/, const std::optional<Tensor>& /*row*/,
+    const std::optional<Tensor>& /*perm*/, double negative_slope, double dropout, const std::optional<Tensor>& seed,
+    bool save, const std::optional<Tensor>& bias_in, const std::optional<Tensor>& /*spans*/,
+    const std::optional<Tensor>& /*cspans*/) {
   check_index("gat", "crow", crow);
   check_index("gat", "col", col);
   STD_TORCH_CHECK(x_in.dim() == 3, "gat: x must have shape [N, H, D], got ", x_in.dim(), " dimension(s)");
@@ -101,7 +100,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gat_backward(
     const std::optional<Tensor>& a_edge, const Tensor& y_in, const Tensor& lse_in, const Tensor& tilt_in,
     const Tensor& ccol, const Tensor& row, const Tensor& perm, double negative_slope, double dropout,
     const std::optional<Tensor>& seed, bool need_edge, const std::optional<Tensor>& att_src,
-    const std::optional<Tensor>& att_dst, const std::optional<Tensor>& bias_in, bool need_bias) {
+    const std::optional<Tensor>& att_dst, const std::optional<Tensor>& bias_in, bool need_bias,
+    const std::optional<Tensor>& /*cspans*/) {
   const char* op = "gat_backward";
   check_index(op, "ccol", ccol);
   check_index(op, "row", row);

@@ -40,7 +40,8 @@ std::tuple<Tensor, Tensor> gatv2(const Tensor& x_src, const Tensor& x_dst, const
                                  const std::optional<Tensor>& edge, const Tensor& crow, const Tensor& col,
                                  const std::optional<Tensor>& /*ccol*/, const std::optional<Tensor>& /*row*/,
                                  const std::optional<Tensor>& /*perm*/, double negative_slope, double dropout,
-                                 const std::optional<Tensor>& seed, bool save) {
+                                 const std::optional<Tensor>& seed, bool save, const std::optional<Tensor>& /*spans*/,
+                                 const std::optional<Tensor>& /*cspans*/) {
   check_index("gatv2", "crow", crow);
   check_index("gatv2", "col", col);
   const Inputs in = check_inputs("gatv2", x_src, x_dst, att, edge, col.numel());
@@ -62,12 +63,11 @@ std::tuple<Tensor, Tensor> gatv2(const Tensor& x_src, const Tensor& x_dst, const
   return {y, lse};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> gatv2_backward(const Tensor& dy_in, const Tensor& x_src, const Tensor& x_dst,
-                                                          const Tensor& att, const std::optional<Tensor>& edge,
-                                                          const Tensor& y_in, const Tensor& lse_in, const Tensor& crow,
-                                                          const Tensor& col, const Tensor& ccol, const Tensor& row,
-                                                          const Tensor& perm, double negative_slope, double dropout,
-                                                          const std::optional<Tensor>& seed, bool need_edge) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> gatv2_backward(
+    const Tensor& dy_in, const Tensor& x_src, const Tensor& x_dst, const Tensor& att, const std::optional<Tensor>& edge,
+    const Tensor& y_in, const Tensor& lse_in, const Tensor& crow, const Tensor& col, const Tensor& ccol,
+    const Tensor& row, const Tensor& perm, double negative_slope, double dropout, const std::optional<Tensor>& seed,
+    bool need_edge, const std::optional<Tensor>& /*spans*/, const std::optional<Tensor>& /*cspans*/) {
   const char* op = "gatv2_backward";
   check_index(op, "crow", crow);
   check_index(op, "col", col);

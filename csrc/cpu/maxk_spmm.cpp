@@ -91,7 +91,8 @@ Tensor maxk_spmm(const Tensor& values, const Tensor& index, int64_t width, const
                  const std::optional<Tensor>& val, const std::optional<Tensor>& row_scale,
                  const std::optional<Tensor>& col_scale, const std::optional<Tensor>& diag,
                  const std::optional<Tensor>& /*ccol*/, const std::optional<Tensor>& /*row*/,
-                 const std::optional<Tensor>& /*perm*/, const Text& reduce, int64_t /*group*/) {
+                 const std::optional<Tensor>& /*perm*/, const Text& reduce, int64_t /*group*/,
+                 const std::optional<Tensor>& /*cspans*/) {
   const Inputs in = check_inputs("maxk_spmm", values, index, width, crow, col, val, row_scale, col_scale, diag, reduce);
   Tensor y = new_output(in.values, {in.rows, width});
   const auto bounds = balanced_rows(data<int32_t>(crow), in.rows, chunk_cost);
@@ -130,7 +131,7 @@ std::tuple<Tensor, Tensor> maxk_spmm_backward(const Tensor& dy_in, const Tensor&
                                               const std::optional<Tensor>& col_scale, const std::optional<Tensor>& diag,
                                               const std::optional<Tensor>& ccol, const std::optional<Tensor>& row,
                                               const std::optional<Tensor>& perm, const Text& reduce, bool need_dvalues,
-                                              bool need_dval) {
+                                              bool need_dval, const std::optional<Tensor>& /*cspans*/) {
   const char* op = "maxk_spmm_backward";
   STD_TORCH_CHECK(dy_in.dim() == 2 && dy_in.size(0) == crow.numel() - 1, op, ": dy must have one row per row of A");
   check_same_dtype(op, "dy", dy_in, values);

@@ -160,7 +160,8 @@ void reduce_into(Tensor& y, Tensor& arg, const Tensor& x_in, const Tensor& crow,
 std::tuple<Tensor, Tensor> spmm(const Tensor& x, const Tensor& crow, const Tensor& col, const Optional& val,
                                 const Optional& row_scale, const Optional& col_scale, const Optional& diag,
                                 const Optional& /*ccol*/, const Optional& /*row*/, const Optional& /*perm*/,
-                                const Text& reduce, bool need_arg) {
+                                const Text& reduce, bool need_arg, const Optional& /*spans*/,
+                                const Optional& /*cspans*/) {
   check(x, crow, col, val, row_scale, col_scale, diag, reduce);
   const int64_t rows = crow.numel() - 1, width = x.size(1);
   const bool with_arg = need_arg && is_extremum(reduce);
@@ -171,7 +172,8 @@ std::tuple<Tensor, Tensor> spmm(const Tensor& x, const Tensor& crow, const Tenso
 }
 
 void spmm_out(Tensor y, const Tensor& x, const Tensor& crow, const Tensor& col, const Optional& val,
-              const Optional& row_scale, const Optional& col_scale, const Optional& diag, const Text& reduce) {
+              const Optional& row_scale, const Optional& col_scale, const Optional& diag, const Text& reduce,
+              const Optional& /*spans*/) {
   check(x, crow, col, val, row_scale, col_scale, diag, reduce);
   check_same_dtype("spmm", "out", y, x);
   STD_TORCH_CHECK(y.dim() == 2 && y.size(0) == crow.numel() - 1 && y.size(1) == x.size(1) && y.is_contiguous(),
@@ -183,7 +185,7 @@ void spmm_out(Tensor y, const Tensor& x, const Tensor& crow, const Tensor& col, 
 std::tuple<Tensor, Tensor> spmm_arg_backward(const Tensor& dy_in, const Tensor& x_in, const Tensor& arg_in,
                                              const Optional& val_in, const Tensor& crow, const Tensor& col,
                                              const Optional& ccol, const Optional& row, const Optional& perm,
-                                             bool need_dx, bool need_dval) {
+                                             bool need_dx, bool need_dval, const Optional& /*cspans*/) {
   const char* op = "spmm_arg_backward";
   check_index(op, "crow", crow);
   check_index(op, "col", col);

@@ -9,7 +9,7 @@
 //            (block_linear_mma.cuh) or, in strict fp32, fp64 and for groups of 4, NL samples of a lane times H outputs,
 //            where an element of x in shared memory feeds H multiply-adds. K that does not fit is cut into chunks,
 //            reloaded in every round of rows. Each op knows one layout of square blocks; W, which is small, is copied
-//            first where it has another
+//            to it first
 // numerics   sums in acc_t<T>, in the order of the entries: the same bits in every run
 // backward   dx of square blocks: this kernel on the transposed pattern; of groups:
 //            block_linear_scatter.cuh; dvalues: block_linear_backward.cuh
@@ -73,15 +73,35 @@ struct BlockFmaOp {
   }
 };
 
-// out[e][k][i] = values[perm[e]][i][k], or in their order if not `turn`, for square blocks of 2^shift.
+// out[e][k][i] = values[e][i][k], or values[perm[e]] in their order, for square blocks of 2^shift.
 template <typename T>
 __global__ void __launch_bounds__(kBlockThreads)
-    block_linear_turn_kernel(const T* values, const int32_t* perm, int64_t count, int shift, bool turn, T* out) {
+    block_linear_turn_kernel(const T* values, const int32_t* perm, int64_t count, int shift, T* out) {
   const int64_t at = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x, e = at >> 2 * shift;
   if (at >= count) return;
   const int within = static_cast<int>(at & ((1 << 2 * shift) - 1)), k = within >> shift,
             i = within & ((1 << shift) - 1);
-  out[at] = values[(int64_t{perm ? perm[e] : e} << 2 * shift) + (turn ? (i << shift) + k : within)];
+  out[at] = values[(int64_t{perm ? perm[e] : e} << 2 * shift) + (perm ? within : (i << shift) + k)];
+}
+
+// The fragments of B of square blocks of 2^shift: the words of a lane for all outputs of a step of K inputs are
+// neighbours. out[e][step][lane][output / 8][word of the fragment]; from values[e], or values[perm[e]] turned.
+template <typename T>
+__global__ void __launch_bounds__(kBlockThreads)
+    block_linear_fragments_kernel(const T* values, const int32_t* perm, int64_t words, int shift, uint32_t* out) {
+  constexpr int kPart = kWordElements<T>, kDepth = kPart == 1 ? 3 : 4;  // bits of K
+  const int64_t at = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x, e = at >> (2 * shift - (kPart - 1));
+  if (at >= words) return;
+  const int word = at & 1, j = static_cast<int>(at >> 1) & ((1 << (shift - 3)) - 1);
+  const int lane = static_cast<int>(at >> (shift - 2)) % kWarp;
+  const int step = static_cast<int>(at >> (shift + 3)) & ((1 << (shift - kDepth)) - 1);
+  const int i = 8 * j + lane / 4, k = (step << kDepth) + lane % 4 * kPart + word * 4 * kPart;
+  const T* block = values + (int64_t{perm ? perm[e] : e} << 2 * shift);
+  const auto value = [&](int p) { return block[perm ? ((k + p) << shift) + i : (i << shift) + k + p]; };
+  if constexpr (kPart == 1)
+    out[at] = tf32(value(0));
+  else
+    out[at] = word_of(value(0), value(1));
 }
 
 // Block (samples, panel of outputs). cut: first entry of every block row in every chunk.
@@ -137,16 +157,9 @@ inline BlockPlan choose_block_linear(int64_t batch, int64_t inputs, int64_t outp
   return plan;
 }
 
-// Square blocks lie as their op reads them but in the transposed weight, whose blocks are scattered, and for
-// multiply-adds.
-template <typename T>
-bool block_linear_turns(const BlockLinearArguments<T>& a, const BlockPlan& plan) {
-  return a.width > 1 && (a.perm || !plan.mma);
-}
-
 template <typename T>
 int64_t block_linear_workspace_bytes(const BlockLinearArguments<T>& a, const BlockPlan& plan) {
-  const int64_t values = block_linear_turns(a, plan) ? a.blocks * a.height * a.width * int64_t(sizeof(T)) : 0;
+  const int64_t values = a.width > 1 ? a.blocks * a.height * a.width * int64_t(sizeof(T)) : 0;  // as the op reads them
   return block_linear_cut_bytes(plan.chunks, a.outputs / a.height) + values;
 }
 
@@ -170,11 +183,19 @@ cudaError_t launch_block_linear(BlockLinearArguments<T> a, const BlockPlan& plan
   const int32_t* cut = nullptr;
   cudaError_t error =
       launch_block_linear_cut(a.crow, a.col, rows, plan.chunk / a.width, plan.chunks, workspace, &cut, stream);
-  if (error == cudaSuccess && count > 0 && block_linear_turns(a, plan)) {
-    T* turned = reinterpret_cast<T*>(static_cast<char*>(workspace) + block_linear_cut_bytes(plan.chunks, rows));
-    error = launch(block_linear_turn_kernel<T>, static_cast<unsigned>(ceil_div(count, kBlockThreads)), kBlockThreads, 0,
-                   stream, a.values, a.perm, count, a.width == 16 ? 4 : 5, plan.mma == (a.perm != nullptr), turned);
-    a.values = turned;
+  if (error == cudaSuccess && count > 0 && a.width > 1) {
+    char* copy = static_cast<char*>(workspace) + block_linear_cut_bytes(plan.chunks, rows);
+    const int shift = a.width == 16 ? 4 : 5;
+    const auto run = [&](auto kernel, int64_t items, auto* out) {
+      return launch(kernel, static_cast<unsigned>(ceil_div(items, kBlockThreads)), kBlockThreads, 0, stream, a.values,
+                    a.perm, items, shift, out);
+    };
+    if constexpr (sizeof(T) >= 4)  // in 16 bits tensor cores multiply all of them
+      if (!plan.mma) error = run(block_linear_turn_kernel<T>, count, reinterpret_cast<T*>(copy));
+    if constexpr (sizeof(T) <= 4)
+      if (plan.mma)
+        error = run(block_linear_fragments_kernel<T>, count / kWordElements<T>, reinterpret_cast<uint32_t*>(copy));
+    a.values = reinterpret_cast<T*>(copy);
   }
   if (error != cudaSuccess) return error;
   a.vectors = can_vectorise(kVector<T>, a.inputs, a.x);

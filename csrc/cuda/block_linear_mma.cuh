@@ -5,7 +5,8 @@
 // layout     A: a lane reads columns t, t + 4 (16 bits: 2t, 2t + 1, 2t + 8, 2t + 9) from the transposed tile, wherever
 //            they are there, for 4 samples at once: rows g and g + 8 of two fragments. Neighbouring columns have no
 //            bank conflicts: of those that lanes t read together each begins 8 words after the one before
-//            B: from `values` as they are, each word used for 32 samples; the next step's is on its way meanwhile
+//            B: of groups from `values` as they are; of square blocks in the order of fragments, a lane's words of a
+//            step side by side. Each word is used for 32 samples; the next step's is on its way meanwhile
 // numerics   products of TF32 or 16 bits, sums in fp32; where a row has no entry left the column is one of zeros
 // see        block_linear.cuh, tests/csrc/test_block_linear.py
 #pragma once
@@ -13,7 +14,7 @@
 
 namespace sparsegnn::cuda {
 
-// Blocks of H outputs by W inputs; square ones row-major.
+// Blocks of H outputs by W inputs; square ones as fragments.
 template <typename T, int H, int W>
 struct BlockMmaOp {
   using Scalar = T;
@@ -22,10 +23,9 @@ struct BlockMmaOp {
   static constexpr bool kRound = sizeof(T) == 4;
   using Tile = BlockTile<T, kSamples, kStride, sizeof(T) == 4 ? 2 : 4>;
 
-  static constexpr int kTiles = kSamples / 16;                           // fragments
-  static constexpr int kOwn = 2 * kTiles;                                // samples of a lane, neighbours
-  static constexpr int kPart = kWordElements<T>, kColumns = 2 * kPart;   // columns that a lane reads for A
-  static constexpr int kOutputStride = W, kInputStride = W > 1 ? 1 : H;  // in `values`
+  static constexpr int kTiles = kSamples / 16;                          // fragments
+  static constexpr int kOwn = 2 * kTiles;                               // samples of a lane, neighbours
+  static constexpr int kPart = kWordElements<T>, kColumns = 2 * kPart;  // columns that a lane reads for A
 
   float sum[kRows][kTiles][H / 8][4] = {};
 
@@ -42,36 +42,33 @@ struct BlockMmaOp {
                                                int64_t first, int zeros) {
     const int g = threadIdx.x % kWarp / 4, k = v + threadIdx.x % 4 * kPart;
     Step s;
-    const T* weight = a.values + g * kOutputStride;
     if constexpr (W > 1) {
       const int32_t e = from + v / W;
       const int column = static_cast<int>(int64_t{a.col[e]} * W - first) + k % W;
       for (int i = 0; i < 2; ++i) s.offset[i] = Tile::row(column + after(i * kPart)) * kStride;
-      weight += e * int64_t{H * W} + k % W;
+      const int64_t step = e * int64_t{W / kMmaDepth<T>} + v % W / kMmaDepth<T>;
+      const auto* words = reinterpret_cast<const uint32_t*>(a.values) + (step * kWarp + threadIdx.x % kWarp) * (H / 4);
+      const vec<uint32_t, H / 4> b = load<H / 4>(words);
+#pragma unroll
+      for (int j = 0; j < H / 8; ++j) s.b[j][0] = b[2 * j], s.b[j][1] = b[2 * j + 1];
     } else {
-      weight += (int64_t{from} + k) * H;
+      const T* weight = a.values + (int64_t{from} + k) * H + g;
+      const auto value = [&](int j, int q) { return k + after(q) < end ? weight[8 * j + after(q) * H] : T{}; };
 #pragma unroll
       for (int q = 0; q < kColumns; ++q) {
         const bool inside = k + after(q) < end;
         s.offset[q] = (inside ? Tile::row(static_cast<int>(a.col[from + k + after(q)] - first)) : zeros) * kStride;
       }
-    }
-    const auto value = [&](int j, int q) {
-      return W > 1 || k + after(q) < end ? weight[8 * j * kOutputStride + after(q) * kInputStride] : T{};
-    };
 #pragma unroll
-    for (int j = 0; j < H / 8; ++j)
+      for (int j = 0; j < H / 8; ++j)
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        if constexpr (kPart == 1) {
-          s.b[j][i] = tf32(value(j, i));
-        } else if constexpr (W > 1) {
-          const vec<T, 2> pair = load<2>(weight + 8 * j * kOutputStride + after(2 * i));
-          s.b[j][i] = word_of(pair[0], pair[1]);
-        } else {
-          s.b[j][i] = word_of(value(j, 2 * i), value(j, 2 * i + 1));
+        for (int i = 0; i < 2; ++i) {
+          if constexpr (kPart == 1)
+            s.b[j][i] = tf32(value(j, i));
+          else
+            s.b[j][i] = word_of(value(j, 2 * i), value(j, 2 * i + 1));
         }
-      }
+    }
     return s;
   }
 

@@ -95,7 +95,9 @@ template <typename T, int kSamples, int kStride, int kFlip, int kLoads = 4>
 struct BlockTile {
   static constexpr int kPart = sizeof(T) < 4 ? kWordElements<T> : 1;  // samples in a word
 
-  static __device__ __forceinline__ int row(int k) { return k ^ (k / kVector<T> % 2 * kFlip); }
+  static __device__ __forceinline__ int row(int k) {
+    return k ^ static_cast<int>(unsigned(k) / kVector<T> % 2 * kFlip);
+  }
 
   // `count` columns of a row-major matrix `width` wide; zeros past `samples`. kRound: to TF32, once for all readers.
   template <bool kRound>

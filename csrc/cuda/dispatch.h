@@ -1,6 +1,6 @@
 // What the CUDA entries share: the list of element types, the current stream, what CUDA's errors say, workspaces.
 #pragma once
-#include "../common/gpu.cuh"
+#include "../common/segments.cuh"
 #include "../common/tensor.h"
 
 #if defined(__CUDACC__)
@@ -92,6 +92,18 @@ inline void check_device(const char* op, const char* name, const std::optional<T
 inline void check_index_on(const char* op, const char* name, const Tensor& t, const Tensor& like) {
   check_index(op, name, t);
   check_device(op, name, t, like);
+}
+
+// The spans of a pattern with as many rows and edges, on the device of `like`; empty where there are none.
+inline SpanList check_spans(const char* op, const char* name, const std::optional<Tensor>& spans, int64_t rows,
+                            int64_t edges, const Tensor& like) {
+  if (!spans) return {};
+  check_device(op, name, *spans, like);
+  STD_TORCH_CHECK(spans->dim() == 2 && spans->size(1) == 2 && spans->scalar_type() == ScalarType::Int &&
+                      spans->is_contiguous() && spans->size(0) >= rows &&
+                      spans->size(0) <= rows + segment_pieces(edges),
+                  op, ": ", name, " must be the spans of the graph, int32 of shape [S, 2]");
+  return {data<int32_t>(*spans), spans->size(0)};
 }
 
 // The seed of a dropout, on the device of `like`; null where there is none.

@@ -59,7 +59,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gat(const Tensor& x_in, const Tensor&
                                                const std::optional<Tensor>& /*row*/,
                                                const std::optional<Tensor>& /*perm*/, double negative_slope,
                                                double dropout, const std::optional<Tensor>& seed, bool save,
-                                               const std::optional<Tensor>& bias_in) {
+                                               const std::optional<Tensor>& bias_in, const std::optional<Tensor>& spans,
+                                               const std::optional<Tensor>& /*cspans*/) {
   const OnDevice device(x_in);
   check_index_on("gat", "crow", crow, x_in);
   check_index_on("gat", "col", col, x_in);
@@ -90,7 +91,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gat(const Tensor& x_in, const Tensor&
                             save ? mutable_data<A>(lse) : nullptr,
                             save ? mutable_data<T>(tilt) : nullptr,
                             m,
-                            edges};
+                            edges,
+                            check_spans("gat", "spans", spans, m, edges, x),
+                            x.size(0)};
     STD_CUDA_CHECK(launch_gat(a, save, pieces.mutable_data_ptr(), device.stream));
   });
   return {y, lse, tilt, nodes};
@@ -101,7 +104,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gat_backward(
     const std::optional<Tensor>& a_edge, const Tensor& y_in, const Tensor& lse_in, const Tensor& tilt_in,
     const Tensor& ccol, const Tensor& row, const Tensor& perm, double negative_slope, double dropout,
     const std::optional<Tensor>& seed, bool need_edge, const std::optional<Tensor>& att_src,
-    const std::optional<Tensor>& att_dst, const std::optional<Tensor>& bias_in, bool need_bias) {
+    const std::optional<Tensor>& att_dst, const std::optional<Tensor>& bias_in, bool need_bias,
+    const std::optional<Tensor>& cspans) {
   const char* op = "gat_backward";
   const OnDevice device(x_in);
   check_index_on(op, "ccol", ccol, x_in);
@@ -162,7 +166,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gat_backward(
                                     need_bias ? mutable_data<A>(dbias) : nullptr,
                                     m,
                                     n,
-                                    edges};
+                                    edges,
+                                    check_spans(op, "cspans", cspans, n, edges, x)};
     Tensor space = workspace(x, GatBackwardWorkspace<T>(a).bytes());
     STD_CUDA_CHECK(launch_gat_backward(a, space.mutable_data_ptr(), device.stream));
   });

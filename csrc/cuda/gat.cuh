@@ -17,57 +17,9 @@
 // backward   gat_backward.cuh
 // see        sparsegnn/ops/gat.py, tests/csrc/test_gat.py, benchmarks/ops/bench_gat.py
 #pragma once
-#include "../common/random.h"
-#include "../common/segments.cuh"
+#include "gat_team.cuh"
 
 namespace sparsegnn::cuda {
-
-__device__ __forceinline__ float exponential(float x) { return expf(x); }
-__device__ __forceinline__ double exponential(double x) { return exp(x); }
-__device__ __forceinline__ float logarithm(float x) { return logf(x); }
-__device__ __forceinline__ double logarithm(double x) { return log(x); }
-
-// The scores of all edges, and their dropout. Device pointers; a_edge and seed may be null.
-template <typename A>
-struct GatScores {
-  const A *a_src, *a_dst, *a_edge;
-  int64_t heads, width;
-  A negative_slope;
-  double dropout;
-  const int64_t* seed;
-
-  struct Head {
-    int64_t h;
-    A own;  // the score of the row's own node
-    uint32_t stream;
-  };
-
-  __device__ RandomKey key() const { return random_key(seed ? *seed : 0); }
-  __device__ A leaky(A score) const { return score > 0 ? score : score * negative_slope; }
-  __device__ A slope(A score) const { return score > 0 ? A(1) : negative_slope; }
-  // 0 or 1: the scale 1 / (1 - p) multiplies the sums.
-  __device__ A keep(RandomKey k, int64_t e, int64_t h) const {
-    if (!seed) return 1;
-    const uint32_t edge = random_edge(k, static_cast<uint32_t>(e)), head = random_head(k, static_cast<uint32_t>(h));
-    return random_bits(edge, head) >= random_threshold(dropout) ? A(1) : A(0);
-  }
-  __device__ A scale() const { return seed ? A(random_scale(dropout)) : A(1); }
-};
-
-// Where a lane's columns j and its head are: 32-bit factors, so that an address is one multiplication.
-struct GatLane {
-  int columns, heads, column, head;
-  bool begins;  // the lane has the first columns of its head
-
-  template <typename A>
-  __device__ __forceinline__ GatLane(const GatScores<A>& s, int64_t j)
-      : columns(static_cast<int>(s.heads * s.width)), heads(static_cast<int>(s.heads)), column(static_cast<int>(j)) {
-    const unsigned width = static_cast<unsigned>(s.width), of = static_cast<unsigned>(column) / width;
-    head = static_cast<int>(of), begins = of * width == static_cast<unsigned>(column);
-  }
-  __device__ __forceinline__ int64_t at(int64_t n) const { return int64_t{int32_t(n)} * columns + column; }
-  __device__ __forceinline__ int64_t score_at(int64_t n) const { return int64_t{int32_t(n)} * heads + head; }
-};
 
 template <typename T>
 struct GatArguments {
@@ -79,6 +31,8 @@ struct GatArguments {
   acc_t<T>* lse;  // lse and tilt may be null when nothing is saved
   T* tilt;
   int64_t rows, edges;
+  SpanList spans = {};  // of the rows
+  int64_t cols = 0;     // rows of x; 0: x is gathered in slices of a warp
 };
 
 // Sums relative to the running maximum `top`: of exp, of kept exp * x, and both times the slope.
@@ -125,50 +79,58 @@ __device__ __forceinline__ void gat_merge(GatState<A, V, kSave>& s, GatState<A, 
 
 template <typename T, int V_, bool kSave>
 struct GatOp {
-  static constexpr int V = V_, kLeastBlocks = sizeof(T) == 8 || V > 4 ? 2 : 3;
+  static constexpr bool kByWarps = true;
+  static constexpr int V = V_, kLeastBlocks = kSave || sizeof(T) == 8 || V > 4 ? 2 : 3;
   using A = acc_t<T>;
   using State = GatState<A, V, kSave>;
   GatArguments<T> a;
 
-  template <int kEdges>
-  __device__ __forceinline__ void step(State& s, int e, const GatLane& lane, A own, RandomKey key) const {
+  // A lane scores two edges of a step for one head; the sums are then made of what all lanes of the team have scored.
+  __device__ State span(int64_t r, int64_t begin, int64_t end, int64_t j, int lanes) const {
     const GatScores<A>& g = a.scores;
-    const int h = lane.head;
-    vec<T, V> x[kEdges];
-    A score[kEdges], top = s.top;
-#pragma unroll
-    for (int u = 0; u < kEdges; ++u) {
-      const int32_t source = a.col[e + u];
-      x[u] = load<V>(a.x + lane.at(source));
-      score[u] = g.a_src[lane.score_at(source)] + own;
-      if (g.a_edge) score[u] += g.a_edge[lane.score_at(e + u)];
-    }
-#pragma unroll
-    for (int u = 0; u < kEdges; ++u) top = max(top, g.leaky(score[u]));
-    const A base = gat_raise(s, top);
-#pragma unroll
-    for (int u = 0; u < kEdges; ++u) {
-      const A p = exponential(g.leaky(score[u]) - base), kept = p * g.keep(key, e + u, h);
-      s.total += p;
-      for (int i = 0; i < V; ++i) s.sum[i] += kept * to_acc(x[u][i]);
-      if constexpr (kSave) {
-        const A slope = g.slope(score[u]), sloped = kept * slope;
-        s.slope_total += p * slope;
-        for (int i = 0; i < V; ++i) s.slope_sum[i] += sloped * to_acc(x[u][i]);
-      }
-    }
-  }
-
-  __device__ State span(int64_t r, int64_t begin, int64_t end, int64_t j) const {
-    const GatLane lane(a.scores, j);
-    const A own = a.scores.a_dst[lane.score_at(r)];
-    const RandomKey key = a.scores.key();
+    const GatTeam team(g, j, V, lanes);
+    const GatWalk walk(end - begin);
+    const A own = walk.mine > 0 ? g.a_dst[r * g.heads + team.scored] : A(0);
+    const RandomKey key = g.key();
     State s = {};
-    s.top = -A(INFINITY);
-    int e = static_cast<int>(begin);
-    for (; end - e >= 4; e += 4) step<4>(s, e, lane, own, key);
+    s.top = -A(INFINITY);  // from here on of the head that the lane scores, as are the totals
 #pragma unroll 1
-    for (; e < end; ++e) step<1>(s, e, lane, own, key);
+    for (int t = 0; t < walk.longest; t += 2 * team.edges) {
+      GatShare<A> share;
+      A logit[2], slope[2], top = s.top;
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        const int at = t + k * team.edges + team.slot, e = static_cast<int>(begin) + at;
+        logit[k] = -A(INFINITY), slope[k] = 0, share.row[k] = 0;
+        if (at >= walk.mine || !team.scores) continue;
+        share.row[k] = a.col[e];
+        A score = g.a_src[team.score_at(g, share.row[k])] + own;
+        if (g.a_edge) score += g.a_edge[team.score_at(g, e)];
+        logit[k] = g.leaky(score), slope[k] = g.slope(score);
+      }
+      top = team.over_edges(max(top, max(logit[0], logit[1])), [](A x, A y) { return max(x, y); });
+      const A base = top == -A(INFINITY) ? A(0) : top, factor = power(s.top - base);
+      const bool raised = factor != 1 && s.top > -A(INFINITY);  // before, the sums are 0
+      s.top = top;
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        const A p = power(logit[k] - base);
+        share.kept[k] = p * g.keep(key, static_cast<int>(begin) + t + k * team.edges + team.slot, team.scored);
+        s.total = (k ? s.total : s.total * factor) + p;
+        share.sloped[k] = share.kept[k] * slope[k];
+        if constexpr (kSave) s.slope_total = (k ? s.slope_total : s.slope_total * factor) + p * slope[k];
+      }
+      if (__any_sync(kFullMask, raised)) {
+        const A mine = team.of_head(factor);
+        for (int i = 0; i < V; ++i) s.sum[i] *= mine;
+        if constexpr (kSave)
+          for (int i = 0; i < V; ++i) s.slope_sum[i] *= mine;
+      }
+      gat_add<kSave>(s, share, a.x, g, team, walk, t);
+    }
+    const auto plus = [](A x, A y) { return x + y; };
+    s.top = team.of_head(s.top), s.total = team.of_head(team.over_edges(s.total, plus));
+    if constexpr (kSave) s.slope_total = team.of_head(team.over_edges(s.slope_total, plus));
     return s;
   }
 
@@ -268,7 +230,9 @@ int64_t gat_workspace_bytes(int64_t edges, int64_t columns, bool save) {
 
 template <typename T, int V>
 cudaError_t launch_gat_vectors(const GatArguments<T>& a, bool save, void* workspace, cudaStream_t stream) {
-  const RowSegments s{a.crow, a.rows, a.scores.heads * a.scores.width, a.edges};
+  RowSegments s{a.crow, a.rows, a.scores.heads * a.scores.width, a.edges, a.spans};
+  if (!fits_pitch<T>(s.width)) return cudaErrorInvalidConfiguration;
+  s.table = a.cols, s.bytes = sizeof(T);
   if (save) return launch_segments(GatOp<T, V, true>{a}, s, workspace, stream);
   return launch_segments(GatOp<T, V, false>{a}, s, workspace, stream);
 }

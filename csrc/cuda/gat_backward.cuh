@@ -31,6 +31,7 @@ struct GatBackwardArguments {
   acc_t<T>*da_src, *da_dst, *da_edge;    // da_edge may be null
   acc_t<T>*datt_src, *datt_dst, *dbias;  // [H, D] or null
   int64_t rows, cols, edges;
+  SpanList spans = {};  // of the columns
 };
 
 // What an edge needs of its target, for one head: a_dst, lse, D and nothing.
@@ -45,50 +46,42 @@ struct GatBackwardState {
 
 template <typename T, int V_>
 struct GatBackwardOp {
-  static constexpr int V = V_, U = sizeof(T) == 8 ? 2 : 4, kLeastBlocks = sizeof(T) == 8 || V > 4 ? 2 : 3;
+  static constexpr bool kByWarps = true;
+  static constexpr int V = V_, kLeastBlocks = sizeof(T) == 8 || V > 4 ? 2 : 3;
   using A = acc_t<T>;
   using State = GatBackwardState<T, V>;
   GatBackwardArguments<T> a;
   const GatNode<A>* node;
   A* part;  // of da_src, [N, H*D/V]
 
-  template <int N>
-  __device__ __forceinline__ void step(State& s, int t, const GatLane& lane, A own, RandomKey key) const {
+  // As GatOp::span.
+  __device__ State span(int64_t c, int64_t begin, int64_t end, int64_t j, int lanes) const {
     const GatScores<A>& g = a.scores;
-    vec<T, V> dy[N];
-    GatNode<A> n[N];
-    int32_t e[N] = {};
-#pragma unroll
-    for (int u = 0; u < N; ++u) {
-      const int32_t i = a.row[t + u];
-      dy[u] = load<V>(a.dy + lane.at(i));
-      n[u] = load<4>(&node[lane.score_at(i)].v[0]);
-    }
-    if (g.a_edge || g.seed)
-      for (int u = 0; u < N; ++u) e[u] = a.perm[t + u];
-#pragma unroll
-    for (int u = 0; u < N; ++u) {
-      A score = own + n[u][0];
-      if (g.a_edge) score += g.a_edge[lane.score_at(e[u])];
-      const A alpha = exponential(g.leaky(score) - n[u][1]), slope = g.slope(score);
-      const A kept = alpha * g.keep(key, e[u], lane.head), sloped = kept * slope;
-      s.flow += alpha * slope * n[u][2];
-      for (int i = 0; i < V; ++i) {
-        s.sum[i] += kept * to_acc(dy[u][i]);
-        s.slope_sum[i] += sloped * to_acc(dy[u][i]);
-      }
-    }
-  }
-
-  __device__ State span(int64_t c, int64_t begin, int64_t end, int64_t j) const {
-    const GatLane lane(a.scores, j);
-    const A own = a.scores.a_src[lane.score_at(c)];
-    const RandomKey key = a.scores.key();
+    const GatTeam team(g, j, V, lanes);
+    const GatWalk walk(end - begin);
+    const A own = walk.mine > 0 ? g.a_src[c * g.heads + team.scored] : A(0);
+    const RandomKey key = g.key();
     State s = {};
-    int t = static_cast<int>(begin);
-    for (; end - t >= U; t += U) step<U>(s, t, lane, own, key);
 #pragma unroll 1
-    for (; t < end; ++t) step<1>(s, t, lane, own, key);
+    for (int t = 0; t < walk.longest; t += 2 * team.edges) {
+      GatShare<A> share;
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        const int at = t + k * team.edges + team.slot, slot = static_cast<int>(begin) + at;
+        share.row[k] = 0, share.kept[k] = share.sloped[k] = 0;
+        if (at >= walk.mine || !team.scores) continue;
+        const int32_t i = a.row[slot], e = g.a_edge || g.seed ? a.perm[slot] : 0;
+        const GatNode<A> n = load<4>(&node[team.score_at(g, i)].v[0]);
+        A score = own + n[0];
+        if (g.a_edge) score += g.a_edge[team.score_at(g, e)];
+        const A alpha = power(g.leaky(score) - n[1]), slope = g.slope(score);
+        share.row[k] = i, share.kept[k] = alpha * g.keep(key, e, team.scored);
+        share.sloped[k] = share.kept[k] * slope;
+        s.flow += alpha * slope * n[2];
+      }
+      gat_add<true>(s, share, a.dy, g, team, walk, t);
+    }
+    s.flow = team.of_head(team.over_edges(s.flow, [](A x, A y) { return x + y; }));
     return s;
   }
 
@@ -236,8 +229,10 @@ cudaError_t launch_gat_backward_vectors(const GatBackwardArguments<T>& a, void* 
     error = launch(gat_nodes_kernel<T, V>, blocks(a.rows * heads, kGatThreads / lanes), kGatThreads, 0, stream, a,
                    lanes, node);
   if (error != cudaSuccess) return error;
-  error = launch_segments(GatBackwardOp<T, V>{a, node, part}, RowSegments{a.ccol, a.cols, heads * width, a.edges},
-                          pieces, stream);
+  if (!fits_pitch<T>(heads * width)) return cudaErrorInvalidConfiguration;
+  RowSegments s{a.ccol, a.cols, heads * width, a.edges, a.spans};
+  s.table = a.rows, s.bytes = sizeof(T);
+  error = launch_segments(GatBackwardOp<T, V>{a, node, part}, s, pieces, stream);
   if (error == cudaSuccess && a.cols * heads > 0)
     error = launch(gat_parts_kernel<A>, blocks(a.cols * heads, kGatThreads), kGatThreads, 0, stream, part,
                    a.cols * heads, width / V, a.da_src);

@@ -45,7 +45,8 @@ std::tuple<Tensor, Tensor> gatv2(const Tensor& x_src, const Tensor& x_dst, const
                                  const std::optional<Tensor>& edge, const Tensor& crow, const Tensor& col,
                                  const std::optional<Tensor>& /*ccol*/, const std::optional<Tensor>& /*row*/,
                                  const std::optional<Tensor>& /*perm*/, double negative_slope, double dropout,
-                                 const std::optional<Tensor>& seed, bool save) {
+                                 const std::optional<Tensor>& seed, bool save, const std::optional<Tensor>& spans,
+                                 const std::optional<Tensor>& /*cspans*/) {
   const OnDevice device(x_src);
   check_index_on("gatv2", "crow", crow, x_src);
   check_index_on("gatv2", "col", col, x_src);
@@ -58,20 +59,23 @@ std::tuple<Tensor, Tensor> gatv2(const Tensor& x_src, const Tensor& x_dst, const
   dispatch("gatv2", x_src.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = acc_t<T>;
-    const Gatv2Arguments<T> a{make_edges<T>(in, col.numel(), negative_slope, dropout, seed), data<int32_t>(crow),
-                              data<int32_t>(col), mutable_data<T>(y), save ? mutable_data<A>(lse) : nullptr};
+    const Gatv2Arguments<T> a{make_edges<T>(in, col.numel(), negative_slope, dropout, seed),
+                              data<int32_t>(crow),
+                              data<int32_t>(col),
+                              mutable_data<T>(y),
+                              save ? mutable_data<A>(lse) : nullptr,
+                              check_spans("gatv2", "spans", spans, m, col.numel(), x_src)};
     Tensor pieces = workspace(in.x_src, gatv2_workspace_bytes(a));
     STD_CUDA_CHECK(launch_gatv2(a, pieces.mutable_data_ptr(), device.stream));
   });
   return {y, lse};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> gatv2_backward(const Tensor& dy_in, const Tensor& x_src, const Tensor& x_dst,
-                                                          const Tensor& att, const std::optional<Tensor>& edge,
-                                                          const Tensor& y_in, const Tensor& lse_in, const Tensor& crow,
-                                                          const Tensor& col, const Tensor& ccol, const Tensor& row,
-                                                          const Tensor& perm, double negative_slope, double dropout,
-                                                          const std::optional<Tensor>& seed, bool need_edge) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> gatv2_backward(
+    const Tensor& dy_in, const Tensor& x_src, const Tensor& x_dst, const Tensor& att, const std::optional<Tensor>& edge,
+    const Tensor& y_in, const Tensor& lse_in, const Tensor& crow, const Tensor& col, const Tensor& ccol,
+    const Tensor& row, const Tensor& perm, double negative_slope, double dropout, const std::optional<Tensor>& seed,
+    bool need_edge, const std::optional<Tensor>& spans, const std::optional<Tensor>& cspans) {
   const char* op = "gatv2_backward";
   const OnDevice device(x_src);
   check_index_on(op, "crow", crow, x_src);
@@ -114,7 +118,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gatv2_backward(const Tensor& dy_in, c
                                       mutable_data<T>(dx_src),
                                       mutable_data<T>(dx_dst),
                                       need_edge ? mutable_data<T>(dedge) : nullptr,
-                                      mutable_data<A>(datt)};
+                                      mutable_data<A>(datt),
+                                      check_spans(op, "spans", spans, m, edges, x_src),
+                                      check_spans(op, "cspans", cspans, n, edges, x_src)};
     Tensor space = workspace(in.x_src, gatv2_backward_workspace_bytes(a));
     STD_CUDA_CHECK(launch_gatv2_backward(a, space.mutable_data_ptr(), device.stream));
   });

@@ -30,7 +30,8 @@ template <typename T>
 struct Gatv2Arguments : Gatv2Edges<T> {
   const int32_t *crow, *col;
   T* y;
-  acc_t<T>* lse;  // null when nothing is saved
+  acc_t<T>* lse;        // null when nothing is saved
+  SpanList spans = {};  // of the rows
 };
 
 // Columns as common/segments.cuh counts them: V * R for every lane, `lanes` for every slice of a head.
@@ -162,24 +163,28 @@ struct Gatv2Op {
   Gatv2Arguments<T> a;
   Gatv2Shape shape;
 
-  template <int N>
+  // U edges; the last step of a span has `left` of them: for others the first is read again, and not counted.
+  template <bool kLast>
   __device__ __forceinline__ void step(State& s, const Head& head, const typename Head::Row& own, int64_t r, int e,
-                                       RandomKey key) const {
-    typename Head::Row x[N];
-    A score[N], top = s.top;
-    int32_t j[N];
+                                       int left, RandomKey key) const {
+    const auto has = [&](int u) { return !kLast || u < left; };
+    const auto edge = [&](int u) { return has(u) ? e + u : e; };
+    typename Head::Row x[U];
+    A score[U], top = s.top;
+    int32_t j[U];
 #pragma unroll
-    for (int u = 0; u < N; ++u) j[u] = a.col[e + u];
+    for (int u = 0; u < U; ++u) j[u] = a.col[edge(u)];
 #pragma unroll
-    for (int u = 0; u < N; ++u) x[u] = head.read(a.x_src, j[u]);
+    for (int u = 0; u < U; ++u) x[u] = head.read(a.x_src, j[u]);
 #pragma unroll
-    for (int u = 0; u < N; ++u) score[u] = head.score(head.z(own, x[u], e + u), r, j[u], e + u);
-    head.template add_lanes<N>(score);
+    for (int u = 0; u < U; ++u) score[u] = head.score(head.z(own, x[u], edge(u)), r, j[u], edge(u));
+    head.template add_lanes<U>(score);
 #pragma unroll
-    for (int u = 0; u < N; ++u) top = max(top, score[u]);
+    for (int u = 0; u < U; ++u) top = max(top, score[u]);
     const A base = gat_raise(s, top);
 #pragma unroll
-    for (int u = 0; u < N; ++u) {
+    for (int u = 0; u < U; ++u) {
+      if (!has(u)) continue;
       const A p = exponential(score[u] - base), kept = p * a.scores.keep(key, e + u, head.h);
       s.total += p;
       for (int i = 0; i < V; ++i) s.sum[i] += kept * to_acc(x[u].x[i / V_][i % V_]);
@@ -193,9 +198,8 @@ struct Gatv2Op {
     State s = {};
     s.top = -A(INFINITY);
     int e = static_cast<int>(begin);
-    for (; end - e >= U; e += U) step<U>(s, head, own, r, e, key);
-#pragma unroll 1
-    for (; e < end; ++e) step<1>(s, head, own, r, e, key);
+    for (; end - e >= U; e += U) step<false>(s, head, own, r, e, U, key);
+    if (U > 1 && e < end) step<true>(s, head, own, r, e, static_cast<int>(end - e), key);
     return s;
   }
 
@@ -246,7 +250,7 @@ cudaError_t launch_gatv2(const Gatv2Arguments<T>& a, void* workspace, cudaStream
       [&](auto V, auto R) {
         const Gatv2Shape shape = gatv2_shape<V.value, R.value>(a);
         return launch_segments(Gatv2Op<T, V.value, R.value>{a, shape},
-                               RowSegments{a.crow, a.rows, shape.width, a.edges}, workspace, stream);
+                               RowSegments{a.crow, a.rows, shape.width, a.edges, a.spans}, workspace, stream);
       },
       a.y);
 }

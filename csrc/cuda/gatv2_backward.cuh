@@ -24,6 +24,7 @@ struct Gatv2BackwardArguments : Gatv2Edges<T> {
   const acc_t<T>* lse;
   T *dx_src, *dx_dst, *dedge;  // dedge may be null
   acc_t<T>* datt;
+  SpanList spans = {}, cspans = {};  // of the rows and of the columns
 };
 
 // lse and D of a row and head.
@@ -59,27 +60,32 @@ struct Gatv2RowsOp {
     A scale;
   };
 
-  template <int N>
-  __device__ __forceinline__ void step(State& sum, State& datt, const Head& head, const Target& t, int e) const {
-    State z[N];
-    typename Head::Row x[N];
-    A both[2 * N];
-    int32_t j[N];
+  // U edges; the last step of a span has `left` of them: for others the first is read again, and not counted.
+  template <bool kLast>
+  __device__ __forceinline__ void step(State& sum, State& datt, const Head& head, const Target& t, int e,
+                                       int left) const {
+    const auto has = [&](int u) { return !kLast || u < left; };
+    const auto edge = [&](int u) { return has(u) ? e + u : e; };
+    State z[U];
+    typename Head::Row x[U];
+    A both[2 * U];
+    int32_t j[U];
 #pragma unroll
-    for (int u = 0; u < N; ++u) j[u] = a.col[e + u];
+    for (int u = 0; u < U; ++u) j[u] = a.col[edge(u)];
 #pragma unroll
-    for (int u = 0; u < N; ++u) x[u] = head.read(a.x_src, j[u]);
+    for (int u = 0; u < U; ++u) x[u] = head.read(a.x_src, j[u]);
 #pragma unroll
-    for (int u = 0; u < N; ++u) {
-      z[u] = head.z(t.own, x[u], e + u);
-      both[u] = head.score(z[u], t.r, j[u], e + u);
-      both[N + u] = head.product(t.dy, x[u], a.dy, t.r, a.x_src, j[u]);
+    for (int u = 0; u < U; ++u) {
+      z[u] = head.z(t.own, x[u], edge(u));
+      both[u] = head.score(z[u], t.r, j[u], edge(u));
+      both[U + u] = head.product(t.dy, x[u], a.dy, t.r, a.x_src, j[u]);
     }
-    head.template add_lanes<2 * N>(both);
+    head.template add_lanes<2 * U>(both);
 #pragma unroll
-    for (int u = 0; u < N; ++u) {
+    for (int u = 0; u < U; ++u) {
+      if (!has(u)) continue;
       const A alpha = exponential(both[u] - t.node[0]);
-      const A de = alpha * (a.scores.keep(t.key, e + u, head.h) * t.scale * both[N + u] - t.node[1]);
+      const A de = alpha * (a.scores.keep(t.key, e + u, head.h) * t.scale * both[U + u] - t.node[1]);
       State sloped;
       for (int i = 0; i < V; ++i) {
         sloped[i] = de * a.scores.slope(z[u][i]);
@@ -95,8 +101,8 @@ struct Gatv2RowsOp {
                       a.scores.key(),        a.scores.scale()};
     State sum = {};
     int e = static_cast<int>(begin);
-    for (; end - e >= U; e += U) step<U>(sum, datt, head, t, e);
-    if (U > 1 && e < end) step<1>(sum, datt, head, t, e);
+    for (; end - e >= U; e += U) step<false>(sum, datt, head, t, e, U);
+    if (U > 1 && e < end) step<true>(sum, datt, head, t, e, static_cast<int>(end - e));
     return sum;
   }
 
@@ -111,34 +117,23 @@ struct Gatv2RowsOp {
   }
 };
 
-// segments_kernel, but a group takes a strip of rows, and leaves its part of datt: parts of windows, then of strips.
+// segments_kernel, but a group takes every `strips`th unit, and leaves its part of datt.
 template <typename Op>
 __global__ void __launch_bounds__(kSegmentThreads, Op::kLeastBlocks)
-    gatv2_rows_kernel(Op op, RowSegments s, int64_t strip, typename Op::State* piece, typename Op::A* part) {
+    gatv2_rows_kernel(Op op, RowSegments s, int64_t strips, typename Op::State* piece, typename Op::A* part) {
   const int64_t j = ((s.first + blockIdx.y) * s.lanes + threadIdx.x % s.lanes) * Op::V;
-  if (j >= s.width) return;
   const int64_t group = int64_t{blockIdx.x} * s.groups + threadIdx.x / s.lanes;
+  if (j >= s.width || group >= strips) return;
   const typename Op::Head head(op.a, op.shape, j);
   typename Op::State datt = {};
-  if (blockIdx.x >= s.window_blocks) {
-    const int64_t n = group - s.window_blocks * s.groups;
-    if (n * strip >= s.rows) return;
-    for (int64_t r = n * strip; r < min((n + 1) * strip, s.rows); ++r) {
-      const int64_t begin = s.crow[r], end = s.crow[r + 1];
-      if (end - begin <= s.window) op.finish(r, j, end - begin, op.span(head, r, begin, end, datt));
-    }
-    head.write(part, s.windows + n, datt);
-    return;
-  }
-  if (group >= s.windows) return;
-  const int64_t begin = group * s.window, end = min(begin + s.window, s.edges);
-  int64_t r = row_of_edge(s.crow, s.rows, begin);
-  for (int side = 0; side < 2; ++side) {
-    const int64_t first = s.crow[r], last = s.crow[r + 1], to = min(end, last);
-    if (last - first > s.window)
-      piece[(2 * group + side) * (s.width / Op::V) + j / Op::V] = op.span(head, r, max(begin, first), to, datt);
-    if (to == end) break;
-    r = row_of_edge(s.crow, s.rows, end - 1);
+  for (int64_t unit = group; unit < s.units; unit += strips) {
+    RowSpan span;
+    if (!segment_span(s, unit, span)) continue;
+    const typename Op::State state = op.span(head, span.row, span.begin, span.end, datt);
+    if (span.pieces == 1)
+      op.finish(span.row, j, span.end - span.begin, state);
+    else
+      piece[piece_place(s, span.begin) * (s.width / Op::V) + j / Op::V] = state;
   }
   head.write(part, group, datt);
 }
@@ -156,28 +151,31 @@ struct Gatv2SourcesOp {
   Gatv2Shape shape;
   const Gatv2Node<A>* node;
 
-  template <int N>
+  template <bool kLast>
   __device__ __forceinline__ void step(State& s, const Head& head, const typename Head::Row& own, int64_t j, int t,
-                                       RandomKey key, A scale) const {
-    typename Head::Sums z[N];
-    typename Head::Row dy[N];
-    Gatv2Node<A> n[N];
-    A both[2 * N];
+                                       int left, RandomKey key, A scale) const {
+    const auto has = [&](int u) { return !kLast || u < left; };
+    const auto slot = [&](int u) { return has(u) ? t + u : t; };
+    typename Head::Sums z[U];
+    typename Head::Row dy[U];
+    Gatv2Node<A> n[U];
+    A both[2 * U];
 #pragma unroll
-    for (int u = 0; u < N; ++u) {
-      const int32_t i = a.row[t + u], e = a.edge || a.scores.seed ? a.perm[t + u] : 0;
+    for (int u = 0; u < U; ++u) {
+      const int32_t i = a.row[slot(u)], e = a.edge || a.scores.seed ? a.perm[slot(u)] : 0;
       n[u] = load<2>(&node[head.node(i)].v[0]);
       dy[u] = head.read(a.dy, i);
       z[u] = head.z(own, head.read(a.x_dst, i), e);
       both[u] = head.score(z[u], i, j, e);
-      both[N + u] = head.product(dy[u], own, a.dy, i, a.x_src, j);
+      both[U + u] = head.product(dy[u], own, a.dy, i, a.x_src, j);
     }
-    head.template add_lanes<2 * N>(both);
+    head.template add_lanes<2 * U>(both);
 #pragma unroll
-    for (int u = 0; u < N; ++u) {
+    for (int u = 0; u < U; ++u) {
+      if (!has(u)) continue;
       const A alpha = exponential(both[u] - n[u][0]);
       const A kept = a.scores.seed ? alpha * a.scores.keep(key, a.perm[t + u], head.h) * scale : alpha;
-      const A de = kept * both[N + u] - alpha * n[u][1];
+      const A de = kept * both[U + u] - alpha * n[u][1];
       for (int i = 0; i < V; ++i) {
         s.sum[i] += kept * to_acc(dy[u].x[i / V_][i % V_]);
         s.slopes[i] += de * a.scores.slope(z[u][i]);
@@ -192,8 +190,8 @@ struct Gatv2SourcesOp {
     const A scale = a.scores.scale();
     State s = {};
     int t = static_cast<int>(begin);
-    for (; end - t >= U; t += U) step<U>(s, head, own, j, t, key, scale);
-    if (U > 1 && t < end) step<1>(s, head, own, j, t, key, scale);
+    for (; end - t >= U; t += U) step<false>(s, head, own, j, t, U, key, scale);
+    if (U > 1 && t < end) step<true>(s, head, own, j, t, static_cast<int>(end - t), key, scale);
     return s;
   }
 
@@ -219,18 +217,17 @@ struct Gatv2Backward {
   const Gatv2BackwardArguments<T>& a;
   Gatv2Shape shape;
   RowSegments s;
-  int64_t strip, strips, nodes, parts, pieces;
+  int64_t strips, nodes, parts, pieces;
 
   explicit Gatv2Backward(const Gatv2BackwardArguments<T>& arguments)
-      : a(arguments), shape(gatv2_shape<V, R>(arguments)), s{a.crow, a.rows, shape.width, a.edges} {
-    const int64_t units = shape.width / Rows::V;
-    s.lanes = group_lanes(units), s.groups = kSegmentThreads / s.lanes;
-    s.window = segment_window(a.edges), s.windows = segment_pieces(a.edges) / 2;
-    s.window_blocks = ceil_div(s.windows, s.groups);
-    strip = max<int64_t>(1, ceil_div(a.rows * s.lanes, 131072)), strips = ceil_div(a.rows, strip);
+      : a(arguments), shape(gatv2_shape<V, R>(arguments)), s{a.crow, a.rows, shape.width, a.edges, a.spans} {
+    const int64_t columns = shape.width / Rows::V;
+    s.lanes = group_lanes(columns), s.groups = kSegmentThreads / s.lanes;
+    cut_segments(s, segment_window(a.edges));
+    strips = min<int64_t>(s.units, 131072 / s.lanes);
     nodes = ceil_div(a.rows * a.scores.heads * sizeof(Gatv2Node<A>), 16) * 16;
-    parts = ceil_div((s.windows + strips) * a.scores.heads * a.scores.width * sizeof(A), 16) * 16;
-    pieces = segment_pieces(a.edges) * units * max(sizeof(typename Rows::State), sizeof(typename Sources::State));
+    parts = ceil_div(strips * a.scores.heads * a.scores.width * sizeof(A), 16) * 16;
+    pieces = segment_pieces(a.edges) * columns * max(sizeof(typename Rows::State), sizeof(typename Sources::State));
   }
   int64_t bytes() const { return nodes + parts + pieces; }
 
@@ -250,15 +247,18 @@ struct Gatv2Backward {
     auto* state = static_cast<typename Rows::State*>(piece);
     for (RowSegments here = s; a.rows > 0 && here.first < slices && error == cudaSuccess; here.first += grid_rows()) {
       const auto high = static_cast<unsigned>(min(slices - here.first, grid_rows()));
-      error = launch(gatv2_rows_kernel<Rows>, dim3(unsigned(s.window_blocks) + blocks(strips, s.groups), high),
-                     kSegmentThreads, 0, stream, rows, here, strip, state, part);
-      if (error == cudaSuccess && s.windows > 0)
-        error = launch(segments_merge_kernel<Rows>, dim3(unsigned(s.window_blocks), high), kSegmentThreads, 0, stream,
-                       rows, here, static_cast<const typename Rows::State*>(state));
+      error = launch(gatv2_rows_kernel<Rows>, dim3(blocks(strips, s.groups), high), kSegmentThreads, 0, stream, rows,
+                     here, strips, state, part);
+      RowSegments merged = here;
+      merged.units = merged_units(s);
+      if (error == cudaSuccess && merged.units > 0)
+        error = launch(segments_merge_kernel<Rows>, dim3(blocks(merged.units, s.groups), high), kSegmentThreads, 0,
+                       stream, rows, merged, static_cast<const typename Rows::State*>(state));
     }
-    if (error == cudaSuccess) error = launch_gat_sum(part, columns, s.windows + strips, a.datt, stream);
+    if (error == cudaSuccess) error = launch_gat_sum(part, columns, strips, a.datt, stream);
     if (error != cudaSuccess) return error;
-    return launch_segments(Sources{a, shape, node}, RowSegments{a.ccol, a.cols, shape.width, a.edges}, piece, stream);
+    return launch_segments(Sources{a, shape, node}, RowSegments{a.ccol, a.cols, shape.width, a.edges, a.cspans}, piece,
+                           stream);
   }
 };
 

@@ -52,9 +52,10 @@ __device__ __forceinline__ acc_t<T> from_maxk_key(maxk_key<T> key) {
   if constexpr (sizeof(T) != 2) return *reinterpret_cast<const T*>(&bits);
 }
 
-// Where the threshold would be in normal data of mean 0 and deviation 1, and how many columns a unit holds there.
+// Where the threshold would be in normal data of mean 0 and deviation 1, how much further one column fewer is at or
+// above it, and what share of the columns one is.
 struct MaxkGuess {
-  float quantile, density;
+  float quantile, step, column;
 };
 
 inline MaxkGuess maxk_guess(int64_t columns, int64_t kept) {
@@ -62,7 +63,19 @@ inline MaxkGuess maxk_guess(int64_t columns, int64_t kept) {
   const double t = std::sqrt(-2 * std::log(tail));  // Abramowitz and Stegun 26.2.23
   const double z =
       t - (2.515517 + t * (0.802853 + t * 0.010328)) / (1 + t * (1.432788 + t * (0.189269 + t * 0.001308)));
-  return {float(above < 0.5 ? z : -z), float(0.39894228 * double(columns) * std::exp(-z * z / 2))};
+  return {float(above < 0.5 ? z : -z), float(1 / (0.39894228 * double(columns) * std::exp(-z * z / 2))),
+          float(1 / double(columns))};
+}
+
+// A reciprocal of a few bits less: it chooses a threshold.
+__device__ __forceinline__ float maxk_reciprocal(float x) {
+#if defined(__CUDACC__)
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return 1 / x;
+#endif
 }
 
 // count(keys >= low) > kept > count(keys >= high) while open. Closed, `high_count` keys are at or above high, and the
@@ -74,43 +87,57 @@ struct MaxkBracket {
   static constexpr Key zero = maxk_bits<T>::sign, lowest = zero - 1 - maxk_bits<T>::infinity,
                        top = zero + maxk_bits<T>::infinity + 2;
   Key low = lowest, high = top;
-  int low_count, high_count = 0, kept, round = 0;
-  A t, density;
+  A low_value, high_value;  // what the keys stand for
+  float low_count, high_count = 0, kept;
+  A t, step;  // the next threshold, and how far a surplus of one column moves it
 
   __device__ __forceinline__ MaxkBracket(A mean, A deviation, MaxkGuess guess, int columns, int keep)
-      : low_count(columns), kept(keep), t(mean + guess.quantile * deviation), density(guess.density / deviation) {
-    if (kept == columns) high = low, high_count = kept;
+      : low_value(0),
+        high_value(0),
+        low_count(columns),
+        kept(keep),
+        t(mean + guess.quantile * deviation),
+        step(deviation * A(guess.step)) {
+    if (keep == columns) high = low, high_count = kept;
   }
 
   __device__ __forceinline__ bool open() const { return high - low > 1; }
 
-  __device__ __forceinline__ Key next() {
+  // The key of a finite number; that of -0 is one less than that of 0, which no column has.
+  static __device__ __forceinline__ Key key_of(A value) {
+    using B = maxk_bits<T>;
+    constexpr Key all = B::sign | (B::sign - 1);
+    const T x = from_acc<T>(value);
+    Key bits;
+    if constexpr (sizeof(T) == 2) bits = x.bits;
+    if constexpr (sizeof(T) != 2) bits = *reinterpret_cast<const Key*>(&x);
+    return bits ^ (bits & B::sign ? all : B::sign);
+  }
+
+  template <bool kFinite>
+  __device__ __forceinline__ Key next(int round) const {
     Key key = low + (high - low) / 2;
-    if (round == 3 && low < zero + 1 && high > zero + 1)
-      key = zero + 1;  // zeros are the likeliest equals: is the threshold one?
-    else if (round == 4 && low < zero && high > zero)
-      key = zero;
-    else if (round < 9 && t == t)
-      key = to_maxk_key(from_acc<T>(t));
-    ++round;
+    if (round < 9) {
+      if (kFinite || t == t) key = kFinite ? key_of(t) : to_maxk_key(from_acc<T>(t));
+      // Zeros are the likeliest equals: is the threshold one?
+      if (round == 3 && low < zero + 1 && high > zero + 1) key = zero + 1;
+      if (round == 4 && low < zero && high > zero) key = zero;
+    }
     return key <= low ? low + 1 : key >= high ? high - 1 : key;
   }
 
-  __device__ __forceinline__ void put(Key key, int count) {
-    if (count == kept) {
-      low = high = key, high_count = kept;
-      return;
-    }
-    if (count > kept)
-      low = key, low_count = count;
+  // `count` keys are at or above `key`, which stands for `value`.
+  __device__ __forceinline__ void put(Key key, A value, float count, int round) {
+    if (!open()) return;
+    const bool more = count > kept;
+    if (count >= kept) low = key;
+    if (more)
+      low_value = value, low_count = count;
     else
-      high = key, high_count = count;
-    if (low == lowest || high == top) {
-      t += A(2 * (count - kept)) / density;
-    } else {
-      const A from = from_maxk_key<T>(low), to = from_maxk_key<T>(high);
-      t = from + (to - from) * (round % 2 == 0 ? A(0.5) : A(low_count - kept) / A(low_count - high_count));
-    }
+      high = key, high_value = value, high_count = count;
+    const float part = round % 4 == 3 ? 0.5f : (low_count - kept) * maxk_reciprocal(low_count - high_count);
+    const A inside = low_value + (high_value - low_value) * A(part), outside = t + A(count - kept) * step;
+    t = low == lowest || high == top ? outside : inside;
   }
 };
 

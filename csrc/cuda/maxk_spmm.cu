@@ -81,7 +81,7 @@ void by_types(const char* op, const Inputs& in, const F& f) {
 Tensor maxk_spmm(const Tensor& values, const Tensor& index, int64_t width, const Tensor& crow, const Tensor& col,
                  const Optional& val, const Optional& row_scale, const Optional& col_scale, const Optional& diag,
                  const Optional& /*ccol*/, const Optional& /*row*/, const Optional& /*perm*/, const Text& reduce,
-                 int64_t group) {
+                 int64_t group, const Optional& /*cspans*/) {
   const OnDevice device(values);
   STD_TORCH_CHECK(group >= 0, "maxk_spmm: group must be at least 0, got ", group);
   const Inputs in = check_inputs("maxk_spmm", values, index, width, crow, col, val, row_scale, col_scale, diag, reduce);
@@ -100,7 +100,7 @@ std::tuple<Tensor, Tensor> maxk_spmm_backward(const Tensor& dy_in, const Tensor&
                                               const Optional& row_scale, const Optional& col_scale,
                                               const Optional& diag, const Optional& ccol, const Optional& row,
                                               const Optional& perm, const Text& reduce, bool need_dvalues,
-                                              bool need_dval) {
+                                              bool need_dval, const Optional& cspans) {
   const char* op = "maxk_spmm_backward";
   const OnDevice device(values);
   check_device(op, "dy", dy_in, values);
@@ -126,7 +126,8 @@ std::tuple<Tensor, Tensor> maxk_spmm_backward(const Tensor& dy_in, const Tensor&
                                             data<int32_t>(perm),
                                             need_dvalues ? mutable_data<T>(dvalues) : nullptr,
                                             need_dval ? mutable_data<T>(dval) : nullptr,
-                                            in.cols};
+                                            in.cols,
+                                            check_spans(op, "cspans", cspans, in.cols, in.edges, values)};
     Tensor space = workspace(values, maxk_spmm_backward_workspace_bytes(b));
     STD_CUDA_CHECK(launch_maxk_spmm_backward(b, space.mutable_data_ptr(), device.stream));
   });

@@ -26,36 +26,18 @@ __global__ void __launch_bounds__(kMaxkSpmmThreads, sizeof(acc_t<T>) == 8 ? 2 : 
   using A = acc_t<T>;
   SG_SHARED(A, shared);
   MaxkSums<T, I, V, kGrouped> sums(a, l, shared);
-  const int64_t group = int64_t{blockIdx.x} * kMaxkSpmmWarps + threadIdx.x / kWarp;
-  const bool rows = blockIdx.x >= s.window_blocks;
-  if (!rows && group >= s.windows) return;
-  int64_t r = group - s.window_blocks * kMaxkSpmmWarps, begin = 0, end = 0;
-  if (rows) {
-    if (r >= s.rows) return;
-    begin = s.crow[r], end = s.crow[r + 1];
-    if (end - begin > s.window) return;
-  } else {
-    begin = group * s.window, end = min(begin + s.window, s.edges);
-    r = row_of_edge(s.crow, s.rows, begin);
-  }
-#pragma unroll 1
-  for (int side = 0; side < 2; ++side) {  // as segments_kernel
-    const int64_t first = s.crow[r], last = s.crow[r + 1], from = max(begin, first), to = min(end, last);
-    if (rows || last - first > s.window) {
-      sums.clear();
-      sums.walk(r, from, to, a.diag && from == first);
-      const A scale = maxk_row_factor(a, r);
-      A* raw = piece + (2 * group + side) * a.width;
-      sums.template each<E>([&](int c, const vec<A, E>& total) {
-        if (!rows) return store(raw + c, total);
-        vec<T, E> y;
-        for (int i = 0; i < E; ++i) y[i] = from_acc<T>(total[i] * scale);
-        store(a.y + r * a.width + c, y);
-      });
-    }
-    if (to == end) return;
-    r = row_of_edge(s.crow, s.rows, end - 1);
-  }
+  RowSpan span;
+  if (!segment_span(s, int64_t{blockIdx.x} * kMaxkSpmmWarps + threadIdx.x / kWarp, span)) return;
+  sums.clear();
+  sums.walk(span.row, span.begin, span.end, a.diag && span.number == 0);
+  const A scale = maxk_row_factor(a, span.row);
+  A* raw = piece + piece_place(s, span.begin) * a.width;
+  sums.template each<E>([&](int c, const vec<A, E>& total) {
+    if (span.pieces > 1) return store(raw + c, total);
+    vec<T, E> y;
+    for (int i = 0; i < E; ++i) y[i] = from_acc<T>(total[i] * scale);
+    store(a.y + span.row * a.width + c, y);
+  });
 }
 
 // Of the pieces of a long row; segments_merge_kernel's.
@@ -83,29 +65,25 @@ inline int64_t maxk_spmm_window(int64_t edges) {
   return window;
 }
 
-inline int64_t maxk_spmm_windows(int64_t edges) {
-  const int64_t window = maxk_spmm_window(edges);
-  return edges > window ? ceil_div(edges, window) : 0;
-}
-
 template <typename T>
 int64_t maxk_spmm_workspace_bytes(int64_t edges, int64_t width) {
-  return 2 * maxk_spmm_windows(edges) * width * sizeof(acc_t<T>);
+  return segment_halves(edges, maxk_spmm_window(edges)) * width * sizeof(acc_t<T>);
 }
 
 template <int V, bool kGrouped, int E, typename T, typename I>
 cudaError_t launch_maxk_spmm_layout(const MaxkSpmmArguments<T, I>& a, const MaxkLayout& l, acc_t<T>* piece,
                                     cudaStream_t stream) {
-  RowSegments s{a.crow, a.rows, a.width, a.edges, maxk_spmm_window(a.edges), maxk_spmm_windows(a.edges)};
-  s.window_blocks = ceil_div(s.windows, kMaxkSpmmWarps);
-  const dim3 grid(static_cast<unsigned>(s.window_blocks + ceil_div(a.rows, kMaxkSpmmWarps)),
+  RowSegments s{a.crow, a.rows, a.width, a.edges};
+  cut_segments(s, maxk_spmm_window(a.edges));
+  const dim3 grid(static_cast<unsigned>(ceil_div(s.units, kMaxkSpmmWarps)),
                   static_cast<unsigned>(ceil_div(a.width, kMaxkSpmmColumns)));
   const size_t shared = kMaxkSpmmWarps * l.words * sizeof(acc_t<T>);
   const cudaError_t error =
       launch(maxk_spmm_kernel<T, I, V, kGrouped, E>, grid, kMaxkSpmmThreads, shared, stream, a, l, s, piece);
-  if (error != cudaSuccess || s.windows == 0) return error;
+  s.units = s.halves;
+  if (error != cudaSuccess || s.units == 0) return error;
   s.lanes = group_lanes(a.width / E), s.groups = kSegmentThreads / s.lanes;
-  const dim3 merge(static_cast<unsigned>(ceil_div(s.windows, s.groups)),
+  const dim3 merge(static_cast<unsigned>(ceil_div(s.units, s.groups)),
                    static_cast<unsigned>(ceil_div(a.width / E, s.lanes)));
   using Op = MaxkMergeOp<T, I, E>;
   return launch(segments_merge_kernel<Op>, merge, kSegmentThreads, 0, stream, Op{a}, s,

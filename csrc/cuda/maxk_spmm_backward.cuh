@@ -22,6 +22,7 @@ struct MaxkSpmmBackwardArguments {
   const int32_t *ccol, *row, *perm;
   T *dvalues, *dval;  // null: not computed
   int64_t cols;
+  SpanList spans = {};               // of the columns
   const acc_t<T>* factor = nullptr;  // of every row, set by the launcher; null: 1
 };
 
@@ -31,15 +32,18 @@ struct MaxkFlow {
   using A = acc_t<T>;
   MaxkSpmmBackwardArguments<T, I> a;
 
-  // Rows of dy and weights of U transposed edges.
-  template <int U>
-  __device__ __forceinline__ void edges(int e, int32_t (&r)[U], A (&weight)[U]) const {
+  // Rows of dy and weights of the first `left` of U transposed edges; others have no row.
+  template <bool kLast, int U>
+  __device__ __forceinline__ void edges(int e, int left, int32_t (&r)[U], A (&weight)[U]) const {
+    const auto has = [&](int u) { return !kLast || u < left; };
 #pragma unroll
-    for (int u = 0; u < U; ++u) r[u] = a.row[e + u], weight[u] = 1;
+    for (int u = 0; u < U; ++u) r[u] = has(u) ? a.row[e + u] : -1, weight[u] = 1;
     if (a.forward.val)
-      for (int u = 0; u < U; ++u) weight[u] = to_acc(a.forward.val[a.perm[e + u]]);
+      for (int u = 0; u < U; ++u)
+        if (has(u)) weight[u] = to_acc(a.forward.val[a.perm[e + u]]);
     if (a.factor)
-      for (int u = 0; u < U; ++u) weight[u] *= a.factor[r[u]];
+      for (int u = 0; u < U; ++u)
+        if (has(u)) weight[u] *= a.factor[r[u]];
   }
   __device__ __forceinline__ A own(int64_t j) const {  // the weight of the node itself
     return a.factor ? a.forward.diag[j] * a.factor[j] : a.forward.diag[j];
@@ -52,15 +56,18 @@ struct MaxkGatherOp : MaxkFlow<T, I> {
   using State = acc_t<T>;
   using MaxkFlow<T, I>::a;
 
-  template <int U>
-  __device__ __forceinline__ void step(State& sum, int e, const T* dy) const {
+  template <bool kLast>
+  __device__ __forceinline__ void step(State& sum, int e, int left, const T* dy) const {
     int32_t r[U];
     State weight[U];
     T x[U];
     const int width = static_cast<int>(a.forward.width);
-    this->template edges<U>(e, r, weight);
+    this->template edges<kLast>(e, left, r, weight);
 #pragma unroll
-    for (int u = 0; u < U; ++u) x[u] = dy[int64_t{r[u]} * width];
+    for (int u = 0; u < U; ++u) {
+      x[u] = {};
+      if (!kLast || u < left) x[u] = dy[int64_t{r[u]} * width];
+    }
 #pragma unroll
     for (int u = 0; u < U; ++u) sum += weight[u] * to_acc(x[u]);
   }
@@ -69,9 +76,8 @@ struct MaxkGatherOp : MaxkFlow<T, I> {
     const T* dy = a.dy + a.forward.index[j * a.forward.k + t];
     State sum = 0;
     int e = static_cast<int>(begin);
-    for (; end - e >= U; e += U) step<U>(sum, e, dy);
-#pragma unroll 1
-    for (; e < end; ++e) step<1>(sum, e, dy);
+    for (; end - e >= U; e += U) step<false>(sum, e, U, dy);
+    if (e < end) step<true>(sum, e, static_cast<int>(end - e), dy);
     return sum;
   }
 
@@ -92,15 +98,18 @@ struct MaxkRowsOp : MaxkFlow<T, I> {
   using State = vec<A, V>;
   using MaxkFlow<T, I>::a;
 
-  template <int U>
-  __device__ __forceinline__ void step(State& sum, int e, int j) const {
+  template <bool kLast>
+  __device__ __forceinline__ void step(State& sum, int e, int left, int j) const {
     int32_t r[U];
     A weight[U];
     vec<T, V> x[U];
     const int width = static_cast<int>(a.forward.width);
-    this->template edges<U>(e, r, weight);
+    this->template edges<kLast>(e, left, r, weight);
 #pragma unroll
-    for (int u = 0; u < U; ++u) x[u] = load<V>(a.dy + int64_t{r[u]} * width + j);
+    for (int u = 0; u < U; ++u) {
+      x[u] = {};
+      if (!kLast || u < left) x[u] = load<V>(a.dy + int64_t{r[u]} * width + j);
+    }
 #pragma unroll
     for (int u = 0; u < U; ++u)
       for (int i = 0; i < V; ++i) sum[i] += weight[u] * to_acc(x[u][i]);
@@ -109,9 +118,8 @@ struct MaxkRowsOp : MaxkFlow<T, I> {
   __device__ State span(int64_t, int64_t begin, int64_t end, int64_t j) const {
     State sum = {};
     int e = static_cast<int>(begin);
-    for (; end - e >= U; e += U) step<U>(sum, e, int(j));
-#pragma unroll 1
-    for (; e < end; ++e) step<1>(sum, e, int(j));
+    for (; end - e >= U; e += U) step<false>(sum, e, U, int(j));
+    if (e < end) step<true>(sum, e, static_cast<int>(end - e), int(j));
     return sum;
   }
 
@@ -187,12 +195,24 @@ __global__ void __launch_bounds__(kMaxkSpmmThreads)
 
 // ---- launchers
 
+// Over the columns of dy, or over the kept entries.
+template <typename T, typename I>
+RowSegments maxk_flow_segments(const MaxkSpmmBackwardArguments<T, I>& a, bool rows) {
+  const auto& f = a.forward;
+  RowSegments s{a.ccol, a.cols, rows ? f.width : f.k, f.edges, a.spans};
+  if (rows) s.table = f.rows, s.bytes = sizeof(T);
+  return s;
+}
+
 // Whole rows of dy where a 32-byte sector holds two entries or more on average. Expected, not measured: 64 % of the
-// sectors are touched at one a sector, 87 % at two, and rows are read with an eighth of the instructions.
+// sectors are touched at one a sector, 87 % at two, and rows are read with an eighth of the instructions. Where the L2
+// holds slices of dy, which come at 9.7/4.3 of the speed of memory, 45 % of the sectors are worth as much: .6 entries.
 template <typename T, typename I>
 bool maxk_reads_rows(const MaxkSpmmBackwardArguments<T, I>& a) {
   const auto& f = a.forward;
-  return f.k * 16 >= f.width * int64_t(sizeof(T)) && can_vectorise(kVector<T>, f.width, a.dy);
+  if (!can_vectorise(kVector<T>, f.width, a.dy)) return false;
+  const int64_t sectors = f.width * int64_t(sizeof(T)) / 32;
+  return f.k >= 2 * sectors || (5 * f.k >= 3 * sectors && segment_slice(maxk_flow_segments(a, true), kVector<T>) > 0);
 }
 
 template <typename T, typename I>
@@ -220,7 +240,7 @@ cudaError_t launch_maxk_spmm_backward(MaxkSpmmBackwardArguments<T, I> a, void* w
   }
   if (error == cudaSuccess && a.dvalues) {
     const bool rows = maxk_reads_rows(a);
-    const RowSegments s{a.ccol, a.cols, rows ? f.width : f.k, f.edges};
+    const RowSegments s = maxk_flow_segments(a, rows);
     error = rows ? launch_segments(MaxkRowsOp<T, I>{a}, s, workspace, stream)
                  : launch_segments(MaxkGatherOp<T, I>{a}, s, workspace, stream);
   }

@@ -27,11 +27,7 @@ struct LinearEpilogue {
     const uint32_t row = random_edge(key, static_cast<uint32_t>(n)), head = random_head(key, static_cast<uint32_t>(m));
     return random_bits(row, head) >= threshold;
   }
-  __device__ __forceinline__ A operator()(A v, int64_t n, int64_t m) const {
-    if (relu && v < A(0)) v = 0;
-    if (seed) v = keeps(n, m) ? v * scale : A(0);
-    return v;
-  }
+  __device__ __forceinline__ A dropped(A v, int64_t n, int64_t m) const { return keeps(n, m) ? v * scale : A(0); }
 };
 
 template <typename A>

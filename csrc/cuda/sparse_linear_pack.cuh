@@ -11,36 +11,47 @@
 namespace sparsegnn::cuda {
 
 constexpr int kLinearThreads = 256, kLinearWarps = kLinearThreads / kWarp;
+constexpr int kLinearLanes = 8;                              // that read a row of a tile together: all banks at once
+constexpr int kLinearQuarters = kWarp / kLinearLanes;        // nonzeros that a warp takes at once
 constexpr int kLinearOutputs = 8;                            // of a warp: 32 B of fp32 in a row of y
 constexpr int kLinearRound = kLinearWarps * kLinearOutputs;  // of a block
 constexpr int64_t kLinearShared = 96 * 1024;  // two blocks on an SM with 228 KiB; fits where 99 KiB is all
 constexpr int64_t kLinearBlocks = 2 * 132;    // two for every SM of an H100
 constexpr int64_t kLinearStaged = 48 * 1024;  // largest packed W that is kept in shared memory
 constexpr int64_t kLinearSorted = 1024;       // most groups that are ordered: every one looks at all others
+constexpr int kLinearUnit = 16;               // bytes: rows of tiles begin at multiples of it
+static_assert(kLinearShared / kLinearUnit <= 1 << 13);
+
+// The distance of the rows of a tile of 32 * n samples, in elements: 4 words more than its samples.
+__host__ __device__ constexpr int linear_stride(int n, int64_t element_size) {
+  return kWarp * n + static_cast<int>(kLinearUnit / element_size);
+}
 
 // ---- a tile of a row-major matrix in shared memory, transposed: column k of sample n is at k * kStride + n
 
 template <typename T, int NL>
 struct LinearTile {
-  static constexpr int kSamples = kWarp * NL;
-  // Rows stay aligned to the NL elements of a lane, and no two words of a transposing store meet in a bank (in fp64
-  // two).
-  static constexpr int kStride = kSamples + (NL == 4 ? 4 : 2);
+  static constexpr int kSamples = kWarp * NL, kStride = linear_stride(NL, sizeof(T));
+  // Of the lanes that read a row each has kRuns runs of kRun neighbouring samples, every kAcross samples.
+  static constexpr int kRun = min(kVector<T>, kSamples / kLinearLanes), kAcross = kRun * kLinearLanes;
+  static constexpr int kRuns = kSamples / kAcross;
+  static constexpr int kUnits = kStride * int(sizeof(T)) / kLinearUnit;  // of a row
 
   // Columns [first, first + count) of the samples from `sample` on; zeros past the batch.
   static __device__ void load(T* tile, const T* x, int64_t batch, int64_t width, int64_t sample, int64_t first,
                               int count, bool vectors) {
     if (vectors)
-      load_vectors<kVector<T>, NL == 4 ? 16 : 8>(tile, x + first, batch, width, sample, count);
+      load_vectors<kVector<T>>(tile, x + first, batch, width, sample, count);
     else
-      load_vectors<1, NL == 4 ? 4 : 2>(tile, x + first, batch, width, sample, count);
+      load_vectors<1>(tile, x + first, batch, width, sample, count);
   }
 
  private:
-  // A warp reads kLines samples at a time, 32 / kLines vectors of each.
-  template <int V, int kLines>
+  // A warp reads kLines samples at a time, 32 / kLines vectors of each: so many that no two words of a transposing
+  // store meet in a bank (in fp64 two).
+  template <int V>
   static __device__ void load_vectors(T* tile, const T* x, int64_t batch, int64_t width, int64_t sample, int count) {
-    constexpr int kAcross = kWarp / kLines, kBlocks = kSamples / kLines;
+    constexpr int kLines = min(kWarp, V * kVector<T>), kBeside = kWarp / kLines, kBlocks = kSamples / kLines;
     constexpr int kParts = kBlocks < kLinearWarps ? kLinearWarps / kBlocks : 1;  // warps that share a line
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     for (int block = warp / kParts; block < kBlocks; block += kLinearWarps / kParts) {
@@ -48,7 +59,7 @@ struct LinearTile {
       const bool inside = sample + n < batch;
       const T* line = x + (sample + n) * width;
 #pragma unroll 4
-      for (int k = (warp % kParts * kAcross + lane / kLines) * V; k < count; k += kParts * kAcross * V) {
+      for (int k = (warp % kParts * kBeside + lane / kLines) * V; k < count; k += kParts * kBeside * V) {
         vec<T, V> v = {};
         if (inside) v = cuda::load<V>(line + k);
         for (int i = 0; i < V; ++i) tile[(k + i) * kStride + n] = v[i];
@@ -60,7 +71,7 @@ struct LinearTile {
 // ---- the plan: depends on the shape alone
 
 struct LinearPlan {
-  int per_lane;        // samples of a lane: NL
+  int per_lane;        // samples of a tile for each lane of a warp: NL
   int stride;          // LinearTile::kStride
   int chunk, chunks;   // inputs in a tile, and tiles that cover them
   int64_t panel;       // outputs of a block
@@ -69,6 +80,19 @@ struct LinearPlan {
 
 // Nonzeros that are read together: 128 bits, and at least two.
 __host__ __device__ constexpr int linear_together(int64_t element_size) { return element_size == 2 ? 4 : 2; }
+
+// The most samples for each lane: a row of a tile takes 256 bytes.
+constexpr int linear_widest(int64_t element_size) { return static_cast<int>(8 / element_size); }
+
+// f of the number NL of the plan, of those that there are kernels for.
+template <typename T, typename F>
+cudaError_t linear_tiles(int per_lane, const F& f) {
+  if constexpr (linear_widest(sizeof(T)) >= 4)
+    if (per_lane == 4) return f(std::integral_constant<int, 4>{});
+  if constexpr (linear_widest(sizeof(T)) >= 2)
+    if (per_lane == 2) return f(std::integral_constant<int, 2>{});
+  return f(std::integral_constant<int, 1>{});
+}
 
 // Bytes of packed entries, and with cuts and order; both multiples of 16.
 inline int64_t linear_entry_bytes(const LinearPlan& plan, int64_t outputs, int64_t entries, int64_t element_size) {
@@ -79,11 +103,16 @@ inline int64_t linear_packed_bytes(const LinearPlan& plan, int64_t outputs, int6
   const int64_t words = outputs * plan.chunks + 1 + ceil_div(outputs, kLinearOutputs);
   return linear_entry_bytes(plan, outputs, entries, element_size) + ceil_div(words, 4) * 16;
 }
+// Of a tile and its row of zeros; and of the outputs on their way to memory, which come before it.
 inline int64_t linear_tile_bytes(const LinearPlan& plan, int64_t element_size) {
-  return ceil_div((plan.chunk + 1) * plan.stride * element_size, 16) * 16;
+  return (plan.chunk + 1) * plan.stride * element_size;
+}
+__host__ __device__ constexpr int linear_outputs_bytes(int n, int64_t element_size) {
+  const int run = min(kLinearUnit, kWarp * n / kLinearLanes * int(element_size));  // bytes
+  return kLinearWarps * kLinearLanes * (run * kLinearOutputs + kLinearUnit);
 }
 
-// Is there a kernel that keeps W in shared memory for lanes of n samples? Many samples and wide lanes go together.
+// Is there a kernel that keeps W in shared memory for such tiles? Many samples and wide tiles go together.
 __host__ __device__ constexpr bool linear_stages(int n, int64_t element_size) {
   return element_size < 8 && n * element_size >= 8;
 }
@@ -91,15 +120,16 @@ __host__ __device__ constexpr bool linear_stages(int n, int64_t element_size) {
 // entries: nonzeros of W; without them W is not staged.
 inline LinearPlan linear_plan(int64_t batch, int64_t inputs, int64_t outputs, int64_t element_size,
                               int64_t entries = -1) {
-  const int widest = element_size == 8 ? 2 : 4;
-  const auto stride = [](int n) { return kWarp * n + (n == 4 ? 4 : 2); };
-  const auto room = [&](int n) { return kLinearShared / (stride(n) * element_size) - 1; };  // one row of zeros
-  int n = widest;
+  const auto room = [&](int n) {  // but for one row of zeros
+    return (kLinearShared - linear_outputs_bytes(n, element_size)) / (linear_stride(n, element_size) * element_size) -
+           1;
+  };
+  int n = linear_widest(element_size);
   while (n > 1 && ceil_div(batch, kWarp * n) < kLinearBlocks) n /= 2;  // few samples: more, smaller blocks
   // A tile that holds every input is loaded once for all outputs; where one round takes them all that gains nothing.
   if (outputs > kLinearRound && inputs <= room(1))
     while (inputs > room(n)) n /= 2;
-  LinearPlan plan = {n, stride(n), 0, 1, outputs};
+  LinearPlan plan = {n, linear_stride(n, element_size), 0, 1, outputs};
   plan.chunks = static_cast<int>(max<int64_t>(1, ceil_div(inputs, room(n) / 8 * 8)));
   plan.chunk = static_cast<int>(plan.chunks == 1 ? inputs : ceil_div(ceil_div(inputs, plan.chunks), 8) * 8);
   const int64_t blocks = max<int64_t>(1, ceil_div(batch, kWarp * n)), rounds = ceil_div(outputs, kLinearRound);
@@ -108,15 +138,15 @@ inline LinearPlan linear_plan(int64_t batch, int64_t inputs, int64_t outputs, in
   if (entries >= 0 && blocks >= 4 * kLinearBlocks &&
       linear_stages(n, element_size)) {  // else there is too little that a staged W serves
     const int64_t bytes = linear_packed_bytes(plan, outputs, entries, element_size);
-    if (bytes <= kLinearStaged && bytes + linear_tile_bytes(plan, element_size) <= kLinearShared)
-      plan.staged = kLinearBlocks;
+    const int64_t shared = linear_outputs_bytes(n, element_size) + linear_tile_bytes(plan, element_size) + bytes;
+    if (bytes <= kLinearStaged && shared <= kLinearShared) plan.staged = kLinearBlocks;
   }
   return plan;
 }
 
 // ---- packing: one warp for each segment, the nonzeros of one row in one chunk
 
-// cut[s]: first entry of segment s = row * chunks + chunk. pack(s, begin, end, lane) writes the entries.
+// cut[s]: first entry of segment s = row * chunks + chunk. pack(s, r, c, begin, end, lane) writes the entries.
 template <typename Pack>
 __global__ void __launch_bounds__(kLinearThreads)
     linear_segments_kernel(Pack pack, const int32_t* crow, const int32_t* col, int64_t rows, int chunk, int chunks,
@@ -131,13 +161,12 @@ __global__ void __launch_bounds__(kLinearThreads)
   pack(s, r, c, begin, end, lane);
 }
 
-// The offset, in elements, of the input's row in the tile: 16 bits hold it where elements have two bytes.
+// Where the input's row begins in the tile, in units of 16 bytes.
 template <typename T>
 struct alignas(2 * sizeof(T)) LinearEntry {
   std::conditional_t<sizeof(T) == 2, uint16_t, int32_t> offset;
   T value;
 };
-static_assert(kLinearShared / 2 <= 1 << 16);
 
 // A packed matrix: cut[s] is the first entry of segment s in the pattern, entry[linear_place(s, cut[s])] its packed
 // one; order[i] is the group of outputs with the i-th most nonzeros.
@@ -177,10 +206,11 @@ struct LinearPack {
     constexpr int kTogether = linear_together(sizeof(T));
     using Offset = decltype(LinearEntry<T>::offset);
     const int count = (end - begin + kTogether - 1) / kTogether * kTogether;
+    const int units = plan.stride * int(sizeof(T)) / kLinearUnit;
     for (int i = lane; i < count; i += kWarp) {
-      LinearEntry<T> e = {static_cast<Offset>(plan.chunk * plan.stride), T{}};  // padding reads the row of zeros
+      LinearEntry<T> e = {static_cast<Offset>(plan.chunk * units), T{}};  // padding reads the row of zeros
       const int32_t t = begin + i;
-      if (t < end) e = {static_cast<Offset>((col[t] - c * plan.chunk) * plan.stride), values[perm ? perm[t] : t]};
+      if (t < end) e = {static_cast<Offset>((col[t] - c * plan.chunk) * units), values[perm ? perm[t] : t]};
       packed.entry[linear_place<T>(s, begin) + i] = e;
     }
     if (c == 0 && r % kLinearOutputs == 0) place_group(r / kLinearOutputs, lane);

@@ -27,7 +27,7 @@ void check_spmm(const Tensor& x, const Tensor& crow, const Tensor& col, const Op
 // Writes y, and arg for max and min; both contiguous.
 void reduce_into(Tensor& y, Tensor& arg, const Tensor& x_in, const Tensor& crow, const Tensor& col,
                  const Optional& val_in, const Optional& row_scale_in, const Optional& col_scale_in,
-                 const Optional& diag_in, Reduce reduce, cudaStream_t stream) {
+                 const Optional& diag_in, Reduce reduce, const Optional& spans, cudaStream_t stream) {
   const Tensor x = as_contiguous(x_in);
   const auto val = as_contiguous(val_in);
   const auto row_scale = as_scale(row_scale_in, x), col_scale = as_scale(col_scale_in, x), diag = as_scale(diag_in, x);
@@ -49,7 +49,8 @@ void reduce_into(Tensor& y, Tensor& arg, const Tensor& x_in, const Tensor& crow,
                              rows,
                              width,
                              edges,
-                             x.size(0)};
+                             x.size(0),
+                             check_spans("spmm", "spans", spans, rows, edges, x)};
     STD_CUDA_CHECK(launch_spmm(a, reduce, pieces.mutable_data_ptr(), stream));
   });
 }
@@ -58,7 +59,7 @@ void reduce_into(Tensor& y, Tensor& arg, const Tensor& x_in, const Tensor& crow,
 std::tuple<Tensor, Tensor> spmm(const Tensor& x, const Tensor& crow, const Tensor& col, const Optional& val,
                                 const Optional& row_scale, const Optional& col_scale, const Optional& diag,
                                 const Optional& /*ccol*/, const Optional& /*row*/, const Optional& /*perm*/,
-                                const Text& name, bool need_arg) {
+                                const Text& name, bool need_arg, const Optional& spans, const Optional& /*cspans*/) {
   const OnDevice device(x);
   const Reduce reduce = reduce_of(name);
   check_spmm(x, crow, col, val, row_scale, col_scale, diag, reduce);
@@ -66,12 +67,13 @@ std::tuple<Tensor, Tensor> spmm(const Tensor& x, const Tensor& crow, const Tenso
   const int64_t rows = crow.numel() - 1, width = x.size(1);
   Tensor y = torch::stable::new_empty(x, {rows, width});
   Tensor arg = torch::stable::new_empty(x, {extremum ? rows : 0, extremum ? width : 0}, ScalarType::Int);
-  reduce_into(y, arg, x, crow, col, val, row_scale, col_scale, diag, reduce, device.stream);
+  reduce_into(y, arg, x, crow, col, val, row_scale, col_scale, diag, reduce, spans, device.stream);
   return {y, need_arg ? arg : torch::stable::new_empty(x, {0, 0}, ScalarType::Int)};
 }
 
 void spmm_out(Tensor y, const Tensor& x, const Tensor& crow, const Tensor& col, const Optional& val,
-              const Optional& row_scale, const Optional& col_scale, const Optional& diag, const Text& name) {
+              const Optional& row_scale, const Optional& col_scale, const Optional& diag, const Text& name,
+              const Optional& spans) {
   const OnDevice device(x);
   const Reduce reduce = reduce_of(name);
   check_spmm(x, crow, col, val, row_scale, col_scale, diag, reduce);
@@ -81,13 +83,13 @@ void spmm_out(Tensor y, const Tensor& x, const Tensor& crow, const Tensor& col, 
                   "spmm: out must be contiguous, of shape [M, K]");
   const bool extremum = reduce == Reduce::max || reduce == Reduce::min;
   Tensor arg = torch::stable::new_empty(x, {extremum ? y.size(0) : 0, extremum ? y.size(1) : 0}, ScalarType::Int);
-  reduce_into(y, arg, x, crow, col, val, row_scale, col_scale, diag, reduce, device.stream);
+  reduce_into(y, arg, x, crow, col, val, row_scale, col_scale, diag, reduce, spans, device.stream);
 }
 
 std::tuple<Tensor, Tensor> spmm_arg_backward(const Tensor& dy_in, const Tensor& x_in, const Tensor& arg_in,
                                              const std::optional<Tensor>& val_in, const Tensor& crow, const Tensor& col,
                                              const Optional& ccol, const Optional& row, const Optional& perm,
-                                             bool need_dx, bool need_dval) {
+                                             bool need_dx, bool need_dval, const Optional& cspans) {
   const char* op = "spmm_arg_backward";
   const OnDevice device(dy_in);
   for (const Tensor* t : {&crow, &col}) check_index_on(op, "the pattern", *t, dy_in);
@@ -120,7 +122,8 @@ std::tuple<Tensor, Tensor> spmm_arg_backward(const Tensor& dy_in, const Tensor& 
                                           cols,
                                           width,
                                           edges,
-                                          rows};
+                                          rows,
+                                          check_spans(op, "cspans", cspans, cols, edges, dy)};
       STD_CUDA_CHECK(launch_spmm_arg_backward(a, pieces.mutable_data_ptr(), device.stream));
     }
     if (need_dval) {

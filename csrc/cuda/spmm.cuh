@@ -17,24 +17,11 @@
 #pragma once
 #include <type_traits>
 
-#include "../common/segments.cuh"
+#include "spmm_sum.cuh"
 
 namespace sparsegnn::cuda {
 
 enum class Reduce { sum, mean, max, min };
-
-// Device pointers; null where absent.
-template <typename T>
-struct SpmmArguments {
-  const T* x;
-  const int32_t *crow, *col;
-  const T* val;
-  const acc_t<T>*row_scale, *col_scale, *diag;
-  T* y;
-  int32_t* arg;
-  int64_t rows, width, edges;
-  int64_t cols = 0;  // rows of x; 0: x is gathered in slices of a warp
-};
 
 template <typename T>
 struct SpmmArgBackwardArguments {
@@ -44,6 +31,7 @@ struct SpmmArgBackwardArguments {
   const int32_t *ccol, *row, *perm;
   T* dx;
   int64_t cols, width, edges, rows;
+  SpanList spans = {};  // of the columns
 };
 
 template <typename T>
@@ -52,64 +40,19 @@ int64_t spmm_workspace_bytes(int64_t edges, int64_t width, Reduce reduce) {
   return segment_pieces(edges) * width * state;
 }
 
-// ---- what is reduced. step() takes U consecutive edges and asks for all that it reads before it uses any, so that U
-// rows are on their way at once.
+// ---- what is reduced. U edges are taken at once, and all that is read of them is asked for before any is used, so
+// that U rows are on their way; the last step of a span has `left` of them.
 
 template <typename Op>
 __device__ typename Op::State reduce_span(const Op& op, int64_t begin, int64_t end, int64_t j) {
   typename Op::State state = op.start();
-  int64_t e = begin;
-  for (; e + Op::U <= end; e += Op::U) op.template step<Op::U>(state, e, j);
+  int e = static_cast<int>(begin);
+  const int to = static_cast<int>(end);
 #pragma unroll 1
-  for (; e < end; ++e) op.template step<1>(state, e, j);
+  for (; to - e >= Op::U; e += Op::U) op.template step<false>(state, e, Op::U, j);
+  if (e < to) op.template step<true>(state, e, to - e, j);
   return state;
 }
-
-template <typename T, int V_>
-struct SumOp {
-  static constexpr int V = V_, U = 4, kLeastBlocks = 4;
-  using State = vec<acc_t<T>, V>;
-  SpmmArguments<T> a;
-  bool mean;
-
-  __device__ static State start() { return {}; }
-
-  template <int U>
-  __device__ void step(State& sum, int64_t e, int64_t j) const {
-    int64_t c[U];
-    vec<T, V> x[U];
-    acc_t<T> weight[U];
-    for (int u = 0; u < U; ++u) c[u] = load_streamed(a.col + e + u), weight[u] = 1;
-    for (int u = 0; u < U; ++u) x[u] = load<V>(a.x + c[u] * a.width + j);
-    if (a.val)
-      for (int u = 0; u < U; ++u) weight[u] = to_acc(load_streamed(a.val + e + u));
-    if (a.col_scale)
-      for (int u = 0; u < U; ++u) weight[u] *= a.col_scale[c[u]];
-    for (int u = 0; u < U; ++u)
-      for (int i = 0; i < V; ++i) sum[i] += weight[u] * to_acc(x[u][i]);
-  }
-
-  __device__ State span(int64_t, int64_t begin, int64_t end, int64_t j) const {
-    return reduce_span(*this, begin, end, j);
-  }
-
-  __device__ void merge(State& sum, const State& next) const {
-    for (int i = 0; i < V; ++i) sum[i] += next[i];
-  }
-
-  __device__ void finish(int64_t r, int64_t j, int64_t degree, State sum) const {
-    if (a.diag) {
-      const acc_t<T> weight = a.col_scale ? a.diag[r] * a.col_scale[r] : a.diag[r];
-      const vec<T, V> x = load<V>(a.x + r * a.width + j);
-      for (int i = 0; i < V; ++i) sum[i] += weight * to_acc(x[i]);
-    }
-    if (mean && degree > 1)
-      for (int i = 0; i < V; ++i) sum[i] /= acc_t<T>(degree);
-    vec<T, V> y;
-    for (int i = 0; i < V; ++i) y[i] = from_acc<T>(a.row_scale ? sum[i] * a.row_scale[r] : sum[i]);
-    store_streamed(a.y + r * a.width + j, y);
-  }
-};
 
 template <typename T, int V_>
 struct ExtremumOp {
@@ -135,16 +78,23 @@ struct ExtremumOp {
     return best;
   }
 
-  template <int U>
-  __device__ void step(State& best, int64_t e, int64_t j) const {
+  template <bool kLast>
+  __device__ __forceinline__ void step(State& best, int e, int left, int64_t j) const {
+    const auto pitch = static_cast<uint32_t>(a.width * sizeof(T));
     vec<T, V> x[U];
     acc_t<T> weight[U];
-    for (int u = 0; u < U; ++u)
-      x[u] = load<V>(a.x + int64_t{load_streamed(a.col + e + u)} * a.width + j), weight[u] = 1;
+    const auto has = [&](int u) { return !kLast || u < left; };
+    for (int u = 0; u < U; ++u) {
+      if (kLast) x[u] = {};
+      weight[u] = 1;
+      if (has(u)) x[u] = load<V>(row_at(a.x + j, load_streamed(a.col + e + u), pitch));
+    }
     if (a.val)
-      for (int u = 0; u < U; ++u) weight[u] = to_acc(load_streamed(a.val + e + u));
+      for (int u = 0; u < U; ++u)
+        if (has(u)) weight[u] = to_acc(load_streamed(a.val + e + u));
     for (int u = 0; u < U; ++u)
-      for (int i = 0; i < V; ++i) take(best, i, weight[u] * to_acc(x[u][i]), static_cast<int32_t>(e + u));
+      if (has(u))
+        for (int i = 0; i < V; ++i) take(best, i, weight[u] * to_acc(x[u][i]), e + u);
   }
 
   __device__ State span(int64_t, int64_t begin, int64_t end, int64_t j) const {
@@ -171,19 +121,24 @@ struct ArgBackwardOp {
 
   __device__ static State start() { return {}; }
 
-  template <int U>
-  __device__ void step(State& sum, int64_t t, int64_t j) const {
+  template <bool kLast>
+  __device__ __forceinline__ void step(State& sum, int t, int left, int64_t j) const {
+    const auto pitch = static_cast<uint32_t>(a.width * sizeof(T)), places = static_cast<uint32_t>(a.width * 4);
     vec<int32_t, V> arg[U];
     vec<T, V> dy[U];
     int32_t e[U];
     acc_t<T> weight[U];
+    const auto has = [&](int u) { return !kLast || u < left; };
     for (int u = 0; u < U; ++u) {
-      const int64_t at = load_streamed(a.row + t + u) * a.width + j;
-      arg[u] = load<V>(a.arg + at), dy[u] = load<V>(a.dy + at);
-      e[u] = load_streamed(a.perm + t + u), weight[u] = 1;
+      arg[u] = {}, dy[u] = {}, e[u] = -2, weight[u] = 1;  // an edge that no arg names
+      if (!has(u)) continue;
+      const int32_t r = load_streamed(a.row + t + u);
+      arg[u] = load<V>(row_at(a.arg + j, r, places)), dy[u] = load<V>(row_at(a.dy + j, r, pitch));
+      e[u] = load_streamed(a.perm + t + u);
     }
     if (a.val)
-      for (int u = 0; u < U; ++u) weight[u] = to_acc(a.val[e[u]]);
+      for (int u = 0; u < U; ++u)
+        if (has(u)) weight[u] = to_acc(a.val[e[u]]);
     for (int u = 0; u < U; ++u)
       for (int i = 0; i < V; ++i) sum[i] += arg[u][i] == e[u] ? weight[u] * to_acc(dy[u][i]) : acc_t<T>(0);
   }
@@ -217,13 +172,23 @@ cudaError_t with_vectors(F f, int64_t width, const P*... arrays) {
 // workspace: spmm_workspace_bytes<T>(...), aligned to 16 bytes.
 template <typename T>
 cudaError_t launch_spmm(const SpmmArguments<T>& a, Reduce reduce, void* workspace, cudaStream_t stream) {
-  RowSegments s{a.crow, a.rows, a.width, a.edges};
+  if (!fits_pitch<T>(a.width)) return cudaErrorInvalidConfiguration;
+  RowSegments s{a.crow, a.rows, a.width, a.edges, a.spans};
   s.table = a.cols, s.bytes = sizeof(T);
   const auto run = [&](auto vectors) {
     constexpr int V = decltype(vectors)::value;
     if (reduce == Reduce::max || reduce == Reduce::min)
       return launch_segments(ExtremumOp<T, V>{a, reduce == Reduce::max}, s, workspace, stream);
-    return launch_segments(SumOp<T, V>{a, reduce == Reduce::mean}, s, workspace, stream);
+    const auto sum = [&](auto weights) {
+      using Op = SumOp<T, V, decltype(weights)::value>;
+      return launch_segments<SumRowOp<T, V>, Op>(Op{{a, reduce == Reduce::mean}}, s, workspace, stream);
+    };
+    if constexpr (V == kVector<T>) {
+      if (!a.val && !a.col_scale) return sum(std::integral_constant<Weights, Weights::none>{});
+      if (!a.col_scale) return sum(std::integral_constant<Weights, Weights::val>{});
+      if (!a.val) return sum(std::integral_constant<Weights, Weights::scale>{});
+    }
+    return sum(std::integral_constant<Weights, Weights::any>{});
   };
   return with_vectors<T>(run, a.width, a.x, a.y, a.arg);
 }
@@ -231,7 +196,8 @@ cudaError_t launch_spmm(const SpmmArguments<T>& a, Reduce reduce, void* workspac
 // workspace: spmm_workspace_bytes<T>(edges, width, Reduce::sum).
 template <typename T>
 cudaError_t launch_spmm_arg_backward(const SpmmArgBackwardArguments<T>& a, void* workspace, cudaStream_t stream) {
-  RowSegments s{a.ccol, a.cols, a.width, a.edges};
+  if (!fits_pitch<T>(a.width)) return cudaErrorInvalidConfiguration;
+  RowSegments s{a.ccol, a.cols, a.width, a.edges, a.spans};
   s.table = a.rows, s.bytes = sizeof(T) + sizeof(int32_t);  // of dy and arg
   const auto run = [&](auto vectors) {
     return launch_segments(ArgBackwardOp<T, decltype(vectors)::value>{a}, s, workspace, stream);

@@ -18,12 +18,12 @@ namespace sparsegnn::cuda {
 
 // The plan of the product; per_lane is 0 where a tile of x does not fit.
 inline LinearPlan spmm_linear_plan(int64_t rows, int64_t inputs, int64_t outputs, int64_t element_size) {
-  const auto stride = [](int n) { return kWarp * n + (n == 4 ? 4 : 2); };
-  const auto fits = [&](int n) { return gather_bytes(n) + (inputs + 1) * stride(n) * element_size <= kLinearShared; };
+  const auto row = [&](int n) { return linear_stride(n, element_size) * element_size; };
+  const auto fits = [&](int n) { return gather_bytes(n, element_size) + (inputs + 1) * row(n) <= kLinearShared; };
   if (!fits(1)) return {0, 0, 0, 1, outputs};
-  int n = element_size == 8 ? 2 : 4;
+  int n = linear_widest(element_size);
   while (n > 1 && (!fits(n) || ceil_div(rows, kWarp * n) < kLinearBlocks)) n /= 2;
-  return {n, stride(n), static_cast<int>(inputs), 1, outputs};
+  return {n, linear_stride(n, element_size), static_cast<int>(inputs), 1, outputs};
 }
 
 template <typename T, int NL>
@@ -32,16 +32,16 @@ __global__ void __launch_bounds__(kLinearThreads, 2)
                        LinearPacked<T> packed) {
   using Tile = LinearTile<T, NL>;
   SG_SHARED(unsigned char, scratch);
-  T* tile = reinterpret_cast<T*>(scratch + gather_bytes(NL));
+  T* tile = reinterpret_cast<T*>(scratch + gather_bytes(NL, sizeof(T)));
   const int64_t sample = int64_t{blockIdx.x} * Tile::kSamples;
   for (int n = threadIdx.x; n < Tile::kStride; n += kLinearThreads) tile[plan.chunk * Tile::kStride + n] = T{};
   gather_tile<T, NL>(gather, tile, scratch, sample);
   const int64_t groups = ceil_div(a.outputs, kLinearOutputs);
   for (int64_t first = 0, back = 0; first < groups; first += kLinearWarps, back ^= 1) {
     const int64_t m = linear_group(packed, a.outputs, first, back != 0);
-    acc_t<T> sum[kLinearOutputs][NL] = {};
+    LinearSums<T, NL> sum = {};
     linear_product<T, NL>(tile, plan, packed, m, a.outputs, 0, sum);
-    linear_store<T, NL>(a, sample, m, a.outputs, vector_stores, sum);
+    linear_store<T, NL>(a, reinterpret_cast<T*>(scratch), sample, m, a.outputs, vector_stores, sum);
   }
 }
 
@@ -67,15 +67,13 @@ cudaError_t launch_spmm_linear(const SpmmArguments<T>& graph, const SparseLinear
   void* rest = static_cast<char*>(workspace) + sparse_linear_workspace_bytes<T>(plan, a.outputs, a.entries);
   error = launch_long_rows(gather, rest, stream);
   if (error != cudaSuccess) return error;
-  const bool vector_stores = can_vectorise(kLinearOutputs, a.outputs, a.y);
+  const bool vector_stores = can_vectorise(kVector<T>, a.outputs, a.y);
   const auto run = [&](auto kernel) {
     const auto blocks = static_cast<unsigned>(ceil_div(a.batch, kWarp * plan.per_lane));
-    const size_t shared = gather_bytes(plan.per_lane) + size_t(plan.chunk + 1) * plan.stride * sizeof(T);
+    const size_t shared = gather_bytes(plan.per_lane, sizeof(T)) + size_t(plan.chunk + 1) * plan.stride * sizeof(T);
     return launch(kernel, blocks, kLinearThreads, shared, stream, gather, a, plan, vector_stores, packed);
   };
-  if constexpr (sizeof(T) < 8)
-    if (plan.per_lane == 4) return run(spmm_linear_kernel<T, 4>);
-  return plan.per_lane == 2 ? run(spmm_linear_kernel<T, 2>) : run(spmm_linear_kernel<T, 1>);
+  return linear_tiles<T>(plan.per_lane, [&](auto n) { return run(spmm_linear_kernel<T, n>); });
 }
 
 }  // namespace sparsegnn::cuda

@@ -36,15 +36,17 @@ struct SpmmLinearBackwardPlan {
 
 inline SpmmLinearBackwardPlan spmm_linear_backward_plan(int64_t nodes, int64_t inputs, int64_t outputs,
                                                         int64_t element_size) {
-  const auto stride = [](int n) { return kWarp * n + (n == 4 ? 4 : 2); };
-  const auto room = [&](int n) { return (kLinearShared - (outputs + 1) * stride(n) * element_size) / 16 * 16; };
-  const auto columns = [&](int n) { return room(n) / (stride(n) * element_size); };
-  const auto fits = [&](int n) { return room(n) >= gather_bytes(n) && columns(n) >= min<int64_t>(inputs, kWarp); };
+  const auto row = [&](int n) { return linear_stride(n, element_size) * element_size; };
+  const auto room = [&](int n) { return kLinearShared - (outputs + 1) * row(n); };
+  const auto columns = [&](int n) { return room(n) / row(n); };
+  const auto fits = [&](int n) {
+    return room(n) >= gather_bytes(n, element_size) && columns(n) >= min<int64_t>(inputs, kWarp);
+  };
   if (!fits(1)) return {{0, 0, 0, 1, inputs}, {0, 0, 0, 1, 0, 0, 1, 0}, 0};
-  int n = element_size == 8 ? 2 : 4;
+  int n = linear_widest(element_size);
   while (n > 1 && (!fits(n) || ceil_div(nodes, kWarp * n) < kLinearBlocks)) n /= 2;
-  const LinearPlan product = {n, stride(n), static_cast<int>(outputs), 1, inputs};
-  LinearBackwardPlan weights = {n, stride(n), static_cast<int>(outputs), 1, 0, 1, 1, 0};
+  const LinearPlan product = {n, linear_stride(n, element_size), static_cast<int>(outputs), 1, inputs};
+  LinearBackwardPlan weights = {n, linear_stride(n, element_size), static_cast<int>(outputs), 1, 0, 1, 1, 0};
   const int64_t most = max<int64_t>(1, columns(n) < inputs ? columns(n) / 8 * 8 : inputs);
   weights.panels = static_cast<int>(max<int64_t>(1, ceil_div(inputs, most)));
   const int64_t panel = ceil_div(inputs, weights.panels);
@@ -52,8 +54,7 @@ inline SpmmLinearBackwardPlan spmm_linear_backward_plan(int64_t nodes, int64_t i
   const int64_t tiles = ceil_div(nodes, kWarp * n);
   weights.span = max<int64_t>(1, ceil_div(tiles, 2 * kLinearBlocks));
   weights.spans = ceil_div(tiles, weights.span);
-  const int64_t bytes = ceil_div(weights.panel * stride(n) * element_size, 16) * 16;
-  return {product, weights, max(gather_bytes(n), bytes)};
+  return {product, weights, max(gather_bytes(n, element_size), weights.panel * row(n))};
 }
 
 // Packs the columns of W for the product, and says where the nonzeros' rows are in the tiles.
@@ -77,7 +78,6 @@ __global__ void __launch_bounds__(kLinearThreads, 2)
   using Tile = LinearTile<T, NL>;
   SG_SHARED(unsigned char, scratch);
   T *x_tile = reinterpret_cast<T*>(scratch), *tile = reinterpret_cast<T*>(scratch + plan.before);
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t inputs = product.outputs;
   for (int n = threadIdx.x; n < Tile::kStride; n += kLinearThreads) tile[plan.product.chunk * Tile::kStride + n] = T{};
   if (partial) partial += blockIdx.x * product.entries;
@@ -87,25 +87,20 @@ __global__ void __launch_bounds__(kLinearThreads, 2)
     if (sample >= product.batch) return;
     __syncthreads();
     gather_tile<T, NL>(gather, tile, scratch, sample);
-    for (int p = 0; p < (partial ? plan.weights.panels : 1); ++p) {
-      const int64_t first = int64_t{p} * plan.weights.panel, last = min(first + plan.weights.panel, inputs);
-      if (p > 0) __syncthreads();
-      if (partial) Tile::load(x_tile, x, product.batch, inputs, sample, first, int(last - first), vectors);
-      if (p == 0 && product.y)
-        for (int64_t n = 0, back = 0; n < ceil_div(inputs, kLinearOutputs); n += kLinearWarps, back ^= 1) {
-          const int64_t m = linear_group(packed, inputs, n, back != 0);
-          acc_t<T> sum[kLinearOutputs][NL] = {};
-          linear_product<T, NL>(tile, plan.product, packed, m, inputs, 0, sum);
-          linear_store<T, NL>(product, sample, m, inputs, vector_stores, sum);
-        }
-      if (!partial) continue;
-      __syncthreads();
-      LinearProducts<T, NL> products = {tile + lane * NL, x_tile + lane * NL};
-      const int64_t end = product.crow[last];
-      for (int64_t e = product.crow[first] + warp * kWarp; e < end; e += kLinearThreads) {
-        const acc_t<T> sum = products.sum_32(position + e, int(min<int64_t>(end - e, kWarp)) - 1);
-        if (e + lane < end) partial[e + lane] = t == 0 ? sum : partial[e + lane] + sum;
+    if (product.y)
+      for (int64_t n = 0, back = 0; n < ceil_div(inputs, kLinearOutputs); n += kLinearWarps, back ^= 1) {
+        const int64_t m = linear_group(packed, inputs, n, back != 0);
+        LinearSums<T, NL> sum = {};
+        linear_product<T, NL>(tile, plan.product, packed, m, inputs, 0, sum);
+        linear_store<T, NL>(product, x_tile, sample, m, inputs, vector_stores, sum);
       }
+    for (int p = 0; p < (partial ? plan.weights.panels : 0); ++p) {
+      const int64_t first = int64_t{p} * plan.weights.panel, last = min(first + plan.weights.panel, inputs);
+      __syncthreads();
+      Tile::load(x_tile, x, product.batch, inputs, sample, first, int(last - first), vectors);
+      __syncthreads();
+      LinearProducts<T, NL> products(scratch, tile, x_tile);
+      products.add_shared(position, product.crow[first], product.crow[last], t == 0, partial);
     }
   }
 }
@@ -122,7 +117,7 @@ struct SpmmLinearBackwardWorkspace {
     const auto aligned = [](int64_t n) { return ceil_div(n, 16) * 16; };
     partial = 0;
     position = aligned(plan.weights.spans * entries * sizeof(acc_t<T>));
-    packed = position + aligned(entries * sizeof(LinearPosition));
+    packed = position + linear_position_bytes(entries);
     long_rows = packed + sparse_linear_workspace_bytes<T>(plan.product, inputs, entries);
     bytes = long_rows + long_rows_workspace_bytes<T>(edges, outputs, window);
   }
@@ -142,8 +137,9 @@ cudaError_t launch_spmm_linear_backward(const SpmmArguments<T>& graph, const Spm
   if (a.nodes > 0 && a.inputs > 0 && (a.dx || need_dvalues)) {
     const int64_t entry_bytes = linear_entry_bytes(plan.product, a.inputs, a.entries, sizeof(T));
     const LinearPacked<T> packed = linear_packed<T>(plan.product, a.inputs, entry_bytes, bytes + parts.packed);
+    const int units = static_cast<int>(plan.weights.stride * sizeof(T)) / kLinearUnit;
     const SpmmLinearBackwardPack<T> pack = {{a.ccol, a.row, a.perm, a.values, a.inputs, plan.product, packed},
-                                            {a.row, plan.weights, position}};
+                                            {a.row, plan.weights, a.entries, units, position}};
     cudaError_t error = launch(linear_segments_kernel<SpmmLinearBackwardPack<T>>,
                                static_cast<unsigned>(ceil_div(a.inputs, kLinearWarps)), kLinearThreads, 0, stream, pack,
                                a.ccol, a.row, a.inputs, plan.product.chunk, 1, packed.cut);
@@ -154,16 +150,13 @@ cudaError_t launch_spmm_linear_backward(const SpmmArguments<T>& graph, const Spm
     const SparseLinearArguments<T> product = {nullptr, a.values, nullptr,   a.ccol,   a.row,    a.perm,
                                               a.dx,    a.nodes,  a.outputs, a.inputs, a.entries};
     const bool vectors = can_vectorise(kVector<T>, a.inputs, a.x);
-    const bool vector_stores = can_vectorise(kLinearOutputs, a.inputs, a.dx);
+    const bool vector_stores = can_vectorise(kVector<T>, a.inputs, a.dx);
     const auto run = [&](auto kernel) {
       const size_t shared = plan.before + size_t(plan.product.chunk + 1) * plan.product.stride * sizeof(T);
       return launch(kernel, static_cast<unsigned>(plan.weights.spans), kLinearThreads, shared, stream, gather, product,
                     a.x, plan, vectors, vector_stores, packed, position, need_dvalues ? partial : nullptr);
     };
-    if (plan.product.per_lane == 2) error = run(spmm_linear_backward_kernel<T, 2>);
-    if (plan.product.per_lane == 1) error = run(spmm_linear_backward_kernel<T, 1>);
-    if constexpr (sizeof(T) < 8)
-      if (plan.product.per_lane == 4) error = run(spmm_linear_backward_kernel<T, 4>);
+    error = linear_tiles<T>(plan.product.per_lane, [&](auto n) { return run(spmm_linear_backward_kernel<T, n>); });
     if (error != cudaSuccess) return error;
   }
   if (!need_dvalues) return cudaSuccess;

@@ -21,22 +21,29 @@ namespace sparsegnn::cuda {
 
 constexpr int64_t kGatherPieces = 8 * 1024;  // bytes of shared memory: eight words a lane
 
-// Bytes before the tile: pieces, and where the rows of a tile of 32*n samples begin.
-__host__ __device__ constexpr int64_t gather_bytes(int n) {
-  return kGatherPieces + ceil_div((kWarp * n + 1) * 4, 16) * 16;
+// Bytes before the tile: pieces of rows, later outputs on their way to memory; and where the rows begin.
+__host__ __device__ constexpr int64_t gather_scratch(int n, int64_t element_size) {
+  return max<int64_t>(kGatherPieces, linear_outputs_bytes(n, element_size));
+}
+__host__ __device__ constexpr int64_t gather_bytes(int n, int64_t element_size) {
+  return gather_scratch(n, element_size) + ceil_div((kWarp * n + 1) * 4, 16) * 16;
 }
 
 // ---- long rows
 
-// Edges of the longest row that is left to a block.
-inline int64_t gather_window(int64_t edges) { return max<int64_t>(1024, segment_window(edges)); }
+// Edges of the longest row that is left to a block: a power of two.
+inline int64_t gather_window(int64_t edges) {
+  int64_t window = 1024;
+  while (window * 16384 < edges) window *= 2;
+  return window;
+}
 
 inline int64_t gather_windows(int64_t edges, int64_t window) { return edges > window ? ceil_div(edges, window) : 0; }
 
 // sums[first edge of row r / window, :] of the rows longer than a window: no two of them begin in one window.
 template <typename T, int V>
-struct LongRowOp : SumOp<T, V> {
-  using typename SumOp<T, V>::State;
+struct LongRowOp : SumOp<T, V, Weights::any> {
+  using typename SumRowOp<T, V>::State;
   int64_t window;
   acc_t<T>* sums;
 
@@ -73,18 +80,12 @@ int64_t long_rows_workspace_bytes(int64_t edges, int64_t width, int64_t window) 
 
 template <typename T, int V>
 cudaError_t launch_long_rows_vectors(const RowGather<T>& g, void* pieces, cudaStream_t stream) {
+  RowSegments s = {g.a.crow, g.a.rows, g.a.width, g.a.edges};
+  s.lanes = group_lanes(g.a.width / V);
+  cut_segments(s, g.window);
+  s.units = s.halves;  // no row that is one span
   using Op = LongRowOp<T, V>;
-  const Op op = {{g.a, false}, g.window, g.sums};
-  const int64_t columns = g.a.width / V, windows = gather_windows(g.a.edges, g.window);
-  RowSegments s = {g.a.crow, g.a.rows, g.a.width, g.a.edges, g.window, windows};
-  s.lanes = group_lanes(columns);
-  s.groups = kSegmentThreads / s.lanes;
-  s.window_blocks = ceil_div(windows, s.groups);
-  auto* piece = static_cast<typename Op::State*>(pieces);
-  const dim3 grid(static_cast<unsigned>(s.window_blocks), static_cast<unsigned>(ceil_div(columns, s.lanes)));
-  const cudaError_t error = launch(segments_kernel<Op>, grid, kSegmentThreads, 0, stream, op, s, piece);
-  if (error != cudaSuccess) return error;
-  return launch(segments_merge_kernel<Op>, grid, kSegmentThreads, 0, stream, op, s, piece);
+  return launch_units<Op>(Op{{{g.a, false}}, g.window, g.sums}, s, s.halves, pieces, stream);
 }
 
 // Sums the long rows. workspace: long_rows_workspace_bytes<T>(...), aligned to 16 bytes.
@@ -162,10 +163,10 @@ struct TileGather {
   }
 
   // Writes row n of the tile. A lane begins with another of its columns than its neighbours, or their stores would meet
-  // in a bank: V columns are 16 banks apart where NL is 4, else 8.
+  // in a bank: V columns are 4 * V banks apart.
   __device__ __forceinline__ void finish(const State& sum, int n, int64_t j) const {
     const A scale = g.a.row_scale ? g.a.row_scale[sample + n] : A(1);
-    const int turn = threadIdx.x / (NL == 4 ? 2 : 4) % V;
+    const int turn = threadIdx.x / (8 / V) % V;
 #pragma unroll
     for (int t = 0; t < R; ++t) {
       const int64_t k = column(j, t);
@@ -228,11 +229,12 @@ struct TileGather {
 };
 
 // Fills the tile with the rows from `sample` on, and zeros past the last; every thread of the block must call it, and
-// what they wrote to shared memory before is seen by all after it. scratch: gather_bytes(NL), aligned to 16 bytes.
+// what they wrote to shared memory before is seen by all after it. scratch: gather_bytes(NL, sizeof(T)), aligned to 16
+// bytes.
 template <typename T, int NL>
 __device__ __forceinline__ void gather_tile(const RowGather<T>& g, T* tile, unsigned char* scratch, int64_t sample) {
   using Tile = LinearTile<T, NL>;
-  int* begin = reinterpret_cast<int*>(scratch + kGatherPieces);
+  int* begin = reinterpret_cast<int*>(scratch + gather_scratch(NL, sizeof(T)));
   if (threadIdx.x < kWarp) {
     const int lane = threadIdx.x;
     int items[NL], sum = 0;

@@ -73,13 +73,13 @@ def multiply(a: Matrix, x: Tensor | CompressedRows, aggr: str | list[str] = "add
     x = x if graph.num_cols == x.size(0) else pad_rows(x, graph.num_cols)
     if isinstance(graph, EdgeList):
         return exported.multiply(a, x, reduce)[:rows]
-    transpose = graph.transpose() if needs_grad(x) else (None, None, None)
-    val = None if val is None else val.to(x.dtype)
+    grad, val = needs_grad(x), None if val is None else val.to(x.dtype)
+    transpose = graph.transpose() if grad else (None, None, None)
+    args = graph.crow, graph.col, val, row_scale, col_scale, diag, *transpose, reduce
     if isinstance(x, CompressedRows):
-        args = graph.crow, graph.col, val, row_scale, col_scale, diag
-        return torch.ops.sparsegnn.maxk_spmm(x.values, x.index, x.width, *args, *transpose, reduce, x.group)
-    need_arg = needs_grad(x) or (val is not None and needs_grad(val))
-    y = spmm(x, graph.crow, graph.col, val, row_scale, col_scale, diag, *transpose, reduce, need_arg)[0]
+        cspans = graph.spans(True)[1] if grad else None
+        return torch.ops.sparsegnn.maxk_spmm(x.values, x.index, x.width, *args, x.group, cspans)
+    y = spmm(x, *args, grad or (val is not None and needs_grad(val)), *graph.spans(grad))[0]
     return y if graph.num_rows == rows else y[:rows]
 
 

@@ -87,8 +87,9 @@ def steps(a: Matrix, x: Tensor, alpha: float, K: int) -> Tensor:
     """``K`` steps a x + alpha h from x = h on, of sums with a constant ``a``, as one node of autograd."""
     val = None if a.val is None else a.val.to(x.dtype)
     ccol, row, perm = a.graph.transpose()
-    there = a.graph.crow, a.graph.col, val, a.row_scale, a.col_scale, a.diag
-    back = ccol, row, None if val is None else val.index_select(0, perm), a.col_scale, a.row_scale, a.diag
+    spans, cspans = a.graph.spans(True)
+    there = a.graph.crow, a.graph.col, val, a.row_scale, a.col_scale, a.diag, spans
+    back = ccol, row, None if val is None else val.index_select(0, perm), a.col_scale, a.row_scale, a.diag, cspans
     return _Steps.apply(x, alpha, K, perm, *there, *back)
 
 
@@ -100,19 +101,19 @@ class _Steps(torch.autograd.Function):
     def forward(ctx, h, alpha, steps, perm, *matrices):
         ctx.alpha, ctx.steps = alpha, steps
         ctx.save_for_backward(perm, *matrices)
-        return _steps(h, alpha, steps, matrices[:6])
+        return _steps(h, alpha, steps, matrices[:7])
 
     @staticmethod
     def backward(ctx, dy):
         perm, *matrices = ctx.saved_tensors
         back = (*matrices[:2], inverted(perm)) if recorded() else None
-        return _steps(dy, ctx.alpha, ctx.steps, matrices[6:], back), None, None, None, *[None] * 12
+        return _steps(dy, ctx.alpha, ctx.steps, matrices[7:], back), None, None, None, *[None] * 14
 
 
 def _steps(h: Tensor, alpha: float, steps: int, a: tuple, back: tuple | None = None) -> Tensor:
     """With ``back``, the edges of the transpose, differentiable."""
-    x = h
+    x, (*matrix, spans) = h, a
     for _ in range(steps):
-        y = torch.ops.sparsegnn.spmm(x, *a, *(back or (None, None, None)), "sum", False)[0]
+        y = torch.ops.sparsegnn.spmm(x, *matrix, *(back or (None, None, None)), "sum", False, spans)[0]
         x = y.add_(h, alpha=alpha) if back is None else y.add(h, alpha=alpha)
     return x

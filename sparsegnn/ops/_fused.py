@@ -7,8 +7,8 @@ from torch import Tensor
 DEVICES = {"cuda"}
 #: Of a weight: beyond, its packed entries (8 bytes each in fp32) would be as many bytes as a tile gathers.
 MOST_WEIGHTS = 1 << 16
-# As in csrc/cuda/spmm_linear.cuh: shared memory of a block, what the gather takes of it, the stride of a narrow tile.
-_SHARED, _GATHER, _STRIDE = 96 * 1024, 8 * 1024 + 144, 34
+# As in csrc/cuda/spmm_linear.cuh: shared memory of a block, what pieces of rows take of it, samples of a narrow tile.
+_SHARED, _PIECES, _SAMPLES = 96 * 1024, 8 * 1024, 32
 #: Bytes of a gathered table that the L2 keeps: 3/5 of an H200's 60 MB, as csrc/common/segments.cuh asks the device for.
 CACHED = 36 << 20
 # Expected of an H200, to be measured: bytes a second from memory and from the L2, the widest and narrowest slices of
@@ -18,11 +18,10 @@ _MEMORY, _L2, _SLICES, _MULTIPLY = 4.3e12, 9.7e12, (512, 128), {2: 1e13, 4: 6e12
 
 def fits(width: int, dtype: torch.dtype, beside: int | None = None) -> bool:
     """Whether a tile of 32 rows of this width fits a block: of x, or of dy ``beside`` panels of an x of that width."""
-    column = _STRIDE * dtype.itemsize
+    column = _SAMPLES * dtype.itemsize + 16
+    outputs = 64 * (8 * min(16, 4 * dtype.itemsize) + 16)  # on their way to memory
     rest = _SHARED - (width + 1) * column
-    if beside is None:
-        return rest >= _GATHER
-    return rest // 16 * 16 >= _GATHER and rest // 16 * 16 // column >= min(beside, 32)
+    return rest >= max(_PIECES, outputs) + 144 and (beside is None or rest // column >= min(beside, 32))
 
 
 def fused(x: Tensor, edges: int, outputs: int, weights: int) -> bool:

@@ -13,6 +13,8 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
+from sparsegnn.graph_spans import row_spans
+
 ENABLED = os.environ.get("SPARSEGNN_CHECK", "") == "1"
 _KEY = "BackendSelect"  # fallthrough for all ops that allocate no tensor from sizes alone
 
@@ -104,6 +106,11 @@ def check(op: str, a: SimpleNamespace) -> None:
         _compressed(op, a.index, COMPRESSED[op](a), getattr(a, "group", 0))
     if op == "spmm_arg_backward":
         _arg(op, a.arg, a.crow)
+    for name, crow in (("spans", "crow"), ("cspans", "ccol")):
+        if getattr(a, name, None) is not None and getattr(a, crow) is not None:
+            given, offsets = getattr(a, name), getattr(a, crow)
+            same = given.dtype == torch.int32 and torch.equal(given, row_spans(offsets, int(offsets[-1])))
+            _expect(same, op, name, f"be row_spans of {crow}", "others")
     for name, limits in OTHERS.get(op, {}).items():
         _in_range(op, name, getattr(a, name), *limits(a))
 

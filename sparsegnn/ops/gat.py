@@ -21,7 +21,7 @@ from sparsegnn.ops._saved import keep_output, kept_output
 from sparsegnn.ops._softmax import softmax_of_rows
 
 
-def reference(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, negative_slope, dropout, seed, save, bias=None):
+def reference(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, negative_slope, dropout, seed, save, bias=None, *_):
     """The same in plain PyTorch: what the tests compare with, and what runs when nothing is compiled."""
     acc, edges = torch.promote_types(x.dtype, torch.float32), col.numel()
     rows, source = rows_of(crow, edges), col.long()
@@ -44,7 +44,7 @@ def reference(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, negative_slop
     return out, lse, tilt.to(x.dtype), scores
 
 
-def fake(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, negative_slope, dropout, seed, save, bias=None):
+def fake(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, negative_slope, dropout, seed, save, bias=None, *_):
     m, n, h, d, acc = crow.size(0) - 1, *x.shape, torch.promote_types(x.dtype, torch.float32)
     scores = x.new_empty((2, n, h) if a_src.dim() == 3 else (0, 0, 0), dtype=acc)
     lse, tilt = ((m, h), (m, h, d)) if save else ((0, 0), (0, 0, 0))
@@ -53,33 +53,33 @@ def fake(x, a_src, a_dst, a_edge, crow, col, ccol, row, perm, negative_slope, dr
 
 op = define(
     "gat(Tensor x, Tensor a_src, Tensor a_dst, Tensor? a_edge, Tensor crow, Tensor col, Tensor? ccol, Tensor? row, "
-    "Tensor? perm, float negative_slope, float dropout, Tensor? seed, bool save, Tensor? bias=None) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
+    "Tensor? perm, float negative_slope, float dropout, Tensor? seed, bool save, Tensor? bias=None, "
+    "Tensor? spans=None, Tensor? cspans=None) -> (Tensor, Tensor, Tensor, Tensor)",
     reference, fake, cast=("x",),  # the scores stay as they are: they cost little and decide much
 )  # fmt: skip
 
 
 def setup_context(ctx, inputs, output):
-    *tensors, ctx.negative_slope, ctx.dropout, seed, ctx.saved, bias = inputs
-    ctx.save_for_backward(*tensors, seed, bias, keep_output(ctx, output[0]), *output[1:])
+    *tensors, ctx.negative_slope, ctx.dropout, seed, ctx.saved, bias, spans, cspans = inputs
+    ctx.save_for_backward(*tensors, seed, bias, spans, cspans, keep_output(ctx, output[0]), *output[1:])
     ctx.mark_non_differentiable(*output[1:])
 
 
 def backward(ctx, dy, *_):
-    x, a_src, a_dst, a_edge, *pattern, seed, bias, y, lse, tilt, scores = ctx.saved_tensors
+    x, a_src, a_dst, a_edge, *pattern, seed, bias, spans, cspans, y, lse, tilt, scores = ctx.saved_tensors
     if not ctx.saved or pattern[2] is None:
         raise RuntimeError("gat: backward needs save=True and the transpose (ccol, row, perm) in forward")
     inputs = (x, a_src, a_dst, a_edge, *pattern, ctx.negative_slope, ctx.dropout, seed)
     if recorded():
         return differentiate(reference, (*inputs, True, bias), ctx.needs_input_grad, dy)
-    y = kept_output(ctx, y, op, *inputs, False, bias)
+    y = kept_output(ctx, y, op, *inputs, False, bias, spans)
     need_edge, need_bias = ctx.needs_input_grad[3], ctx.needs_input_grad[13]
     score, att = (scores, (a_src, a_dst)) if a_src.dim() == 3 else ((a_src, a_dst), (None, None))
     dx, da_src, da_dst, da_edge, dbias = torch.ops.sparsegnn.gat_backward(
         dy, x, *score, a_edge, y, lse, tilt, *pattern[2:], ctx.negative_slope, ctx.dropout, seed, need_edge, *att,
-        bias, need_bias)  # fmt: skip
+        bias, need_bias, cspans)  # fmt: skip
     da_edge, dbias = da_edge.to(a_edge.dtype) if need_edge else None, dbias.to(bias.dtype) if need_bias else None
-    return dx, da_src.to(a_src.dtype), da_dst.to(a_dst.dtype), da_edge, *[None] * 9, dbias
+    return dx, da_src.to(a_src.dtype), da_dst.to(a_dst.dtype), da_edge, *[None] * 9, dbias, None, None
 
 
 apply = register_autograd(op, backward, setup_context)
@@ -119,4 +119,5 @@ def gat(graph, x: Tensor, a_src: Tensor, a_dst: Tensor, a_edge: Tensor | None = 
     seed = check_dropout("gat", dropout, seed, x)
     save = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *(t for _, t, _ in given)))
     pattern = (graph.crow, graph.col, *(graph.transpose() if save else (None, None, None)))
-    return apply(x, a_src, a_dst, a_edge, *pattern, float(negative_slope), float(dropout), seed, save, bias)[0]
+    pattern += (float(negative_slope), float(dropout), seed, save, bias, *graph.spans(save))
+    return apply(x, a_src, a_dst, a_edge, *pattern)[0]

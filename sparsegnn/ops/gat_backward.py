@@ -10,7 +10,7 @@ from sparsegnn.ops._random import dropout_factor
 
 def reference(
     dy, x, a_src, a_dst, a_edge, y, lse, tilt, ccol, row, perm, negative_slope, dropout, seed, need_edge,
-    att_src=None, att_dst=None, bias=None, need_bias=False,
+    att_src=None, att_dst=None, bias=None, need_bias=False, cspans=None,
 ):  # fmt: skip
     acc, i, j, slot = lse.dtype, row.long(), rows_of(ccol, row.numel()), perm.long()
     dbias = dy.to(acc).sum(0).flatten() if need_bias else lse.new_empty(0)
@@ -36,7 +36,7 @@ def reference(
 
 def fake(
     dy, x, a_src, a_dst, a_edge, y, lse, tilt, ccol, row, perm, negative_slope, dropout, seed, need_edge,
-    att_src=None, att_dst=None, bias=None, need_bias=False,
+    att_src=None, att_dst=None, bias=None, need_bias=False, cspans=None,
 ):  # fmt: skip
     shapes = [a.shape if att is None else (1, *x.shape[1:]) for a, att in ((a_src, att_src), (a_dst, att_dst))]
     shapes += [(row.size(0), x.size(1)) if need_edge else (0, 0), (x.size(1) * x.size(2) if need_bias else 0,)]
@@ -46,7 +46,7 @@ def fake(
 op = define(
     "gat_backward(Tensor dy, Tensor x, Tensor a_src, Tensor a_dst, Tensor? a_edge, Tensor y, Tensor lse, Tensor tilt, "
     "Tensor ccol, Tensor row, Tensor perm, float negative_slope, float dropout, Tensor? seed, bool need_edge, "
-    "Tensor? att_src=None, Tensor? att_dst=None, Tensor? bias=None, bool need_bias=False) "
+    "Tensor? att_src=None, Tensor? att_dst=None, Tensor? bias=None, bool need_bias=False, Tensor? cspans=None) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference,
     fake,

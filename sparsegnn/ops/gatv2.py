@@ -19,7 +19,8 @@ from sparsegnn.ops._saved import keep_output, kept_output
 from sparsegnn.ops._softmax import softmax_of_rows
 
 
-def reference(x_src, x_dst, att, edge, crow, col, ccol, row, perm, negative_slope, dropout, seed, save):
+def reference(x_src, x_dst, att, edge, crow, col, ccol, row, perm, negative_slope, dropout, seed, save, spans=None,
+              cspans=None):  # fmt: skip
     """The same in plain PyTorch: what the tests compare with, and what runs when nothing is compiled."""
     acc, edges = torch.promote_types(x_src.dtype, torch.float32), col.numel()
     rows, source = rows_of(crow, edges), col.long()
@@ -33,14 +34,16 @@ def reference(x_src, x_dst, att, edge, crow, col, ccol, row, perm, negative_slop
     return y.to(x_src.dtype), lse if save else lse.new_empty(0, 0)
 
 
-def fake(x_src, x_dst, att, edge, crow, col, ccol, row, perm, negative_slope, dropout, seed, save):
+def fake(x_src, x_dst, att, edge, crow, col, ccol, row, perm, negative_slope, dropout, seed, save, spans=None,
+         cspans=None):  # fmt: skip
     size = x_dst.shape[:2] if save else (0, 0)
     return x_dst.new_empty(x_dst.shape), x_dst.new_empty(size, dtype=torch.promote_types(x_dst.dtype, torch.float32))
 
 
 op = define(
     "gatv2(Tensor x_src, Tensor x_dst, Tensor att, Tensor? edge, Tensor crow, Tensor col, Tensor? ccol, Tensor? row, "
-    "Tensor? perm, float negative_slope, float dropout, Tensor? seed, bool save) -> (Tensor, Tensor)",
+    "Tensor? perm, float negative_slope, float dropout, Tensor? seed, bool save, Tensor? spans=None, "
+    "Tensor? cspans=None) -> (Tensor, Tensor)",
     reference,
     fake,
     cast=("x_src", "x_dst", "edge"),  # att stays as it is: it costs little and decides much
@@ -48,24 +51,24 @@ op = define(
 
 
 def setup_context(ctx, inputs, output):
-    *tensors, ctx.negative_slope, ctx.dropout, seed, ctx.saved = inputs
-    ctx.save_for_backward(*tensors, seed, keep_output(ctx, output[0]), output[1])
+    *tensors, ctx.negative_slope, ctx.dropout, seed, ctx.saved, spans, cspans = inputs
+    ctx.save_for_backward(*tensors, seed, spans, cspans, keep_output(ctx, output[0]), output[1])
     ctx.mark_non_differentiable(output[1])
 
 
 def backward(ctx, dy, _):
-    x_src, x_dst, att, edge, *pattern, seed, y, lse = ctx.saved_tensors
+    x_src, x_dst, att, edge, *pattern, seed, spans, cspans, y, lse = ctx.saved_tensors
     if not ctx.saved or pattern[2] is None:
         raise RuntimeError("gatv2: backward needs save=True and the transpose (ccol, row, perm) in forward")
     inputs = (x_src, x_dst, att, edge, *pattern, ctx.negative_slope, ctx.dropout, seed, False)
     if recorded():
         return differentiate(reference, inputs, ctx.needs_input_grad, dy)
-    y = kept_output(ctx, y, op, *inputs)
+    y = kept_output(ctx, y, op, *inputs, spans)
     need_edge = ctx.needs_input_grad[3]
     dx_src, dx_dst, datt, dedge = torch.ops.sparsegnn.gatv2_backward(
-        dy, x_src, x_dst, att, edge, y, lse, *pattern, ctx.negative_slope, ctx.dropout, seed, need_edge
-    )
-    return dx_src, dx_dst, datt.to(att.dtype), dedge if need_edge else None, *[None] * 9
+        dy, x_src, x_dst, att, edge, y, lse, *pattern, ctx.negative_slope, ctx.dropout, seed, need_edge,
+        spans, cspans)  # fmt: skip
+    return dx_src, dx_dst, datt.to(att.dtype), dedge if need_edge else None, *[None] * 11
 
 
 apply = register_autograd(op, backward, setup_context)
@@ -104,4 +107,5 @@ def gatv2(graph, x_src: Tensor, x_dst: Tensor, att: Tensor, edge: Tensor | None 
     leaves = (x_src, x_dst, att, edge)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves)
     pattern = (graph.crow, graph.col, *(graph.transpose() if save else (None, None, None)))
-    return apply(*leaves, *pattern, float(negative_slope), float(dropout), seed, save)[0]
+    spans = graph.spans(save)
+    return apply(*leaves, *pattern, float(negative_slope), float(dropout), seed, save, *spans)[0]

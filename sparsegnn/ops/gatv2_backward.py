@@ -9,8 +9,9 @@ from sparsegnn.ops._random import dropout_factor
 
 
 def reference(
-    dy, x_src, x_dst, att, edge, y, lse, crow, col, ccol, row, perm, negative_slope, dropout, seed, need_edge
-):
+    dy, x_src, x_dst, att, edge, y, lse, crow, col, ccol, row, perm, negative_slope, dropout, seed, need_edge,
+    spans=None, cspans=None,
+):  # fmt: skip
     acc, i, j = lse.dtype, rows_of(crow, col.numel()), col.long()
     dy, source, weight = dy.to(acc), x_src.to(acc)[j], att.to(acc)
     z = source + x_dst.to(acc)[i]
@@ -29,7 +30,10 @@ def reference(
     return dx_src.to(x_src.dtype), dx_dst.to(x_src.dtype), datt, dedge.to(x_src.dtype)
 
 
-def fake(dy, x_src, x_dst, att, edge, y, lse, crow, col, ccol, row, perm, negative_slope, dropout, seed, need_edge):
+def fake(
+    dy, x_src, x_dst, att, edge, y, lse, crow, col, ccol, row, perm, negative_slope, dropout, seed, need_edge,
+    spans=None, cspans=None,
+):  # fmt: skip
     size = (col.size(0), *att.shape) if need_edge else (0, 0, 0)
     return x_src.new_empty(x_src.shape), dy.new_empty(dy.shape), lse.new_empty(att.shape), x_src.new_empty(size)
 
@@ -37,7 +41,7 @@ def fake(dy, x_src, x_dst, att, edge, y, lse, crow, col, ccol, row, perm, negati
 op = define(
     "gatv2_backward(Tensor dy, Tensor x_src, Tensor x_dst, Tensor att, Tensor? edge, Tensor y, Tensor lse, "
     "Tensor crow, Tensor col, Tensor ccol, Tensor row, Tensor perm, float negative_slope, float dropout, Tensor? seed, "
-    "bool need_edge) -> (Tensor, Tensor, Tensor, Tensor)",
+    "bool need_edge, Tensor? spans=None, Tensor? cspans=None) -> (Tensor, Tensor, Tensor, Tensor)",
     reference,
     fake,
 )

@@ -20,7 +20,8 @@ def weights(crow, col, val, row_scale, col_scale, reduce, acc):
     return edge, row / crow.diff().clamp(min=1) if reduce == "mean" else row
 
 
-def reference(values, index, width, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, reduce, group=0):
+def reference(values, index, width, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, reduce, group=0,
+              cspans=None):  # fmt: skip
     """The same in plain PyTorch: what the tests compare with, and what runs when nothing is compiled."""
     acc = torch.promote_types(values.dtype, torch.float32)
     x = values.new_zeros(values.size(0), width, dtype=acc).scatter(1, index.long(), values.to(acc))
@@ -37,7 +38,8 @@ def fake(values, index, width, crow, *args):
 
 op = define(
     "maxk_spmm(Tensor values, Tensor index, int width, Tensor crow, Tensor col, Tensor? val, Tensor? row_scale, "
-    "Tensor? col_scale, Tensor? diag, Tensor? ccol, Tensor? row, Tensor? perm, str reduce, int group=0) -> Tensor",
+    "Tensor? col_scale, Tensor? diag, Tensor? ccol, Tensor? row, Tensor? perm, str reduce, int group=0, "
+    "Tensor? cspans=None) -> Tensor",
     reference,
     fake,
     cast=("values", "val"),
@@ -47,26 +49,26 @@ op = define(
 def composed(values, index, width, *rest):
     """The same of two ops that can be differentiated again."""
     x = torch.ops.sparsegnn.maxk_expand(values, index, width)
-    return torch.ops.sparsegnn.spmm(x, *rest[:-1])[0]
+    return torch.ops.sparsegnn.spmm(x, *rest[:-2])[0]
 
 
 def setup_context(ctx, inputs, output):
-    values, index, ctx.width, *tensors, ctx.reduce, _ = inputs
-    ctx.save_for_backward(values, index, *tensors)
+    values, index, ctx.width, *tensors, ctx.reduce, _, cspans = inputs
+    ctx.save_for_backward(values, index, *tensors, cspans)
 
 
 def backward(ctx, dy):
-    need_dvalues, _, _, _, _, need_dval, *scales, _, _, _, _, _ = ctx.needs_input_grad
+    need_dvalues, _, _, _, _, need_dval, *scales = ctx.needs_input_grad[:9]
     if any(scales):
         raise NotImplementedError(
             "maxk_spmm: row_scale, col_scale and diag are constants; pass a differentiable val instead"
         )
     if recorded():
-        given = (*ctx.saved_tensors[:2], ctx.width, *ctx.saved_tensors[2:], ctx.reduce, 0)
+        given = (*ctx.saved_tensors[:2], ctx.width, *ctx.saved_tensors[2:-1], ctx.reduce, 0, None)
         return differentiate(composed, given, ctx.needs_input_grad, dy)
     run = torch.ops.sparsegnn.maxk_spmm_backward
-    dvalues, dval = run(dy, *ctx.saved_tensors, ctx.reduce, need_dvalues, need_dval)
-    return (dvalues if need_dvalues else None, *[None] * 4, dval if need_dval else None, *[None] * 8)
+    dvalues, dval = run(dy, *ctx.saved_tensors[:-1], ctx.reduce, need_dvalues, need_dval, ctx.saved_tensors[-1])
+    return (dvalues if need_dvalues else None, *[None] * 4, dval if need_dval else None, *[None] * 9)
 
 
 register_autograd(op, backward, setup_context)
@@ -101,4 +103,5 @@ def maxk_spmm(graph, values: Tensor, index: Tensor, width: int, reduce: str = "s
         check("maxk_spmm", "edge_weight", val, (graph.num_edges,))
         check_like("maxk_spmm", "edge_weight", val, values, "values")
     transpose = graph.transpose() if values.requires_grad else (None, None, None)
-    return op(values, index, width, graph.crow, graph.col, val, None, None, None, *transpose, reduce, group)
+    cspans = graph.spans(True)[1] if values.requires_grad else None
+    return op(values, index, width, graph.crow, graph.col, val, None, None, None, *transpose, reduce, group, cspans)

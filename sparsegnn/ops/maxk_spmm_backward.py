@@ -9,7 +9,7 @@ from sparsegnn.ops._library import define, rows_of
 
 
 def reference(dy, values, index, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, reduce, need_dvalues,
-              need_dval):  # fmt: skip
+              need_dval, cspans=None):  # fmt: skip
     """The same in plain PyTorch."""
     acc, source, target = torch.promote_types(values.dtype, torch.float32), col.long(), rows_of(crow, col.numel())
     degree = crow.diff().clamp(min=1)[:, None] if reduce == "mean" else 1
@@ -28,14 +28,14 @@ def reference(dy, values, index, crow, col, val, row_scale, col_scale, diag, cco
 
 
 def fake(dy, values, index, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, reduce, need_dvalues,
-         need_dval):  # fmt: skip
+         need_dval, cspans=None):  # fmt: skip
     return values.new_empty(values.shape if need_dvalues else (0, 0)), values.new_empty(col.size(0) if need_dval else 0)
 
 
 op = define(
     "maxk_spmm_backward(Tensor dy, Tensor values, Tensor index, Tensor crow, Tensor col, Tensor? val, "
     "Tensor? row_scale, Tensor? col_scale, Tensor? diag, Tensor? ccol, Tensor? row, Tensor? perm, str reduce, "
-    "bool need_dvalues, bool need_dval) -> (Tensor, Tensor)",
+    "bool need_dvalues, bool need_dval, Tensor? cspans=None) -> (Tensor, Tensor)",
     reference,
     fake,
 )

@@ -16,7 +16,7 @@ from sparsegnn.ops._out import check_out, write
 REDUCTIONS = ("sum", "mean", "max", "min")
 
 
-def reference(x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, reduce, need_arg=True):
+def reference(x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, reduce, need_arg=True, *_):
     """The same in plain PyTorch: what the tests compare with, and what runs when nothing is compiled."""
     m, rows, source = crow.numel() - 1, rows_of(crow, col.numel()), col.long()
     acc = x.double() if x.dtype == torch.float64 else x.float()
@@ -33,7 +33,7 @@ def reference(x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, re
     return (y if row_scale is None else y * row_scale.to(acc)[:, None]).to(x.dtype), col.new_empty(0, 0)
 
 
-def fake(x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, reduce, need_arg=True):
+def fake(x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, reduce, need_arg=True, *_):
     m, k = crow.size(0) - 1, x.size(1)
     arg = (m, k) if need_arg and reduce in ("max", "min") else (0, 0)
     return x.new_empty(m, k), col.new_empty(arg)
@@ -41,41 +41,39 @@ def fake(x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, reduce,
 
 op = define(
     "spmm(Tensor x, Tensor crow, Tensor col, Tensor? val, Tensor? row_scale, Tensor? col_scale, Tensor? diag, "
-    "Tensor? ccol, Tensor? row, Tensor? perm, str reduce, bool need_arg=True) -> (Tensor, Tensor)",
-    reference,
-    fake,
-    cast=("x", "val"),
-)
+    "Tensor? ccol, Tensor? row, Tensor? perm, str reduce, bool need_arg=True, Tensor? spans=None, Tensor? cspans=None) "
+    "-> (Tensor, Tensor)", reference, fake, cast=("x", "val"),
+)  # fmt: skip
 
 
 def setup_context(ctx, inputs, output):
-    (x, *tensors, ctx.reduce, _), ctx.dtype = inputs, inputs[0].dtype
+    (x, *tensors, ctx.reduce, _, spans, cspans), ctx.dtype = inputs, inputs[0].dtype
     x = x if ctx.reduce in ("max", "min") or ctx.needs_input_grad[3] else None  # of several hops all would stay
-    ctx.save_for_backward(x, *tensors, output[1])
+    ctx.save_for_backward(x, *tensors, spans, cspans, output[1])
     ctx.mark_non_differentiable(output[1])
 
 
 def backward(ctx, dy, _):
-    x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, arg = ctx.saved_tensors
-    need_dx, _, _, need_dval, *scales, _, _, _, _, _ = ctx.needs_input_grad
+    x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, spans, cspans, arg = ctx.saved_tensors
+    need_dx, _, _, need_dval, *scales = ctx.needs_input_grad[:7]
     if any(scales):
         raise NotImplementedError("spmm: scales and diag are constants; pass a differentiable val instead")
     dx = dval = None
     if ctx.reduce in ("max", "min"):
-        run = extremum_gradients if recorded() else torch.ops.sparsegnn.spmm_arg_backward
-        dx, dval = run(dy, x, arg, val, crow, col, ccol, row, perm, need_dx, need_dval)
-        return (dx if need_dx else None, None, None, dval if need_dval else None, *[None] * 8)
+        given = (dy, x, arg, val, crow, col, ccol, row, perm, need_dx, need_dval)
+        dx, dval = extremum_gradients(*given) if recorded() else torch.ops.sparsegnn.spmm_arg_backward(*given, cspans)
+        return (dx if need_dx else None, None, None, dval if need_dval else None, *[None] * 10)
     if ctx.reduce == "mean":
         inverse = 1 / crow.diff().clamp(min=1).to(torch.promote_types(ctx.dtype, torch.float32))
         row_scale = inverse if row_scale is None else row_scale * inverse
     if need_dx:
         val_t = None if val is None else val.index_select(0, perm)
         back = inverted(perm) if recorded() else None
-        dx = op(dy, ccol, row, val_t, col_scale, row_scale, diag, crow, col, back, "sum")[0]
+        dx = op(dy, ccol, row, val_t, col_scale, row_scale, diag, crow, col, back, "sum", False, cspans, spans)[0]
     if need_dval:
         a, b = (t if s is None else t * s[:, None].to(t.dtype) for t, s in ((dy, row_scale), (x, col_scale)))
         dval = torch.ops.sparsegnn.sddmm(a, b, crow, col, ccol, row, perm)
-    return (dx, None, None, dval, *[None] * 8)
+    return (dx, None, None, dval, *[None] * 10)
 
 
 apply = register_autograd(op, backward, setup_context)
@@ -112,6 +110,8 @@ def spmm(
     need_dx, need_dval = grad and x.requires_grad, grad and val is not None and val.requires_grad
     if out is not None:
         check_out("spmm", out, x, (graph.num_rows, x.size(1)), edge_weight=val, crow=graph.crow, col=graph.col)
-        return write(torch.ops.sparsegnn.spmm_out, out, x, graph.crow, graph.col, val, None, None, None, reduce)
+        rest = None, None, None, reduce, graph.spans()[0]
+        return write(torch.ops.sparsegnn.spmm_out, out, x, graph.crow, graph.col, val, *rest)
     transpose = graph.transpose() if need_dx else (None, None, None)
-    return apply(x, graph.crow, graph.col, val, None, None, None, *transpose, reduce, need_dx or need_dval)[0]
+    rest = reduce, need_dx or need_dval, *graph.spans(need_dx)
+    return apply(x, graph.crow, graph.col, val, None, None, None, *transpose, *rest)[0]

@@ -40,7 +40,7 @@ def gcn(graph, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, pattern
         raise ValueError("gcn: graph must have constant weights, got some that require a gradient")
     if aggregate_first(x, outputs):
         if sparse and fused(x, graph.num_edges, outputs, weight.numel()):
-            matrix = _matrix(graph, x, improved, add_self_loops)
+            matrix, _ = _matrix(graph, x, improved, add_self_loops)
             return torch.ops.sparsegnn.spmm_linear(x, *matrix, weight, bias, *pattern, act, dropout, seed)
         x = _aggregate(graph, x, improved, add_self_loops)
         if sparse:
@@ -51,15 +51,17 @@ def gcn(graph, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, pattern
 
 
 def _aggregate(graph, x, improved, add_self_loops):
-    return torch.ops.sparsegnn.spmm(x, *_matrix(graph, x, improved, add_self_loops), "sum")[0]
+    matrix, spans = _matrix(graph, x, improved, add_self_loops)
+    return torch.ops.sparsegnn.spmm(x, *matrix, "sum", False, *spans)[0]
 
 
 def _matrix(graph, x, improved, add_self_loops):
-    """L and its transpose as spmm takes them."""
+    """L and its transpose as spmm takes them, and its spans."""
     graph, scale, diag = graph.normed(improved, add_self_loops, torch.promote_types(x.dtype, torch.float32))
-    transpose = graph.transpose() if x.requires_grad and torch.is_grad_enabled() else (None, None, None)
+    grad = x.requires_grad and torch.is_grad_enabled()
+    transpose = graph.transpose() if grad else (None, None, None)
     val = None if graph.val is None else graph.val.to(x.dtype)
-    return graph.crow, graph.col, val, scale, scale, diag, *transpose
+    return (graph.crow, graph.col, val, scale, scale, diag, *transpose), graph.spans(grad)
 
 
 def aggregate_first(x: Tensor, outputs: int) -> bool:

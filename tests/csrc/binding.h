@@ -94,6 +94,20 @@ class Optional {
   std::unique_ptr<Array<T>> array_;
 };
 
+// Spans of rows, [S, 2], or None.
+class Spans {
+ public:
+  explicit Spans(const py::object& source) : array_(source), count_(source.is_none() ? 0 : py::len(source)) {}
+  template <typename List>
+  operator List() {
+    return {array_.data(), count_};
+  }
+
+ private:
+  Optional<int32_t> array_;
+  int64_t count_;
+};
+
 // Calls f(T{}) with the element type of the array: the types that this build has, CMakeLists.txt says which.
 template <typename F>
 auto by_dtype(const py::array& a, F f) {

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+from sparsegnn.graph_spans import row_spans
 
 ROOT = Path(__file__).parents[2]
 #: what runs the kernels: "sparsegnn_emulated" made by the host's compiler, "sparsegnn_emulated_asan" under ASan and
@@ -94,6 +97,8 @@ class Dtype:
     def __init__(self, name: str):
         self.name = name
         self.accumulator = np.float64 if name == "float64" else np.float32
+        #: samples for each lane of the widest tile of sparse_linear
+        self.widest = {"float64": 1, "float32": 2}.get(name, 4)
         #: bound on the relative Frobenius error against an fp64 oracle
         self.tolerance = {"float64": 1e-13, "float32": 1e-5, "float16": 1e-2, "bfloat16": 1e-2}[name]
 
@@ -133,6 +138,12 @@ class Csr:
         self.perm = np.argsort(self.col, kind="stable").astype(np.int32)
         self.row = self.row_of[self.perm].astype(np.int32)
         self.ccol = np.concatenate([[0], np.cumsum(np.bincount(self.col, minlength=cols))]).astype(np.int32)
+
+    @property
+    def spans(self) -> dict[str, np.ndarray]:
+        """The spans of the rows and of the columns."""
+        both = {"spans": self.crow, "cspans": self.ccol}
+        return {name: row_spans(torch.from_numpy(crow), self.edges).numpy() for name, crow in both.items()}
 
     def normal(self, *shape) -> np.ndarray:
         return self.rng.standard_normal(shape)

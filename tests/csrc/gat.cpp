@@ -7,7 +7,7 @@ namespace {
 
 py::object gat(const py::array& x, const py::array& a_src, const py::array& a_dst, const py::object& a_edge,
                const py::array& crow, const py::array& col, double negative_slope, double dropout,
-               const py::object& seed, bool save, const py::object& bias) {
+               const py::object& seed, bool save, const py::object& bias, const py::object& list) {
   return by_dtype(x, [&](auto scalar) -> py::object {
     using T = decltype(scalar);
     using A = acc_t<T>;
@@ -17,6 +17,7 @@ py::object gat(const py::array& x, const py::array& a_src, const py::array& a_ds
     Optional<A> edge(a_edge), b(bias);
     Array<int32_t> p(crow), c(col);
     Optional<int64_t> s(seed);
+    Spans spans(list);
     Array<char> workspace({cuda::gat_workspace_bytes<T>(c.size(), heads * width, save)});
     const cuda::GatScores<A> scores = {src.data(), dst.data(),        edge.data(), heads,
                                        width,      A(negative_slope), dropout,     s.data()};
@@ -29,7 +30,9 @@ py::object gat(const py::array& x, const py::array& a_src, const py::array& a_ds
                                              save ? lse.data() : nullptr,
                                              save ? tilt.data() : nullptr,
                                              rows,
-                                             c.size()};
+                                             c.size(),
+                                             spans,
+                                             x.shape(0)};
     check(cuda::launch_gat(arguments, save, workspace.data() - misalignment(), nullptr));
     return py::make_tuple(y.numpy(), lse.numpy(), tilt.numpy());
   });
@@ -39,7 +42,7 @@ py::object gat_backward(const py::array& dy, const py::array& x, const py::array
                         const py::object& a_edge, const py::array& y, const py::array& lse, const py::array& tilt,
                         const py::array& ccol, const py::array& row, const py::array& perm, double negative_slope,
                         double dropout, const py::object& seed, bool need_edge, const py::object& att_src,
-                        const py::object& att_dst, const py::object& bias) {
+                        const py::object& att_dst, const py::object& bias, const py::object& list) {
   return by_dtype(x, [&](auto scalar) -> py::object {
     using T = decltype(scalar);
     using A = acc_t<T>;
@@ -53,6 +56,7 @@ py::object gat_backward(const py::array& dy, const py::array& x, const py::array
     Array<A> dbias({biased ? heads : 0, width});
     Array<int32_t> p(ccol), r(row), q(perm);
     Optional<int64_t> s(seed);
+    Spans spans(list);
     const cuda::GatScores<A> scores = {src.data(), dst.data(),        edge.data(), heads,
                                        width,      A(negative_slope), dropout,     s.data()};
     const cuda::GatBackwardArguments<T> arguments = {scores,
@@ -76,7 +80,8 @@ py::object gat_backward(const py::array& dy, const py::array& x, const py::array
                                                      biased ? dbias.data() : nullptr,
                                                      rows,
                                                      cols,
-                                                     row.size()};
+                                                     row.size(),
+                                                     spans};
     Array<char> workspace({cuda::GatBackwardWorkspace<T>(arguments).bytes()});
     check(cuda::launch_gat_backward(arguments, workspace.data() - misalignment(), nullptr));
     return py::make_tuple(dx.numpy(), da_src.numpy(), da_dst.numpy(), da_edge.numpy(), datt_src.numpy(),
@@ -101,12 +106,12 @@ py::object gat_scores(const py::array& x, const py::array& att_src, const py::ar
 SG_BINDINGS(m) {
   m.def("gat", &gat, py::arg("x"), py::arg("a_src"), py::arg("a_dst"), py::arg("a_edge"), py::arg("crow"),
         py::arg("col"), py::arg("negative_slope") = 0.2, py::arg("dropout") = 0.0, py::arg("seed") = py::none(),
-        py::arg("save") = true, py::arg("bias") = py::none());
+        py::arg("save") = true, py::arg("bias") = py::none(), py::arg("spans") = py::none());
   m.def("gat_backward", &gat_backward, py::arg("dy"), py::arg("x"), py::arg("a_src"), py::arg("a_dst"),
         py::arg("a_edge"), py::arg("y"), py::arg("lse"), py::arg("tilt"), py::arg("ccol"), py::arg("row"),
         py::arg("perm"), py::arg("negative_slope") = 0.2, py::arg("dropout") = 0.0, py::arg("seed") = py::none(),
         py::arg("need_edge") = false, py::arg("att_src") = py::none(), py::arg("att_dst") = py::none(),
-        py::arg("bias") = py::none());
+        py::arg("bias") = py::none(), py::arg("cspans") = py::none());
   m.def("gat_scores", &gat_scores);
 }
 

@@ -6,14 +6,16 @@ namespace sparsegnn::emulated {
 namespace {
 
 // Plans that a test asks for, so that small shapes reach every path.
+template <typename T>
 cuda::LinearPlan forward_plan(std::tuple<int, int, int, int> given, int64_t inputs) {
   const auto [n, chunk, panel, staged] = given;
-  return {n, 32 * n + (n == 4 ? 4 : 2), chunk, int(cuda::ceil_div(inputs, chunk)), panel, staged};
+  return {n, cuda::linear_stride(n, sizeof(T)), chunk, int(cuda::ceil_div(inputs, chunk)), panel, staged};
 }
+template <typename T>
 cuda::LinearBackwardPlan backward_plan(std::tuple<int, int, int, int> given, int64_t batch, int64_t inputs,
                                        int64_t outputs) {
   const auto [n, chunk, panel, span] = given;
-  return {n,     32 * n + (n == 4 ? 4 : 2),           chunk, int(cuda::ceil_div(inputs, chunk)),
+  return {n,     cuda::linear_stride(n, sizeof(T)),   chunk, int(cuda::ceil_div(inputs, chunk)),
           panel, int(cuda::ceil_div(outputs, panel)), span,  cuda::ceil_div(batch, 32 * n * span)};
 }
 
@@ -28,7 +30,7 @@ py::object sparse_linear(const py::array& x, const py::array& values, const py::
     Array<int32_t> p(crow), c(col);
     Optional<int32_t> t(perm);
     cuda::LinearPlan plan = cuda::linear_plan(batch, inputs, outputs, sizeof(T));
-    if (!given.is_none()) plan = forward_plan(given.cast<std::tuple<int, int, int, int>>(), inputs);
+    if (!given.is_none()) plan = forward_plan<T>(given.cast<std::tuple<int, int, int, int>>(), inputs);
     Array<char> workspace({cuda::sparse_linear_workspace_bytes<T>(plan, outputs, c.size())});
     Array<int64_t> seed_there = on_device(seed);
     const auto how = cuda::linear_epilogue<acc_t<T>>(relu, dropout, seed_there.data());
@@ -47,7 +49,7 @@ py::object sparse_linear_dvalues(const py::array& dy, const py::array& x, const 
     Array<T> g(dy), a(x), dvalues({col.size()});
     Array<int32_t> p(crow), c(col);
     cuda::LinearBackwardPlan plan = cuda::linear_backward_plan(batch, inputs, outputs, sizeof(T));
-    if (!given.is_none()) plan = backward_plan(given.cast<std::tuple<int, int, int, int>>(), batch, inputs, outputs);
+    if (!given.is_none()) plan = backward_plan<T>(given.cast<std::tuple<int, int, int, int>>(), batch, inputs, outputs);
     Array<char> workspace({cuda::sparse_linear_dvalues_workspace_bytes<T>(plan, outputs, c.size())});
     const cuda::SparseLinearBackwardArguments<T> arguments = {g.data(), a.data(), p.data(), c.data(), dvalues.data(),
                                                               batch,    inputs,   outputs,  c.size()};
@@ -90,7 +92,7 @@ py::object sparse_linear_pack(const py::array& values, const py::array& crow, co
     const int64_t outputs = crow.size() - 1, entries = col.size();
     Array<T> v(values);
     Array<int32_t> p(crow), c(col);
-    const cuda::LinearPlan plan = forward_plan({2, chunk, int(outputs), 0}, inputs);
+    const cuda::LinearPlan plan = forward_plan<T>({2, chunk, int(outputs), 0}, inputs);
     Array<char> workspace({cuda::sparse_linear_workspace_bytes<T>(plan, outputs, entries)});
     cuda::SparseLinearArguments<T> a = {};
     a.values = v.data(), a.crow = p.data(), a.col = c.data(), a.outputs = outputs, a.entries = entries;
@@ -105,7 +107,8 @@ py::object sparse_linear_pack(const py::array& values, const py::array& crow, co
       length.push_back(cuda::ceil_div(count, together) * together);
       for (int64_t i = 0; i < length.back(); ++i) {
         const auto e = packed.entry[cuda::linear_place<T>(s, packed.cut[s]) + i];
-        column.push_back(e.offset == plan.chunk * plan.stride ? -1 : s % plan.chunks * chunk + e.offset / plan.stride);
+        const int units = plan.stride * int(sizeof(T)) / cuda::kLinearUnit;
+        column.push_back(e.offset == plan.chunk * units ? -1 : s % plan.chunks * chunk + e.offset / units);
         value.push_back(static_cast<double>(cuda::to_acc(e.value)));
       }
     }
@@ -120,9 +123,10 @@ py::object sparse_linear_plans(int64_t batch, int64_t inputs, int64_t outputs, i
   const cuda::LinearPlan f = cuda::linear_plan(batch, inputs, outputs, element_size, entries);
   const int64_t packed = f.staged ? cuda::linear_packed_bytes(f, outputs, entries, element_size) : 0;
   const cuda::LinearBackwardPlan b = cuda::linear_backward_plan(batch, inputs, outputs, element_size);
-  return py::make_tuple(py::make_tuple(f.per_lane, f.chunk, f.panel),
-                        py::make_tuple(b.per_lane, b.chunk, b.panel, b.span),
-                        cuda::linear_tile_bytes(f, element_size) + packed, f.staged > 0);
+  return py::make_tuple(
+      py::make_tuple(f.per_lane, f.chunk, f.panel), py::make_tuple(b.per_lane, b.chunk, b.panel, b.span),
+      cuda::linear_outputs_bytes(f.per_lane, element_size) + cuda::linear_tile_bytes(f, element_size) + packed,
+      f.staged > 0);
 }
 
 }  // namespace

@@ -17,7 +17,7 @@ cuda::Reduce reduce_of(const std::string& name) {
 
 py::object spmm(const py::array& x, const py::array& crow, const py::array& col, const py::object& val,
                 const py::object& row_scale, const py::object& col_scale, const py::object& diag,
-                const std::string& name) {
+                const std::string& name, const py::object& list) {
   return by_dtype(x, [&](auto scalar) -> py::object {
     using T = decltype(scalar);
     const cuda::Reduce reduce = reduce_of(name);
@@ -27,28 +27,30 @@ py::object spmm(const py::array& x, const py::array& crow, const py::array& col,
     Array<int32_t> p(crow), c(col), arg({extremum ? rows : 0, extremum ? width : 0});
     Optional<T> v(val);
     Optional<acc_t<T>> rs(row_scale), cs(col_scale), d(diag);
+    Spans spans(list);
     Array<char> workspace({cuda::spmm_workspace_bytes<T>(c.size(), width, reduce)});
-    const cuda::SpmmArguments<T> arguments = {a.data(),  p.data(),  c.data(),
-                                              v.data(),  rs.data(), cs.data(),
-                                              d.data(),  y.data(),  extremum ? arg.data() : nullptr,
-                                              rows,      width,     c.size(),
-                                              x.shape(0)};
+    const cuda::SpmmArguments<T> arguments = {a.data(),   p.data(),  c.data(),
+                                              v.data(),   rs.data(), cs.data(),
+                                              d.data(),   y.data(),  extremum ? arg.data() : nullptr,
+                                              rows,       width,     c.size(),
+                                              x.shape(0), spans};
     check(cuda::launch_spmm(arguments, reduce, workspace.data() - misalignment(), nullptr));
     return py::make_tuple(y.numpy(), arg.numpy());
   });
 }
 
 py::object spmm_arg_backward(const py::array& dy, const py::array& arg, const py::object& val, const py::array& ccol,
-                             const py::array& row, const py::array& perm) {
+                             const py::array& row, const py::array& perm, const py::object& list) {
   return by_dtype(dy, [&](auto scalar) -> py::object {
     using T = decltype(scalar);
     const int64_t cols = ccol.size() - 1, width = dy.shape(1);
     Array<T> g(dy), dx({cols, width});
     Array<int32_t> k(arg), p(ccol), r(row), t(perm);
     Optional<T> v(val);
+    Spans spans(list);
     Array<char> workspace({cuda::spmm_workspace_bytes<T>(r.size(), width, cuda::Reduce::sum)});
-    const cuda::SpmmArgBackwardArguments<T> arguments = {g.data(),  k.data(), v.data(), p.data(), r.data(),   t.data(),
-                                                         dx.data(), cols,     width,    r.size(), dy.shape(0)};
+    const cuda::SpmmArgBackwardArguments<T> arguments = {g.data(),  k.data(), v.data(), p.data(), r.data(),    t.data(),
+                                                         dx.data(), cols,     width,    r.size(), dy.shape(0), spans};
     check(cuda::launch_spmm_arg_backward(arguments, workspace.data() - misalignment(), nullptr));
     return dx.numpy();
   });
@@ -79,13 +81,15 @@ SG_BINDINGS(m) {
   m.def("spmm_far_row", &spmm_far_row);
   m.def("spmm", &spmm, py::arg("x"), py::arg("crow"), py::arg("col"), py::arg("val") = py::none(),
         py::arg("row_scale") = py::none(), py::arg("col_scale") = py::none(), py::arg("diag") = py::none(),
-        py::arg("reduce") = "sum");
+        py::arg("reduce") = "sum", py::arg("spans") = py::none());
   m.def("segment_lanes", [](int64_t rows, int64_t width, int64_t edges, int64_t table, int64_t bytes, int V) {
     cuda::RowSegments s{nullptr, rows, width, edges};
     s.table = table, s.bytes = bytes;
     return cuda::segment_lanes(s, V);
   });
-  m.def("spmm_arg_backward", &spmm_arg_backward);
+  m.def("segment_window", &cuda::segment_window);
+  m.def("spmm_arg_backward", &spmm_arg_backward, py::arg("dy"), py::arg("arg"), py::arg("val"), py::arg("ccol"),
+        py::arg("row"), py::arg("perm"), py::arg("cspans") = py::none());
 }
 
 }  // namespace sparsegnn::emulated

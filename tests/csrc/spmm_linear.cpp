@@ -5,8 +5,6 @@
 namespace sparsegnn::emulated {
 namespace {
 
-int stride_of(int n) { return 32 * n + (n == 4 ? 4 : 2); }
-
 // A CSR graph with what may be absent: (crow, col, val, row_scale, col_scale, diag).
 template <typename T>
 struct Graph {
@@ -36,7 +34,8 @@ py::object spmm_linear(const py::array& x, const py::tuple& graph, const py::arr
     Optional<acc_t<T>> b(bias);
     Array<int32_t> p(crow), c(col);
     cuda::LinearPlan plan = cuda::spmm_linear_plan(rows, inputs, outputs, sizeof(T));
-    if (!per_lane.is_none()) plan.per_lane = per_lane.cast<int>(), plan.stride = stride_of(plan.per_lane);
+    if (!per_lane.is_none())
+      plan.per_lane = per_lane.cast<int>(), plan.stride = cuda::linear_stride(plan.per_lane, sizeof(T));
     Array<char> workspace(
         {cuda::spmm_linear_workspace_bytes<T>(plan, outputs, c.size(), g.col.size(), inputs, g.window(window))});
     Array<int64_t> seed_there = on_device(seed);
@@ -64,11 +63,10 @@ py::object spmm_linear_backward(const py::array& dy, const py::array& x, const p
     if (!given.is_none()) {
       const auto [n, panel, span] = given.cast<std::tuple<int, int, int>>();
       plan.product.per_lane = plan.weights.per_lane = n;
-      plan.product.stride = plan.weights.stride = stride_of(n);
+      plan.product.stride = plan.weights.stride = cuda::linear_stride(n, sizeof(T));
       plan.weights.panel = panel, plan.weights.panels = int(cuda::ceil_div(inputs, panel));
       plan.weights.span = span, plan.weights.spans = cuda::ceil_div(nodes, 32 * n * span);
-      const int64_t bytes = cuda::ceil_div(panel * stride_of(n) * sizeof(T), 16) * 16;
-      plan.before = cuda::max(cuda::gather_bytes(n), bytes);
+      plan.before = cuda::max<int64_t>(cuda::gather_bytes(n, sizeof(T)), panel * plan.product.stride * sizeof(T));
     }
     const cuda::SpmmLinearBackwardWorkspace<T> parts(plan, inputs, outputs, r.size(), g.col.size(), g.window(window));
     Array<char> workspace({parts.bytes});
@@ -93,9 +91,10 @@ py::object spmm_linear_backward(const py::array& dy, const py::array& x, const p
 py::object spmm_linear_plans(int64_t nodes, int64_t inputs, int64_t outputs, int64_t size) {
   const cuda::LinearPlan f = cuda::spmm_linear_plan(nodes, inputs, outputs, size);
   const cuda::SpmmLinearBackwardPlan b = cuda::spmm_linear_backward_plan(nodes, inputs, outputs, size);
-  return py::make_tuple(py::make_tuple(f.per_lane, cuda::gather_bytes(f.per_lane) + (inputs + 1) * f.stride * size),
-                        py::make_tuple(b.product.per_lane, b.before + (outputs + 1) * b.product.stride * size,
-                                       b.weights.panel, b.weights.span));
+  return py::make_tuple(
+      py::make_tuple(f.per_lane, cuda::gather_bytes(f.per_lane, size) + (inputs + 1) * f.stride * size),
+      py::make_tuple(b.product.per_lane, b.before + (outputs + 1) * b.product.stride * size, b.weights.panel,
+                     b.weights.span));
 }
 
 }  // namespace

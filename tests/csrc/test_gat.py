@@ -196,3 +196,11 @@ def test_same_bits_in_every_order(emulated_module, csr):
         grads = emulated_module.gat_backward(dy, x, a_src, a_dst, None, *saved, g.ccol, g.row, g.perm)
         results.append(b"".join(t.tobytes() for t in (*saved, *grads)))
     assert len(set(results)) == 1
+
+
+@pytest.mark.parametrize("heads, width", [(2, 64), (4, 128)])
+def test_slices_and_whole_rows(emulated, csr, dtype, heads, width):
+    """Whatever the L2 holds: slices of a head, or rows over several warps, whose heads each warp scores for itself."""
+    for nodes, l2 in ((40, 40 * 128 * 5 // 3 + 2), (40, 0), (9, 60 << 20)):
+        emulated.set_l2_bytes(l2)
+        run(emulated, dtype, csr([3, 0, 70, 1, 2, 40, 0, 33] * (nodes // 8), nodes, seed=width), heads, width)

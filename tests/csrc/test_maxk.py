@@ -29,13 +29,16 @@ def rows(kind, width):
         x = np.full_like(x, -1.5)
     if kind == "heavy":
         x = np.clip(rng.standard_cauchy((9, width)) ** 3, -6e4, 6e4)
+    if kind == "mixed":  # of four rows that are chosen from together one is not finite
+        x[2, ::5], x[5, 0], x[6, -1] = np.nan, np.inf, -np.inf
+        x[7] = 0.25
     if kind == "special":
         x = np.where(rng.random(x.shape) < 0.3, np.nan, x)
         x = np.where(rng.random(x.shape) < 0.2, rng.choice([np.inf, -np.inf, 0.0, -0.0], x.shape), x)
     return x
 
 
-@pytest.mark.parametrize("kind", ["normal", "ties", "special", "relu", "constant", "heavy"])
+@pytest.mark.parametrize("kind", ["normal", "ties", "special", "mixed", "relu", "constant", "heavy"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_choice(emulated, dtype, shape, kind):
     width, k, group = shape
@@ -46,7 +49,7 @@ def test_choice(emulated, dtype, shape, kind):
     np.testing.assert_array_equal(dtype.unpack(values), np.take_along_axis(dtype.unpack(x), wanted, 1))
 
 
-#: keys in 1, 2, 4, ... registers of a lane or in none, by vectors or not; groups that a thread compares in wide rows
+#: by eight lanes or a warp, 16 or 32 columns of a lane or none, by vectors or not; groups that a thread compares
 WIDE = [(330, 30, 33), (402, 40, 201), (400, 40, 200), (301, 30, 0), (601, 20, 0), (1501, 10, 0), (512, 64, 8)]
 WIDE += [(512, 96, 16)]
 

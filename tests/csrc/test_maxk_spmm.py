@@ -137,3 +137,21 @@ def test_same_bits_in_every_order(emulated_module, csr, dtype, k, group):
         )
         results.append(y.tobytes() + dvalues.tobytes() + dval.tobytes())
     assert len(set(results)) == 1
+
+
+@counts_loads
+def test_backward_reads_rows_where_the_l2_holds_slices_of_them(emulated, csr):
+    """And gathers entries where it holds all, or where entries are few; the bits are the same."""
+    g = csr([60] * 40, 40)
+    dy, every = g.normal(40, 64).astype(np.float32), np.tile(np.arange(64, dtype=np.uint8), (40, 1))
+    for k, by_rows in ((8, True), (4, False)):
+        index = np.sort(g.rng.permuted(every, axis=1)[:, :k], 1)
+        values, results, loads = g.normal(40, k).astype(np.float32), [], []
+        for l2 in (40 * 128 * 5 // 3 + 2, 60 << 20):
+            emulated.set_l2_bytes(l2)
+            emulated.take_warp_loads()
+            transpose = g.ccol, g.row, g.perm
+            results.append(emulated.maxk_spmm(values, index, 64, g.crow, g.col, dy=dy, transpose=transpose)[0])
+            loads.append(emulated.take_warp_loads().sum())
+        np.testing.assert_array_equal(*results)
+        assert (loads[0] >= g.edges * 16) == by_rows and loads[1] == 0

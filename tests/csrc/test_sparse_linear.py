@@ -62,8 +62,7 @@ def test_forward_and_both_gradients(emulated, dtype, shape):
 )
 def test_forward_plans(emulated, dtype, plan):
     """Each width of a lane; inputs in one chunk or several; outputs in one panel or several; W in shared memory."""
-    if dtype.name == "float64" and plan[0] == 4:
-        pytest.skip("fp64 lanes own one or two samples")
+    plan = (min(plan[0], dtype.widest), *plan[1:])
     w = Weight(100, 40, full_row=7)
     x, values = dtype.pack(w.normal(140, 40)), dtype.pack(w.normal(w.nnz))
     y = emulated.sparse_linear(x, values, None, w.crow, w.col, None, plan)
@@ -115,8 +114,7 @@ def test_many_groups_keep_their_order(emulated_module):
     "plan", [(1, 40, 50, 2), (2, 40, 24, 1), (4, 40, 50, 1), (1, 16, 24, 3), (2, 8, 50, 1), (4, 24, 24, 2)], ids=str
 )
 def test_dvalues_plans(emulated, dtype, plan):
-    if dtype.name == "float64" and plan[0] == 4:
-        pytest.skip("fp64 lanes own one or two samples")
+    plan = (min(plan[0], dtype.widest), *plan[1:])
     w = Weight(50, 40, 0.9, full_row=7)
     x, dy = dtype.pack(w.normal(140, 40)), dtype.pack(w.normal(140, 50))
     dvalues = emulated.sparse_linear_dvalues(dy, x, w.crow, w.col, plan)
@@ -196,8 +194,8 @@ def test_plans_cover_the_shape_and_fit(emulated_module, element_size):
                 *_, shared, staged = emulated_module.sparse_linear_plans(batch, inputs, outputs, element_size, entries)
                 assert shared <= 96 * 1024 and (not staged or entries * element_size < 48 * 1024)
                 assert staged == (element_size < 8) or batch < 1e9 or inputs * outputs > 256
-                strides = [32 * k + (4 if k == 4 else 2) for k in (n, bn)]
-                assert max(n, bn) <= (2 if element_size == 8 else 4)
+                strides = [32 * k + 16 // element_size for k in (n, bn)]
+                assert max(n, bn) <= 8 // element_size
                 assert (chunk + 1) * strides[0] * element_size <= 96 * 1024
                 assert (bchunk + bpanel) * strides[1] * element_size <= 96 * 1024
                 assert (chunk == inputs or chunk % 8 == 0) and (bchunk == inputs or bchunk % 8 == 0)

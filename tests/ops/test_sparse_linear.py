@@ -353,8 +353,9 @@ def test_where_the_gradient_of_values_is_gathered_from_the_dense_product():
         assert all(gathers(low, 256, s) for s in (0.5, 0.9, 0.99)) and gathers(low, 2048, 0.95)
         assert not gathers(low, 2048, 0.99) and not gathers(low, 256, 0.5, "cpu")
     assert all(gathers(policy.TF32, 256, s) for s in (0.5, 0.9, 0.99))
-    for strict in (torch.float32, torch.float64):
-        assert not any(gathers(strict, 256, s) for s in (0.1, 0.9))
+    assert all(gathers(torch.float32, w, s) != (s > 0.82) for w in (256, 1024) for s in (0.1, 0.8, 0.83, 0.9, 0.99))
+    assert all(gathers(torch.float64, w, s) != (s > 0.93) for w in (256, 1024) for s in (0.1, 0.9, 0.94, 0.99))
+    assert not gathers(torch.float32, 256, 0.5, "cpu")
     with policy.use_kernel("sparse"):
         assert not gathers(torch.bfloat16, 256, 0.9)
 

@@ -65,7 +65,7 @@ FAULTS = {
     "a barrier of the block is missing": Fault(
         "csr", "csr_scan_kernel", r"bar\.sync\s+0;", "", "race between", from_edges),
     "a barrier of a warp is missing": Fault(
-        "maxk", "maxk_select_kernelIfhLi4ELi2E", r"bar\.warp\.sync\s+-1;", "", "race between lanes of a warp",
+        "maxk", "maxk_select_kernelIfhLi4ELi32ELi8E", r"bar\.warp\.sync\s+-1;", "", "race between lanes of a warp",
         selection),
     "a mask is too narrow": Fault(
         "csr", "csr_scan_kernel", r"(shfl\.sync\.up\.b32[^;]*), %r\d+;", r"\1, 65535;",

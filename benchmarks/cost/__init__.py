@@ -1,0 +1,1 @@
+"""What the CUDA kernels should cost on an H200, reckoned without one: see docs/predict.md."""
