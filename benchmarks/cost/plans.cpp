@@ -47,7 +47,8 @@ Answer linear(const Numbers& n) {
           {"staged", staged},
           {"threads", kLinearThreads},
           {"blocks", (staged ? min(tiles, p.staged) : tiles) * ceil_div(n[2], p.panel)},
-          {"shared", linear_outputs_bytes(p.per_lane, n[3]) + tile + (staged ? linear_packed_bytes(p, n[2], n[4], n[3]) : 0)}};
+          {"shared",
+           linear_outputs_bytes(p.per_lane, n[3]) + tile + (staged ? linear_packed_bytes(p, n[2], n[4], n[3]) : 0)}};
 }
 
 // batch, inputs, outputs, element size
@@ -124,8 +125,8 @@ Answer vectors(const Numbers& n) {
   return {{"V", V}, {"padded", n[0]}};
 }
 
-// columns, kept, rows of normal numbers, rows that a warp has at once and columns of a lane: rounds in which it brackets
-// their thresholds, and the most columns that stay of those of a lane; on average
+// columns, kept, rows of normal numbers, rows that a warp has at once and columns of a lane: rounds in which it
+// brackets their thresholds, and the most columns that stay of those of a lane; on average
 Answer rounds(const Numbers& n) {
   std::mt19937 random(0);
   std::normal_distribution<float> normal;
