@@ -110,7 +110,10 @@ def recorded() -> bool:
 
 
 def differentiate(function: Callable, inputs: tuple, wanted: tuple, flow: Tensor) -> tuple:
-    """The gradients of ``function(*inputs)``, or of its first output, for the inputs that are ``wanted``, else None."""
+    """The gradients of ``function(*inputs)``, or of its first output, for the inputs that are ``wanted``, else None.
+
+    ``wanted`` may be longer: what follows the inputs has no gradient.
+    """
     places = [i for i, w in enumerate(wanted[: len(inputs)]) if w]
 
     def of(*values):
@@ -119,7 +122,7 @@ def differentiate(function: Callable, inputs: tuple, wanted: tuple, flow: Tensor
 
     _, pull = torch.func.vjp(of, *(inputs[i] for i in places))
     found = dict(zip(places, pull(flow), strict=True))
-    return tuple(found.get(i) for i in range(len(inputs)))
+    return tuple(found.get(i) for i in range(len(wanted)))
 
 
 def inverted(perm: Tensor) -> Tensor:

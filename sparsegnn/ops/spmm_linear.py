@@ -49,7 +49,7 @@ def backward(ctx, dy):
         raise ValueError("spmm_linear: ccol, row and perm must be given for a gradient, got None")
     if recorded():
         given = (x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, values, bias, *weight)
-        return differentiate(reference, given, ctx.needs_input_grad, masked(dy, y, ctx.dropout, seed)) + (None,) * 3
+        return differentiate(reference, given, ctx.needs_input_grad, masked(dy, y, ctx.dropout, seed))
     graph = (ccol, row, None if val is None else val.index_select(0, perm), col_scale, row_scale, diag)
     grads = torch.ops.sparsegnn.spmm_linear_backward(dy, x, *graph, values, *weight, *need, y, ctx.dropout, seed)
     dx, dvalues, dbias = (g if n else None for g, n in zip(grads, need, strict=True))
