@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sparsegnn import _console, _files
 
-START = b'{"id":"'  # of every line
+STARTS = b'{"id":"', b'{"id": "'  # of every line, by this version or by hand
 #: what is kept of each row in memory, beside the place of the row in the file
 KEPT = ("id", "case", "role", "matches", "error", "training", "hidden", "steps", "weights", "seconds_training",
         "run_memory_bytes", "seconds_wall", "seed")  # fmt: skip
@@ -91,7 +91,8 @@ class Store:
         with open(self.path, "rb") as file:
             for number, line in enumerate(file, 1):
                 row = _row(line)
-                if row is None and not line.endswith(b"\n") and START.startswith(line[: len(START)]):
+                torn = not line.endswith(b"\n") and any(start.startswith(line[: len(start)]) for start in STARTS)
+                if row is None and torn:
                     self.removed = len(line)
                     os.ftruncate(self._handle, start)
                     os.fsync(self._handle)
