@@ -12,6 +12,7 @@ if not __package__:  # run by its path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from harness import FOLDER  # noqa: E402
+from harness.pages import between  # noqa: E402
 
 README = FOLDER.parent / "README.md"
 FIGURE = FOLDER / "figures" / "speedup.svg"
@@ -187,12 +188,6 @@ def gpu_line(row: dict) -> str:
     errors = " / ".join("-" if e is None else f"{e:.0e}" for e in (row["error"], row["error_baseline"]))
     errors = "" if errors == "- / -" else errors
     return f"| {text} | {degree} | {ours} | {other} | {cell(row)} | {bars} | {floor} | {errors} |"
-
-
-def between(text: str, begin: str, end: str, content: str) -> str:
-    """``text`` with ``content`` between the line that starts with ``begin`` and ``end``."""
-    start = text.index("\n", text.index(begin)) + 1
-    return text[:start] + "\n" + content + "\n\n" + text[text.index(end) :]
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ if not __package__:  # run by its path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from harness import FOLDER  # noqa: E402
+from harness.pages import between  # noqa: E402
 
 from sparsegnn.study import plots, tables  # noqa: E402
 from sparsegnn.study.plots import draw  # noqa: E402
@@ -23,7 +24,6 @@ FIGURES = FOLDER / "figures" / "study"
 README = FOLDER.parent / "README.md"
 BEGIN, END = "<!-- tables:", "<!-- /tables -->"
 README_BEGIN, README_END = "<!-- study table:", "<!-- /study table -->"
-NOTE = f"{BEGIN} made by `python benchmarks/publish/study.py` from benchmarks/results/*/study_*.jsonl; do not edit -->"
 SHOWN = ("score_sparsity", "speedup", "score_time")  # figures on the page; `sparsegnn plot` makes the others, too
 TITLES = {"nodes": "Node classification", "models": "Node classification: other layers and graphs, at 90 %",
           "links": "Temporal link prediction", "traffic": "Traffic forecasting"}  # fmt: skip
@@ -44,10 +44,9 @@ def details(view: plots.View, net: Net) -> str:
     return "\n\n".join(parts)
 
 
-def section(path: Path) -> str:
+def section(name: str, view: plots.View) -> str:
     """A study's tables; its figures are drawn."""
-    name = path.stem.removeprefix("study_")
-    view, folder = plots.View(read([path])), FIGURES / name
+    folder = FIGURES / name
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
         old.unlink()
@@ -75,30 +74,26 @@ def where(view: plots.View) -> str:
 
 def short_table(overviews: dict[str, tables.Table]) -> str:
     """Of each study the net with the greatest speed-up, said to be that; nets without one lose to every other."""
-    rows = []
+    names = ("study", "nets", "its best net for sparsity", "best dense", "soonest dense", "s", "soonest sparse", "s",
+             "speed-up")  # fmt: skip
+    numbers = (False, True, False, True, False, True, False, True, True)
+    short = tables.Table("short", [(name, "", number) for name, number in zip(names, numbers, strict=True)])
     for name, table in overviews.items():
         best = max(table.rows, key=lambda row: -1.0 if row[7].key is None else float(row[7].key))
-        texts = [best[i].text for i in (0, 1, 3, 4, 5, 6, 7)]
-        rows.append([TITLES.get(name, name), f"{len(table.rows)}", *(text.replace("|", "\\|") for text in texts)])
-    head = ["study", "nets", "its best net for sparsity", "best dense", "soonest dense", "s", "soonest sparse", "s",
-            "speed-up"]  # fmt: skip
-    lines = [f"| {' | '.join(row)} |" for row in (head, ["---", *["---:", "---"] * 3, "---:", "---:"], *rows)]
-    return "\n".join(lines)
-
-
-def replaced(text: str, begin: str, end: str, new: str) -> str:
-    """With what stands between two markers, the line of the first included, in place of what stood there."""
-    return "\n\n".join([text[: text.index(begin)].rstrip(), new, text[text.index(end) :]])
+        count = tables.Cell(TITLES.get(name, name)), tables.Cell(str(len(table.rows)))
+        short.rows.append([*count, *(best[i] for i in (0, 1, 3, 4, 5, 6, 7))])
+    return markdown(short)
 
 
 def main() -> int:
     order = list(TITLES)
     paths = sorted((FOLDER / "results").glob("*/study_*.jsonl"),
                    key=lambda p: order.index(n) if (n := p.stem.removeprefix("study_")) in order else 99)  # fmt: skip
-    PAGE.write_text(replaced(PAGE.read_text(), BEGIN, END, "\n\n".join([NOTE, *map(section, paths)])))
-    overviews = {p.stem.removeprefix("study_"): tables.overview(plots.View(read([p]))) for p in paths}
-    note = f"{README_BEGIN} made by `python benchmarks/publish/study.py`; do not edit by hand -->"
-    README.write_text(replaced(README.read_text(), README_BEGIN, README_END, f"{note}\n\n{short_table(overviews)}"))
+    views = {path.stem.removeprefix("study_"): plots.View(read([path])) for path in paths}
+    sections = "\n\n".join(section(name, view) for name, view in views.items())
+    PAGE.write_text(between(PAGE.read_text(), BEGIN, END, sections))
+    short = short_table({name: tables.overview(view) for name, view in views.items()})
+    README.write_text(between(README.read_text(), README_BEGIN, README_END, short))
     return 0
 
 

@@ -25,6 +25,7 @@ if not __package__:  # run by its path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from harness import FOLDER, runner  # noqa: E402
 from harness.graphs import lognormal  # noqa: E402
+from harness.pages import between  # noqa: E402
 
 import sparsegnn  # noqa: E402
 
@@ -119,10 +120,7 @@ def publish() -> None:
             f"`benchmarks/results/{of['device']}`:"
         )
         parts += [about, "\n".join([HEAD, *map(line, rows)])]
-    page = PAGE.read_text()
-    before, after = page[: page.index(BEGIN)], page[page.index(END) :]
-    note = f"{BEGIN} made by `python benchmarks/training/pyg.py --publish`; do not edit by hand -->"
-    PAGE.write_text(before + "\n\n".join([note, *parts, after]))
+    PAGE.write_text(between(PAGE.read_text(), BEGIN, END, "\n\n".join(parts)))
 
 
 def main() -> int:

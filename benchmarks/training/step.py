@@ -29,11 +29,14 @@ if not __package__:  # run by its path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from harness import FOLDER, runner  # noqa: E402
 from harness.graphs import lognormal  # noqa: E402
+from harness.pages import between  # noqa: E402
+from training import pyg  # noqa: E402
+from training.pyg import CLASSES, FEATURES, HIDDEN  # noqa: E402
 
 import sparsegnn  # noqa: E402
 from sparsegnn.nn import GCNConv  # noqa: E402
 
-FEATURES, HIDDEN, CLASSES, SPARSITY = 128, 256, 40, 0.9
+SPARSITY = 0.9
 MALLOCS, WAYS = ("default", "kept"), ("as written", "fused")
 SIZES = ("nodes", "edges", "threads", "dropout")
 README, BEGIN, END = FOLDER.parent / "README.md", "<!-- step table:", "<!-- /step table -->"
@@ -58,16 +61,7 @@ class Net(nn.Module):
 def step(fused: bool, args):
     """A closure that trains one step."""
     torch.manual_seed(0)
-    net, graph, nodes = Net(fused, args.dropout), lognormal(args.nodes, args.edges), args.nodes
-    x, y = torch.randn(nodes, FEATURES), torch.randint(CLASSES, (nodes,))
-    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-
-    def run():
-        optimizer.zero_grad()
-        functional.cross_entropy(net(x, graph), y).backward()
-        optimizer.step()
-
-    return run
+    return pyg.step(Net(fused, args.dropout), lognormal(args.nodes, args.edges), args.nodes)
 
 
 def serve(args) -> None:
@@ -89,7 +83,7 @@ def serve(args) -> None:
 
 
 def measure(args) -> list[dict]:
-    command = [sys.executable, __file__, *(f"--{k}={getattr(args, k)}" for k in ("nodes", "edges", "threads"))]
+    command = [sys.executable, __file__, *(f"--{k}={getattr(args, k)}" for k in SIZES)]
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     processes = {malloc: subprocess.Popen([*command, f"--serve={malloc}"], **pipes) for malloc in MALLOCS}
     samples: dict[tuple[str, str], list] = {}
@@ -146,9 +140,7 @@ def publish() -> None:
             f"faults; `benchmarks/results/{of['device']}`:"
         )
         parts += [about, table(rows)]
-    page = README.read_text()
-    note = f"{BEGIN} made by `python benchmarks/training/step.py --publish`; do not edit by hand -->"
-    README.write_text(page[: page.index(BEGIN)] + "\n\n".join([note, *parts, page[page.index(END) :]]))
+    README.write_text(between(README.read_text(), BEGIN, END, "\n\n".join(parts)))
 
 
 def main() -> int:
