@@ -1,4 +1,4 @@
-"""Sparse graph neural networks that are **fast, not just masked**."""
+"""Sparse graph neural networks that are fast, not just masked."""
 
 from __future__ import annotations
 

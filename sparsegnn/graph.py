@@ -155,7 +155,8 @@ class CSRGraph:
         return self.num_edges >= graph_spans.LEAST_EDGES and not recording
 
     def _spans(self, transpose: bool) -> tuple[Tensor, Tensor | None]:
-        rows = graph_spans.row_spans(self.crow, self.num_edges)
+        rows, _ = self._structure.get("spans", (None, None))
+        rows = graph_spans.row_spans(self.crow, self.num_edges) if rows is None else rows
         if not transpose:
             return rows, None
         ccol = self.transpose()[0]

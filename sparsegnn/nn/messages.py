@@ -27,9 +27,9 @@ def with_messages(forward):
 
     @functools.wraps(forward)
     def call(self, *args, **kwargs):
-        if "_messages" not in self.__dict__ or not of(self).wanted():
-            return forward(self, *args, **kwargs)
-        return of(self).forward(*args, **kwargs)
+        if wants_messages(self):
+            return of(self).forward(*args, **kwargs)
+        return forward(self, *args, **kwargs)
 
     return call
 

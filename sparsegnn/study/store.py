@@ -52,15 +52,15 @@ class Store:
 
     def add(self, row: dict) -> None:
         """Write a row, all of it or nothing, its floats to seven digits; OSError where the disk is full."""
-        exact = _console.json_text({"id": row["id"], **row})
-        line = _console.json_text(json.loads(exact, parse_float=_seven_digits), short=True).encode() + b"\n"
+        row = json.loads(_console.json_text({"id": row["id"], **row}), parse_float=_seven_digits)
+        line = _console.json_text(row, short=True).encode() + b"\n"
         end = os.fstat(self._handle).st_size
         try:
             self._write(line)
         except BaseException:
             os.ftruncate(self._handle, end)
             raise
-        self._keep(json.loads(line), end, len(line))
+        self._keep(row, end, len(line))
 
     def whole(self, id: str) -> dict:
         """The row as it is in the file."""
