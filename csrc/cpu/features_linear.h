@@ -8,8 +8,8 @@ constexpr int64_t features_linear_spare = 256;  // elements behind sums, written
 constexpr int64_t features_linear_ahead = 4;    // blocks behind the last one that are read: rows in range, any values
 
 // Whether a column of so many single weights is held with its zeros: vectors are faster than entries one by one, though
-// not by their number, as its lines come from further away.
-inline bool is_whole(int64_t entries, int64_t outputs) { return 4 * entries >= outputs; }
+// not by their number, as its lines come from further away. Static: each instruction set's own.
+static inline bool is_whole(int64_t entries, int64_t outputs) { return 4 * entries >= outputs; }
 
 // A weight of blocks [height, width], column by column. The columns of single weights (1x1) begin at `start`, and those
 // with many entries are held with their zeros.

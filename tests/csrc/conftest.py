@@ -40,7 +40,8 @@ def locate(name: str = VARIANT) -> Path:
 
 def load(name: str = VARIANT):
     """The module; that of the PTX machine with the PTX of every op."""
-    spec = importlib.util.spec_from_file_location("sparsegnn_emulated", locate(name))
+    # a qualified name of its own: pybind11 gives a name that it has loaded the first module of that name
+    spec = importlib.util.spec_from_file_location(f"{name}.sparsegnn_emulated", locate(name))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if name == "sparsegnn_ptx":
