@@ -11,9 +11,9 @@ PINNED = $(PIP) -c $(VENV)/constraints.txt
 SOURCES = setup.py pyproject.toml CMakeLists.txt $(shell git ls-files cmake csrc)
 # CUDA kernels are compiled where this torch can run them; SPARSEGNN_CUDA=on|off overrides it.
 CUDA = $${SPARSEGNN_CUDA:-$$($(BIN)/python -c "import torch; print('auto' if torch.version.cuda else 'off')")}
-# With the environment's programs first, no fallback allowed, and OpenMP threads that sleep while they wait for each
-# other: a test worker per processor.
-RUN = PATH="$(abspath $(BIN)):$(PATH)" SPARSEGNN_STRICT=1 OMP_WAIT_POLICY=passive
+# With the environment's programs first, no fallback allowed, OpenMP threads that sleep while they wait for each other (a
+# test worker per processor), and bytecode, which the tests' some hundred processes would compile anew.
+RUN = PATH="$(abspath $(BIN)):$(PATH)" SPARSEGNN_STRICT=1 OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE=
 PYTEST = $(RUN) $(BIN)/pytest -n $(MAX_JOBS) --maxprocesses 8 --dist loadfile
 export MAX_JOBS
 

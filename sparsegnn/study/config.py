@@ -59,6 +59,7 @@ class Study:
     name: str
     task: tasks.Task
     threads: int | None
+    curve_points: int | None  # about as many points of a learning curve are kept; all
     sets: list[Set]
     methods: list[Method]
     baselines: schema.Baselines
@@ -91,7 +92,7 @@ def read(path: str | Path) -> Study:
             toml.fault(("baselines", "of", i), f"must be a method of this study, {', '.join(known)}, got {name!r}")
     if task is None:  # which the plan needs
         toml.check()
-    return Study(top.name, task, top.threads, sets, methods, baselines, toml)
+    return Study(top.name, task, top.threads, top.curve_points, sets, methods, baselines, toml)
 
 
 # --- values ----------------------------------------------------------------------------------------------------------

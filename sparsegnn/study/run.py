@@ -143,6 +143,7 @@ class _Runner:
                 row = {**about, **row, **net, "copied_from": same["id"]}
             else:
                 result = self._train(r.config, self._data(r))
+                result["curve"] = thinned(result["curve"], self.study.curve_points)
                 row = {**head, **result, **head, **about, "hidden": r.config.hidden, "training": r.training}
         except Exception as e:  # a study does not end with one of its runs
             return {**head, "error": " ".join(str(e).split()) or type(e).__name__, "type": type(e).__name__}
@@ -182,6 +183,16 @@ class _Runner:
             self._loaded = None  # before the next one is there
             self._loaded = r.set, tasks.load(self.study.task.name, r.set.source, r.set.split_seed)
         return self._loaded[1]
+
+
+def thinned(curve: Sequence[list], points: int | None) -> list:
+    """About so many points of a learning curve, the last one, and all at which another step is selected.
+
+    So the steps, FLOPs and seconds until a test score is reached stay what they were.
+    """
+    every = max(1, -(-len(curve) // (points or len(curve))))
+    last = len(curve) - 1
+    return [p for i, p in enumerate(curve) if i % every == 0 or i == last or p[2] != curve[i - 1][2]]
 
 
 def environment() -> dict:

@@ -126,5 +126,6 @@ class Top(Table):
     task: Annotated[Literal[tuple(tasks.TASKS)], BeforeValidator(_task)] = "nodes"
     seeds: Seeds = [0]
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    curve_points: Annotated[int, Field(ge=2)] | None = None
     sparsity: Grid | None = None
     baselines: Baselines = Baselines()

@@ -14,7 +14,7 @@ from sparsegnn.experiments.train import CheckFailed
 from sparsegnn.study import tasks
 from sparsegnn.study.config import read
 from sparsegnn.study.plan import plan
-from sparsegnn.study.run import _Runner, run
+from sparsegnn.study.run import _Runner, run, thinned
 
 pytest.importorskip("tqdm")
 TESTS = Path(__file__).resolve().parents[1]
@@ -61,6 +61,21 @@ def test_rows(undisturbed):
     masked = [row for row in found.values() if row["role"] == "masked"]
     assert {row["of"] for row in masked} == {"small gcn 16: rigl 50 %", "small gcn 16: rigl 90 %"}
     assert all(row["weights"] == row["weights_dense"] and row["method"] == "masked-dense" for row in masked)
+
+
+def test_a_curve_of_few_points_reaches_every_score_as_soon(tmp_path):
+    """All points at which the selected step changes are kept, the last one, and every third of the others."""
+    curve = [[i, 0.5, test, i * 100, i * 0.5] for i, test in enumerate([1, 1, 1, 3, 3, 2, 2, 2, 2, 4, 4], 1)]
+    assert [p[0] for p in thinned(curve, 4)] == [1, 4, 6, 7, 10, 11]
+    for score in (1, 2, 3, 4):
+        full, few = (next(p for p in points if p[2] >= score) for points in (curve, thinned(curve, 4)))
+        assert full == few
+    assert thinned(curve, None) == curve == thinned(curve, 11) and thinned(curve[:1], 4) == curve[:1]
+    config = write(tmp_path, TOML.replace("threads = 1", "threads = 1\ncurve_points = 2"))
+    run(config, tmp_path / "out.jsonl", progress=False, only=["dense"])
+    for row in rows(tmp_path / "out.jsonl").values():
+        points = [p[0] for p in row["curve"]]
+        assert {1, 4, 6} <= set(points) and len(points) <= 6
 
 
 def test_small_dense_nets_have_as_many_weights(undisturbed):
