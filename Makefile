@@ -14,7 +14,7 @@ CUDA = $${SPARSEGNN_CUDA:-$$($(BIN)/python -c "import torch; print('auto' if tor
 # With the environment's programs first, no fallback allowed, OpenMP threads that sleep while they wait for each other (a
 # test worker per processor), and bytecode, which the tests' some hundred processes would compile anew.
 RUN = PATH="$(abspath $(BIN)):$(PATH)" SPARSEGNN_STRICT=1 OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE=
-PYTEST = $(RUN) $(BIN)/pytest -n $(MAX_JOBS) --maxprocesses 8 --dist loadfile
+PYTEST = $(RUN) $(BIN)/pytest -n $(MAX_JOBS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 export MAX_JOBS
 
 .PHONY: demo test test-deep bench wheel test-wheel lint format clean dev build-emulator build-sanitized build-ptx build-cuda

@@ -2,10 +2,15 @@
 
 import os
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+
+#: files of few tests that take long: they come first, or a worker is left alone with one at the end
+LONG = ("test_soak.py", "test_sanitizers.py", "test_isa.py", "test_gpu_check.py", "test_entries.py", "test_compile.py",
+        "test_suite_gpu.py", "test_report.py", "test_cli.py", "test_memory.py", "test_machines.py")  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +48,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Cases marked `full` and `deep` run when they are asked for."""
+    """Cases marked `full` and `deep` run when they are asked for; files that take long come first."""
     if named := [item.nodeid for item in items if " at 0x" in item.nodeid]:  # other workers have other addresses
         raise pytest.UsageError(f"ids must be the same in every process, got {named[0]}")
     left_out = [name for name in ("full", "deep") if not config.getoption(f"--{name}")]
@@ -53,3 +58,6 @@ def pytest_collection_modifyitems(config, items):
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = kept
+    sizes = Counter(item.path for item in items)
+    order = {name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: (order.get(item.path.name, len(LONG)), -sizes[item.path]))
