@@ -79,8 +79,8 @@ FAULTS = [
     ("seeds = 2", "seeds = [1, 1]", 2, "seeds: must be different values"),
     ("seeds = 2", 'seeds = ["1"]', 2, "seeds[0]: must be a whole number, got '1'"),
     ("threads = 1", "threads = true", 3, "threads: must be a whole number, got True"),
-    ("threads = 1", "thread = 1", 3, "thread: must be one of name, task, seeds, threads, curve_points, sparsity, baselines, "
-     "data, methods, common: did you mean threads?"),
+    ("threads = 1", "thread = 1", 3, "thread: must be one of name, task, seeds, threads, curve_points, sparsity, "
+     "baselines, data, methods, common: did you mean threads?"),
     ("threads = 1", 'task = "chess"', 3, "task: must be one of nodes, links, traffic, got 'chess'"),
     ("[0.5, 0.9]", "[0.5, 1.0]", 4, "sparsity[1]: must be in [0, 1), got 1.0"),
     ("[0.5, 0.9]", "[0.5,\n -0.1]", 5, "sparsity[1]: must be in [0, 1), got -0.1"),
