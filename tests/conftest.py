@@ -47,8 +47,15 @@ def pytest_configure(config):
         os.environ["SPARSEGNN_TEST_FULL"] = "1"  # for ops/harness.py, in workers too
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Cases marked `full` and `deep` run when they are asked for; files that take long come first."""
+    seen = Counter()
+    for item in items:
+        if every := item.get_closest_marker("sampled"):
+            if seen[item.function] % every.args[0]:
+                item.add_marker("deep")
+            seen[item.function] += 1
     if named := [item.nodeid for item in items if " at 0x" in item.nodeid]:  # other workers have other addresses
         raise pytest.UsageError(f"ids must be the same in every process, got {named[0]}")
     left_out = [name for name in ("full", "deep") if not config.getoption(f"--{name}")]

@@ -116,6 +116,7 @@ def test_peak_memory_sees_what_was_freed():
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("model", ["gcn", "gat"])
 @pytest.mark.parametrize("method", ["dense", "static", "set", "rigl", "gmp"])
 def test_every_method(small, model, method):
@@ -138,6 +139,7 @@ def test_same_seed_same_result(small, method):
     assert any(first[n] != other[n] for n in names)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("model", ["gcn", "gat"])
 @pytest.mark.parametrize("method", ["dense", "set", "rigl", "gmp"])
 @pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=needs_cuda)])

@@ -94,6 +94,7 @@ OPTIMIZERS = {
 START = {"adagrad fused": {"sum": 0.25}}  # of a new weight; else 0
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("name", methods("optimizers"))
 def test_state_goes_where_the_weights_go(name, kind):
@@ -141,6 +142,7 @@ def test_optimizers_of_matrices_are_refused(name):
 # --- around the step -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("fused", [False, True], ids=["apart", "fused"])
 @pytest.mark.parametrize("name", methods("scaler"))
 def test_steps_that_overflow_do_not_count(name, fused):
@@ -198,6 +200,7 @@ def test_a_closure_is_a_step(name):
     assert differences(plain(name, FEW), run.state()) == []
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", methods("compile"))
 def test_a_compiled_model_trains_alike(name):
     run, other = make(name), make(name)

@@ -133,6 +133,7 @@ def test_every_family(data, model, method):
     assert max(point[1] for point in r["curve"]) == r["val"] and test == r["test"]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_trains_or_says_why_not(data, method):
     from controllers.methods import SETTINGS

@@ -83,6 +83,7 @@ def test_every_registered_method(small, tmp_path, method):
 HOSTILE = ("", " ", "nan", "-inf", "-1", "0", "1", "0.5", "1e400", "9" * 30, "none", "true", "a,b", "{}", '{"a": 1}')
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("method", list(METHODS))
 def test_any_value_of_any_setting_is_taken_or_refused(small, method):
     """What cannot be read, and what the constructor refuses, is bad input; nothing else is raised."""

@@ -94,6 +94,7 @@ def test_logits(small, matrices, model, levers):
     torch.testing.assert_close(found.double(), expected(made, c, x, plain, normed, hops), rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(
     "levers",

@@ -194,6 +194,7 @@ def test_every_family(data, model, method):
     assert (steps, flops, test) == (r["steps"], r["flops"], r["test"]) and min(p[1] for p in r["curve"]) == r["val"]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"rigl", "set", "gmp", "slr"}))
 def test_every_method_trains_or_says_why_not(data, method):
     from controllers.methods import SETTINGS

@@ -89,6 +89,7 @@ def test_autocast_casts_nothing():
     assert torch.equal(y, torch.relu(x + bias))
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("act", ["none", "relu", "elu"])
 def test_values_of_a_large_matrix(dtype, act):

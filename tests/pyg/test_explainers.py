@@ -59,6 +59,7 @@ def test_gnn_explainer(kind):
     agree(explained(kind, lambda: GNNExplainer(epochs=10), **MASKS), rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.sampled(3)
 @covered
 @pytest.mark.parametrize("name", ["IntegratedGradients", "Saliency", "Deconvolution", "ShapleyValueSampling"])
 def test_captum_explainer(kind, name):

@@ -289,6 +289,7 @@ def rendered(figure, dpi=100):
     return drawn
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["score_sparsity", "speedup", "score_time", "score_flops", "score_bytes",
                                   "time_to_score-toy-gcn", "step_time-toy-gcn", "layer_sparsity-toy-gcn"])  # fmt: skip
 @pytest.mark.parametrize("dpi", [72, 200])  # of SVG and PNG
