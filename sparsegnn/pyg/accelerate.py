@@ -6,7 +6,8 @@ import warnings
 
 from torch import nn
 
-from sparsegnn.pyg import attention, layers
+from sparsegnn.pyg import layers
+from sparsegnn.pyg.overrides import own_machinery
 from sparsegnn.pyg.products import fused_of, is_pygs, product_of, pyg
 from sparsegnn.pyg.route import Forward, install, remove, route_of
 
@@ -68,6 +69,7 @@ def is_covered(conv) -> bool:
     forward = vars(conv).get("forward")
     if type(forward) is not Forward and (forward is not None or getattr(own, "__func__", own) not in pygs):
         return False
+    if own_machinery(kind) is not None:
+        return False
     plain = kind.aggregate is base.aggregate and kind.update is base.update and product_of(conv) is not None
-    layer = layers.of(kind.forward) or attention.of(kind.forward)
-    return plain or layer is not None or (kind.update is base.update and fused_of(conv) is not None)
+    return plain or layers.of(kind) is not None or (kind.update is base.update and fused_of(conv) is not None)

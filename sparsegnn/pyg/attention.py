@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
-from sparsegnn.nn import GATConv, GATv2Conv, inner
+from sparsegnn.nn import GATConv, GATv2Conv
 from sparsegnn.nn.inner import is_plain
 from sparsegnn.pyg.cache import graph_of, is_edge_list, is_sparse_matrix, matrix_of
 from sparsegnn.pyg.products import pyg, reduction_of
@@ -31,31 +29,18 @@ class _GATv2(_Made, GATv2Conv):
     pass
 
 
-def of(forward):
-    return _layers().get(forward)
-
-
-@cache
-def _layers() -> dict:
-    nn = pyg()
-    inner.FORWARDS.add(nn.Linear.forward)
-    return {nn.GATConv.forward: gat, nn.GATv2Conv.forward: gatv2}
-
-
 def gat(conv, x, edge_index, edge_attr=None, size=None, return_attention_weights=None):
-    return _attend(conv, pyg().GATConv, _GAT, x, edge_index, edge_attr, size, return_attention_weights)
+    return _attend(conv, _GAT, x, edge_index, edge_attr, size, return_attention_weights)
 
 
 def gatv2(conv, x, edge_index, edge_attr=None, return_attention_weights=None):
-    return _attend(conv, pyg().GATv2Conv, _GATv2, x, edge_index, edge_attr, None, return_attention_weights)
+    return _attend(conv, _GATv2, x, edge_index, edge_attr, None, return_attention_weights)
 
 
-def _attend(conv, theirs, ours, x, edge_index, edge_attr, size, weights) -> Tensor:
+def _attend(conv, ours, x, edge_index, edge_attr, size, weights) -> Tensor:
     check_conv(conv)
-    kind, base = type(conv), pyg().MessagePassing
-    known = kind.message is theirs.message and kind.edge_update is theirs.edge_update
-    if not known or kind.aggregate is not base.aggregate or reduction_of(conv) != "sum" or conv.node_dim != 0:
-        raise NotOurs("its own message, edge_update or aggregate")
+    if reduction_of(conv) != "sum" or conv.node_dim != 0:
+        raise NotOurs(f"aggr={conv.aggr}, or another node_dim")
     if weights:
         raise NotOurs("return_attention_weights")
     source, target = x if isinstance(x, (tuple, list)) else (x, x)

@@ -14,25 +14,28 @@ from sparsegnn.nn.appnp import is_constant, steps
 from sparsegnn.nn.inner import finish, is_plain, transform
 from sparsegnn.nn.linear import SparseLinear
 from sparsegnn.ops.spmm_gcn import aggregate_first
-from sparsegnn.pyg import relations
+from sparsegnn.pyg import attention, relations
 from sparsegnn.pyg.cache import is_edge_list
 from sparsegnn.pyg.norms import remembered
+from sparsegnn.pyg.overrides import is_layer
 from sparsegnn.pyg.products import product_of, pyg, reduction_of
 from sparsegnn.pyg.propagate import Matrix, NotOurs, check_conv, is_ours, matrix, source_of
 
 
-def of(forward):
-    """What computes a layer with this ``forward``, or None where PyG's own does, with its parts on the kernels."""
-    return _layers().get(forward)
+def of(kind: type):
+    """What computes layers of this class, or None where PyG's own forward does, with its parts on the kernels."""
+    layer, function = _layers().get(kind.forward, (None, None))
+    return function if layer is not None and is_layer(kind, layer) else None
 
 
 @cache
 def _layers() -> dict:
     nn = pyg()
     inner.FORWARDS.add(nn.Linear.forward)
-    return {nn.GCNConv.forward: gcn, nn.SAGEConv.forward: sage, nn.GraphConv.forward: graph_conv,
-            nn.GINConv.forward: gin, nn.APPNP.forward: appnp,
-            nn.ChebConv.forward: relations.cheb, nn.RGCNConv.forward: relations.rgcn}  # fmt: skip
+    functions = {nn.GCNConv: gcn, nn.SAGEConv: sage, nn.GraphConv: graph_conv, nn.GINConv: gin, nn.APPNP: appnp,
+                 nn.ChebConv: relations.cheb, nn.RGCNConv: relations.rgcn, nn.GATConv: attention.gat,
+                 nn.GATv2Conv: attention.gatv2}  # fmt: skip
+    return {layer.forward: (layer, function) for layer, function in functions.items()}
 
 
 def _check(conv, x, edge_index) -> str:
@@ -52,12 +55,12 @@ def _dense(layer) -> bool:
 
 
 def gcn(conv, x, edge_index, edge_weight=None):
-    """(A x) W + b or A (x W) + b."""
+    """(A x) W + b or A (x W) + b; a bias that a user gave ``lin`` is a part of what is aggregated."""
     reduce = _check(conv, x, edge_index)
     if not (_dense(conv.lin) or (isinstance(conv.lin, SparseLinear) and is_plain(conv.lin))):
         raise NotOurs("its lin is more than a product")
     m = _normed(conv, x, edge_index, edge_weight, reduce, conv.improved)
-    if not aggregate_first(x, conv.out_channels):
+    if conv.lin.bias is not None or not aggregate_first(x, conv.out_channels):
         return finish(m.product(conv.lin(x), reduce), conv.bias, None, 0.0, None)
     x = m.product(x, reduce)
     if _dense(conv.lin):

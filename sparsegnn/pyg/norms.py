@@ -21,8 +21,8 @@ from sparsegnn.pyg.cache import MEMORY, Result, graph_of, is_edge_list, is_spars
 class Norm:
     """The weights of an edge list are the GCN norm of ``graph``."""
 
-    def __init__(self, edges: Tensor, graph: CSRGraph, improved: bool, add_self_loops: bool):
-        self.edges, self.graph = weakref.ref(edges), graph
+    def __init__(self, edges: Tensor, graph: CSRGraph, improved: bool, add_self_loops: bool, flow: str):
+        self.edges, self.graph, self.flow = weakref.ref(edges), graph, flow
         self.improved, self.add_self_loops = improved, add_self_loops
 
 
@@ -110,5 +110,5 @@ def _record(edge_index, edge_weight, edges, weight, options) -> None:
             graph = graph.weighted(edge_weight.detach().reshape(-1).to(weight.dtype))
     except (TypeError, ValueError):  # an edge list that is PyG's to judge
         return
-    norm = Norm(edges, graph, improved, add_self_loops)
+    norm = Norm(edges, graph, improved, add_self_loops, flow)
     MEMORY.of(weight)["norm",] = Result(norm, (state_of(edges),))

@@ -12,12 +12,14 @@ from sparsegnn.graph import CSRGraph
 from sparsegnn.nn import aggregate
 from sparsegnn.pyg.cache import graph_of, in_order, is_edge_list, is_sparse_matrix, is_wrapped, matrix_of
 from sparsegnn.pyg.norms import norm_of
+from sparsegnn.pyg.overrides import own_machinery
 from sparsegnn.pyg.products import fused_of, product_of, pyg, reduction_of
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 HOOKED = ("propagate", "message", "aggregate", "message_and_aggregate", "edge_update")
 HOOKS = tuple((name, f"_{name}_forward_pre_hooks", f"_{name}_forward_hooks") for name in HOOKED)
-OWN = ("message", "aggregate", "update", "message_and_aggregate", "edge_update", "edge_updater", "explain_message")
+OWN = ("message", "aggregate", "update", "message_and_aggregate", "edge_update", "edge_updater", "explain_message",
+       "_lift", "_collect", "__norm__")  # fmt: skip
 
 
 class NotOurs(Exception):
@@ -70,6 +72,8 @@ def check_conv(conv) -> None:
     base, kind = pyg().MessagePassing, type(conv)
     if kind.update is not base.update:
         raise NotOurs("its own update")
+    if name := own_machinery(kind):
+        raise NotOurs(f"its own {name}")
 
 
 def is_ours(x) -> bool:
@@ -114,7 +118,7 @@ def matrix(conv, edge_index, weight, x: Tensor, sizes, reduce: str, column: bool
     if weight is not None and (not is_ours(weight) or weight.device != x.device or is_wrapped(weight)):
         raise NotOurs("edge weights of another kind")
     norm = norm_of(edge_index, weight) if reduce == "sum" else None
-    if norm is not None and norm.graph.shape == (rows, cols):
+    if norm is not None and norm.graph.shape == (rows, cols) and norm.flow == conv.flow:
         return Matrix(norm.graph, None, (norm.improved, norm.add_self_loops))
     if weight is not None:
         edges = edge_index.size(1)

@@ -10,7 +10,7 @@ import types
 
 import torch
 
-from sparsegnn.pyg import attention, layers
+from sparsegnn.pyg import layers
 from sparsegnn.pyg.norms import with_memory
 from sparsegnn.pyg.propagate import NotOurs, run
 
@@ -68,7 +68,7 @@ class Forward(_Method):
         forward = type(conv).forward
         if _traced():
             return forward(conv, *args, **kwargs)
-        layer = (layers.of(forward) or attention.of(forward)) if self._renew() else None
+        layer = layers.of(type(conv)) if self._renew() else None
         why = None
         if layer is not None:
             try:
