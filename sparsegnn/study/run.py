@@ -25,7 +25,7 @@ from sparsegnn.study.progress import Display, Estimate
 from sparsegnn.study.store import Store
 
 #: of a row, what belongs to the run that a study names, and not to the training
-IDENTITY = ("id", "study", "case", "role", "matches", "match", "of", "copied_from")
+IDENTITY = ("id", "study", "case", "role", "matches", "match", "of", "data_digest", "copied_from")
 
 
 def run(path: str | Path, out: str | Path | None = None, *, data: str | None = None, threads: int | None = None,
@@ -61,13 +61,14 @@ def run(path: str | Path, out: str | Path | None = None, *, data: str | None = N
             runner = _Runner(study, store, progress)
             made = runner.make(wanted, again)
             failed = [r for r in wanted if store.failed(r.id)]
+            left = [r for r in wanted if not store.done(r.id) or runner.outdated(r)]
             return {
                 "study": study.name,
                 "out": str(out),
                 "runs": len(wanted),
-                "done": sum(store.done(r.id) for r in wanted) - len(failed),
+                "done": len(wanted) - len(left) - sum(r not in left for r in failed),
                 **made,
-                "left": sum(not store.done(r.id) for r in wanted),
+                "left": len(left),
                 "failed": [{"case": r.case, "seed": r.seed, "error": str(store.rows[r.id]["error"])} for r in failed],
                 "seconds": time.perf_counter() - start,
             }
@@ -94,11 +95,15 @@ class _Runner:
     def make(self, runs: Sequence[Run], again: bool) -> dict:
         """``made`` and ``copied``: how many."""
         store, count = self.store, {"made": 0, "copied": 0}
-        todo = [r for r in runs if not store.done(r.id) or (again and store.failed(r.id))]
+        old = [r for r in runs if self.outdated(r)]
+        todo = [r for r in runs if not store.done(r.id) or r in old or (again and store.failed(r.id))]
         estimate, lacking = Estimate(runs, store.rows), {}
         with Display(runs, todo, estimate, self.progress) as display:
             if store.removed:
                 display.say(f"{store.path}: half a last line was removed: its run is made again")
+            if old:
+                sets = ", ".join(sorted({r.set.title for r in old}))
+                display.say(f"{store.path}: {len(old)} runs are of other data than there is now ({sets}): made again")
             for r in todo:
                 _console.stop_if_asked()
                 display.begin(r)
@@ -125,9 +130,18 @@ class _Runner:
                             f"with have no result: {first}")  # fmt: skip
         return count
 
+    def outdated(self, r: Run) -> bool:
+        """Whether a run is there whose data were others; rows of before this was noted count as of these."""
+        return self.store.rows.get(r.id, {}).get("data_digest") not in (None, r.set.facts.digest)
+
+    def _good(self, r: Run) -> Iterator[dict]:
+        """Rows of the data that ``r`` is of, as far as they say."""
+        return (row for row in self.store.good() if row.get("data_digest") in (None, r.set.facts.digest))
+
     def _row(self, r: Run) -> dict | None:
         """The row of a run; None where the one that it is compared with has none."""
-        about = {"id": r.id, "study": self.study.name, "case": r.case, "role": r.role, "matches": r.matches, "of": r.of}
+        about = {"id": r.id, "study": self.study.name, "case": r.case, "role": r.role, "matches": r.matches, "of": r.of,
+                 "data_digest": r.set.facts.digest}  # fmt: skip
         net = {"data": r.set.title, "model": r.model, "method": r.method, "sparsity_asked": r.sparsity, "seed": r.seed}
         started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         head = {**about, **net, "task": self.study.task.name, "environment": environment(), "started": started}
@@ -137,7 +151,7 @@ class _Runner:
                 if found is None:
                     return None
                 r, about["match"] = found
-            same = next((row for row in self.store.good() if row["training"] == r.training), None)
+            same = next((row for row in self._good(r) if row["training"] == r.training), None)
             if same is not None:  # as a net of equal width is that is there for another case
                 row = {k: v for k, v in self.store.whole(same["id"]).items() if k not in IDENTITY}
                 row = {**about, **row, **net, "copied_from": same["id"]}
@@ -153,11 +167,11 @@ class _Runner:
 
     def _small(self, r: Run) -> tuple[Run, dict] | None:
         """A run with its width: that of the case's other seeds, else the one that is found now."""
-        for row in self.store.good():
+        for row in self._good(r):
             if row["case"] == r.case:
                 match = self.store.whole(row["id"])["match"]
                 return r.with_width(row["hidden"]), {k: match[k] for k in ("quantity", "aimed_at")}
-        rows = [row for row in self.store.good() if row["case"] == r.of]
+        rows = [row for row in self._good(r) if row["case"] == r.of]
         if not rows:
             return None
         width, match = self.widths.find(r.matches, rows, r.config, self._data(r))

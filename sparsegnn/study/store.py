@@ -13,7 +13,7 @@ from sparsegnn import _console, _files
 STARTS = b'{"id":"', b'{"id": "'  # of every line, by this version or by hand
 #: what is kept of each row in memory, beside the place of the row in the file
 KEPT = ("id", "case", "role", "matches", "error", "training", "hidden", "steps", "weights", "seconds_training",
-        "run_memory_bytes", "seconds_wall", "seed")  # fmt: skip
+        "run_memory_bytes", "seconds_wall", "seed", "data_digest")  # fmt: skip
 
 
 class Store:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
 
 #: name -> the module of the settings, their class, and the module of ``train``
 TASKS = {
@@ -56,12 +61,13 @@ def weight_shapes(config: object, data: object) -> dict[str, tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a graph says of the cost of a run: its sizes; 0 where they are not known."""
+    """What a graph says of the cost of a run: its sizes, 0 where not known; and a digest of its numbers."""
 
     nodes: int = 0
     edges: int = 0
     features: int = 0
     classes: int = 0
+    digest: str = ""
 
 
 def load(task: str, source: Mapping, split_seed: int = 0) -> object:
@@ -93,7 +99,21 @@ def load(task: str, source: Mapping, split_seed: int = 0) -> object:
 
 def facts(data: object) -> Facts:
     names = ("num_nodes", "num_edges", "num_features", "num_classes")
-    return Facts(*(getattr(data, name, 0) for name in names))
+    return Facts(*(getattr(data, name, 0) for name in names), _digest(data))
+
+
+def _digest(data: object) -> str:
+    """The same for the same numbers, whatever file they are from."""
+    found = hashlib.blake2b(digest_size=6)
+    for name, value in sorted(getattr(data, "__dict__", {}).items()):
+        if name not in ("name", "notes"):
+            sparse = isinstance(value, Tensor) and value.layout == torch.sparse_csr
+            parts = (value.crow_indices(), value.col_indices(), value.values()) if sparse else (value,)
+            for part in parts:
+                array = np.ascontiguousarray(part) if isinstance(part, Tensor | np.ndarray) else np.array(repr(part))
+                found.update(f"{name} {array.dtype} {array.shape}".encode())
+                found.update(array.view(np.uint8) if array.dtype.kind in "biuf" and array.ndim else array.tobytes())
+    return found.hexdigest()
 
 
 def named(folder: str | Path, text: str) -> str:

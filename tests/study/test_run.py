@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from study.tiny import TOML, rows, settled, write
+from study.tiny import TOML, rows, settled, write, write_graph
 
 from sparsegnn.experiments.train import CheckFailed
 from sparsegnn.study import tasks
@@ -150,6 +151,32 @@ def test_nothing_is_made_twice(undisturbed, tmp_path, train):
     again = {id: settled(row) for id, row in rows(out).items()}
     assert again == {id: settled(row) for id, row in found.items()}
     assert run(config, out, again=True, progress=False)["made"] == 0
+
+
+def test_runs_of_data_that_have_changed_are_made_again(tmp_path, train, capsys):
+    """Those of the other set are not, nor rows of a version that did not note the data."""
+    text = TOML.replace("[methods.rigl]", '[[data]]\nname = "other"\nfile = "other.npz"\nhidden = 16\n\n[methods.rigl]')
+    text = text.replace('["weights"]', "[]")
+    config, out = write(tmp_path, text), tmp_path / "out.jsonl"
+    write_graph(tmp_path / "other.npz")
+    first = run(config, out, progress=False, only=[": dense"])
+    before = rows(out)
+    seen, _ = train
+    seen.clear()
+    assert run(config, out, progress=False, only=[": dense"])["made"] == 0 and first["left"] == 0
+    x = np.random.default_rng(1).normal(size=(120, 12)).astype(np.float32)
+    write_graph(tmp_path / "small.npz", x=x)
+    told = run(config, out, progress=False, only=[": dense"])
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    changed = {id for id, row in before.items() if row["data"] == "small"}
+    assert {row["id"] for row in lines[len(before) :]} == changed and told["left"] == 0 and told["done"] == len(before)
+    assert len(seen) == sum("copied_from" not in row for row in lines[len(before) :]) > 0
+    assert all(row["data_digest"] != before[row["id"]]["data_digest"] for row in lines[len(before) :])
+    assert "of other data than there is now (small): made again" in capsys.readouterr().err
+    seen.clear()
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "data_digest"}) + "\n" for row in lines))
+    assert run(config, bare, progress=False, only=[": dense"])["made"] == 0 and not seen
 
 
 def test_an_interrupt_leaves_whole_lines(tmp_path, train):
