@@ -250,7 +250,8 @@ def twice(rows: dict[str, dict]) -> str:
     if not apart:
         return ""
     many = f"{len(apart)} commands that ran twice took" if len(apart) > 1 else "The command that ran twice took"
-    return f"{many} up to {100 * max(apart):.0f} % longer the one time than the other: smaller differences say nothing."
+    told = f"{many} up to {100 * max(apart):.0f} % longer the one time than the other: smaller differences say nothing,"
+    return f"{told} and ratios of two times may be off by a factor of {(1 + max(apart)) ** 2:.1f}."
 
 
 def page(rows: dict[str, dict]) -> str:
