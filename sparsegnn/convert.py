@@ -45,9 +45,9 @@ def sparsify(
 
     Args:
         sparsity: fraction of zeros of all swapped layers together, in [0, 1). 0 keeps all weights, in sparse layers.
-        distribution: how the layers share it. ``"erk"``, ``"uniform"``, ``"global"`` (magnitudes compete across
-            layers), or ``{name: sparsity}``, which swaps only the layers it names. With pattern ``"2:4"`` every layer
-            has a sparsity of 0.5.
+        distribution: how the layers share it. ``"erk"``, ``"er"``, ``"uniform"``, ``"global"`` (magnitudes compete
+            across layers), or ``{name: sparsity}``, which swaps only the layers it names. With pattern ``"2:4"`` every
+            layer has a sparsity of 0.5.
         pattern: where the weights may be, of all swapped layers; see :class:`~sparsegnn.nn.SparseLinear`.
         include, exclude: names of layers or of modules that contain them, ``*`` and ``?`` allowed, or a callable
             ``(name, module) -> bool``. ``exclude=["conv2"]`` keeps an output layer dense.
@@ -77,7 +77,9 @@ def sparsify(
         sparsities = {n: s for key, s in distribution.items() for n in _named(op, "distribution", key, targets)}
         targets, distribution = {n: m for n, m in targets.items() if n in sparsities}, sparsities
     if not targets:
-        raise ValueError(f"{op}: model must have a linear layer to make sparse, got none")
+        made = sum(isinstance(m, SparseLinear) for m in model.modules())
+        got = f"{made} that are sparse already: densify them before another sparsity" if made else "none"
+        raise ValueError(f"{op}: model must have a linear layer to make sparse, got {got}")
     _refuse_lazy_and_tied(op, model, targets)
     shapes = {name: tuple(m.weight.shape) for name, m in targets.items()}
     counts = allocate(shapes, sparsity, distribution, {n: m.weight for n, m in targets.items()}, op)

@@ -110,6 +110,13 @@ def test_mode_and_requires_grad_carry_over():
     assert not conv.lin.training and not densify(conv).lin.training
 
 
+def test_a_sparse_model_is_not_made_sparser():
+    model = sparsegnn.sparsify(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)), 0.5)
+    with pytest.raises(ValueError, match="got 2 that are sparse already: densify them before another sparsity"):
+        sparsegnn.sparsify(model, 0.9)
+    assert sparsegnn.sparsify(sparsegnn.densify(model), 0.9)[0].values.numel() < 16
+
+
 def test_subclasses_are_left_alone():
     attention = nn.MultiheadAttention(8, 2)  # reads the weight of its projection
     with pytest.raises(ValueError, match="model must have a linear layer to make sparse, got none"):
