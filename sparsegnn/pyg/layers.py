@@ -35,6 +35,8 @@ def _layers() -> dict:
     functions = {nn.GCNConv: gcn, nn.SAGEConv: sage, nn.GraphConv: graph_conv, nn.GINConv: gin, nn.APPNP: appnp,
                  nn.ChebConv: relations.cheb, nn.RGCNConv: relations.rgcn, nn.GATConv: attention.gat,
                  nn.GATv2Conv: attention.gatv2}  # fmt: skip
+    for layer, function in functions.items():
+        function.__qualname__ = f"{layer.__name__}.forward"  # for Python's errors about arguments
     return {layer.forward: (layer, function) for layer, function in functions.items()}
 
 

@@ -218,3 +218,10 @@ def test_a_method_of_an_instance(name):
         setattr(model, name, own)
         results.append(model(x, edges))
     torch.testing.assert_close(results[1], results[0])
+
+
+@pytest.mark.parametrize("kind", ["gcn", "sage", "graph", "gin", "appnp", "cheb", "rgcn", "gat", "gatv2"])
+def test_arguments_that_are_missing_are_missed_by_the_layer(kind):
+    base, arguments = LAYERS[kind]
+    with pytest.raises(TypeError, match=rf"{base.__name__}\.forward\(\) missing 1 required positional argument"):
+        accelerated(base(*arguments))(torch.randn(N, F))
