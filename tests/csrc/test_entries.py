@@ -43,7 +43,7 @@ sanitized = pytest.mark.skipif(
 @sanitized
 @pytest.mark.parametrize("part", range(4))
 def test_ops_pass_with_the_cuda_entries(tmp_path, part):
-    assert run(tmp_path, sorted((TESTS / "ops").glob("test_*.py"))[part::4], SELECTION) >= 10
+    assert run(tmp_path, sorted((TESTS / "ops").glob("test_*.py"))[part::4], SELECTION) >= 9
 
 
 @sanitized

@@ -6,7 +6,6 @@ import torch_geometric.nn as pyg
 from pyg.oracle import accelerated, gradients
 from torch import nn
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
-from torch_geometric.typing import SparseTensor
 
 import sparsegnn
 from sparsegnn.pyg.route import route_of
@@ -137,6 +136,7 @@ def test_an_override_acts_as_in_pyg(kind, way):
 
 @pytest.mark.parametrize("kind", ["gcn", "sage", "graph"])
 def test_fused_products_of_the_users(kind):
+    SparseTensor = pytest.importorskip("torch_sparse").SparseTensor
     base, arguments = LAYERS[kind]
 
     class Own(base):
