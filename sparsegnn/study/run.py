@@ -19,7 +19,7 @@ from sparsegnn import _console, _info
 from sparsegnn._version import __version__
 from sparsegnn.study import config, tasks
 from sparsegnn.study.baselines import QUANTITIES, Widths, short
-from sparsegnn.study.config import Study
+from sparsegnn.study.config import Set, Study
 from sparsegnn.study.plan import Run, plan
 from sparsegnn.study.progress import Display, Estimate
 from sparsegnn.study.store import Store
@@ -61,14 +61,13 @@ def run(path: str | Path, out: str | Path | None = None, *, data: str | None = N
             runner = _Runner(study, store, progress)
             made = runner.make(wanted, again)
             failed = [r for r in wanted if store.failed(r.id)]
-            left = [r for r in wanted if not store.done(r.id) or runner.outdated(r)]
             return {
                 "study": study.name,
                 "out": str(out),
                 "runs": len(wanted),
-                "done": len(wanted) - len(left) - sum(r not in left for r in failed),
+                "done": sum(not runner.due(r) and not store.failed(r.id) for r in wanted),
                 **made,
-                "left": len(left),
+                "left": sum(map(runner.due, wanted)),
                 "failed": [{"case": r.case, "seed": r.seed, "error": str(store.rows[r.id]["error"])} for r in failed],
                 "seconds": time.perf_counter() - start,
             }
@@ -96,7 +95,7 @@ class _Runner:
         """``made`` and ``copied``: how many."""
         store, count = self.store, {"made": 0, "copied": 0}
         old = [r for r in runs if self.outdated(r)]
-        todo = [r for r in runs if not store.done(r.id) or r in old or (again and store.failed(r.id))]
+        todo = [r for r in runs if self.due(r) or (again and store.failed(r.id))]
         estimate, lacking = Estimate(runs, store.rows), {}
         with Display(runs, todo, estimate, self.progress) as display:
             if store.removed:
@@ -130,13 +129,17 @@ class _Runner:
                             f"with have no result: {first}")  # fmt: skip
         return count
 
+    def due(self, r: Run) -> bool:
+        """Whether a run has not ended, or on other data than there is now."""
+        return not self.store.done(r.id) or self.outdated(r)
+
     def outdated(self, r: Run) -> bool:
-        """Whether a run is there whose data were others; rows of before this was noted count as of these."""
-        return self.store.rows.get(r.id, {}).get("data_digest") not in (None, r.set.facts.digest)
+        """Whether a run is there whose data were others."""
+        return not _is_of(self.store.rows.get(r.id, {}), r.set)
 
     def _good(self, r: Run) -> Iterator[dict]:
-        """Rows of the data that ``r`` is of, as far as they say."""
-        return (row for row in self.store.good() if row.get("data_digest") in (None, r.set.facts.digest))
+        """Rows of the data that ``r`` is of."""
+        return (row for row in self.store.good() if _is_of(row, r.set))
 
     def _row(self, r: Run) -> dict | None:
         """The row of a run; None where the one that it is compared with has none."""
@@ -197,6 +200,11 @@ class _Runner:
             self._loaded = None  # before the next one is there
             self._loaded = r.set, tasks.load(self.study.task.name, r.set.source, r.set.split_seed)
         return self._loaded[1]
+
+
+def _is_of(row: dict, data: Set) -> bool:
+    """Whether a row is of these data, as far as it says: those of before this was noted count as of them."""
+    return row.get("data_digest") in (None, data.facts.digest)
 
 
 def thinned(curve: Sequence[list], points: int | None) -> list:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -105,14 +105,14 @@ def facts(data: object) -> Facts:
 def _digest(data: object) -> str:
     """The same for the same numbers, whatever file they are from."""
     found = hashlib.blake2b(digest_size=6)
-    for name, value in sorted(getattr(data, "__dict__", {}).items()):
-        if name not in ("name", "notes"):
-            sparse = isinstance(value, Tensor) and value.layout == torch.sparse_csr
-            parts = (value.crow_indices(), value.col_indices(), value.values()) if sparse else (value,)
-            for part in parts:
-                array = np.ascontiguousarray(part) if isinstance(part, Tensor | np.ndarray) else np.array(repr(part))
-                found.update(f"{name} {array.dtype} {array.shape}".encode())
-                found.update(array.view(np.uint8) if array.dtype.kind in "biuf" and array.ndim else array.tobytes())
+    for name in sorted({f.name for f in fields(data)} - {"name", "notes"}) if is_dataclass(data) else ():
+        value = getattr(data, name)
+        sparse = isinstance(value, Tensor) and value.layout == torch.sparse_csr
+        parts = (value.crow_indices(), value.col_indices(), value.values()) if sparse else (value,)
+        for part in parts:
+            array = np.ascontiguousarray(part) if isinstance(part, Tensor | np.ndarray) else np.array(repr(part))
+            found.update(f"{name} {array.dtype} {array.shape}".encode())
+            found.update(array.reshape(-1).view(np.uint8))
     return found.hexdigest()
 
 
