@@ -79,8 +79,9 @@ $(VENV)/.demo: $(VENV)/.torch $(SOURCES)
 	touch $@
 
 $(VENV)/.test: $(VENV)/.torch $(SOURCES) scripts/install_peers.sh
-	SPARSEGNN_CUDA=$(CUDA) $(PINNED) --no-build-isolation -e ".[dev]"
-	scripts/install_peers.sh $(BIN)
+	$(PINNED) pybind11
+	$(RUN) $(MAKE) -s build-emulator & \
+	SPARSEGNN_CUDA=$(CUDA) $(PINNED) --no-build-isolation -e ".[dev]" && scripts/install_peers.sh $(BIN) && wait $$!
 	touch $@
 
 # --- development: only the compiler, with the python on the PATH; then PYTHONPATH=. -----------------------------------

@@ -80,6 +80,7 @@ def loops_and_norm(weight):
     return scale[:, None] * a * scale
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("weighted", [False, True])

@@ -67,14 +67,16 @@ def section(name: str, view: plots.View) -> str:
 
 def where(view: plots.View) -> str:
     rows = view.results.rows
+    trained = [row for row in rows if getattr(row, "copied_from", None) is None]
     machines = dict.fromkeys(net.machine for net in view.nets)
-    seconds = sum(row.seconds_training for row in rows)
-    return f"{len(rows)} runs, {seconds / 3600:.1f} hours of training in all, on {'; '.join(machines)}."
+    seconds = sum(row.seconds_training for row in trained)
+    copied = f", of which {len(rows) - len(trained)} are copies of equal nets" * (len(trained) < len(rows))
+    return f"{len(rows)} runs{copied}; {seconds / 3600:.1f} hours of training, on {'; '.join(machines)}."
 
 
 def short_table(overviews: dict[str, tables.Table]) -> str:
     """Of each study the net with the greatest speed-up, said to be that; nets without one lose to every other."""
-    names = ("study", "nets", "its best net for sparsity", "best dense", "soonest dense", "s", "soonest sparse", "s",
+    names = ("study", "nets", "its best net for sparsity", "dense", "soonest dense", "s", "soonest sparse", "s",
              "speed-up")  # fmt: skip
     numbers = (False, True, False, True, False, True, False, True, True)
     short = tables.Table("short", [(name, "", number) for name, number in zip(names, numbers, strict=True)])

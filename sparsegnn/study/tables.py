@@ -68,12 +68,12 @@ def overview(view: View) -> Table:
     """A row for each net: does a sparse net pay against the soonest dense net of any width?"""
     table = Table("overview", [
         ("net", "data set and model", False),
-        ("best dense", "mean test score of the best dense net", True),
+        ("dense", "mean test score of the dense net of full width", True),
         ("target", "that score less 0.3 points; of an error 0.3 % more", True),
-        ("soonest dense", "least time of training among dense nets of any width that reach the target", False),
-        ("seconds", "its measured training time", True),
-        ("soonest sparse", "least time of training among sparse nets that reach the target", False),
-        ("seconds", "its measured training time", True),
+        ("soonest dense", "of dense nets of any width the first to reach the target in the mean of its seeds", False),
+        ("seconds", "of training until then, measured", True),
+        ("soonest sparse", "of sparse nets, or with sparse activations, the first to reach the target", False),
+        ("seconds", "of training until then, measured", True),
         ("speed-up", "time of the soonest dense by that of the soonest sparse: above 1 sparse pays", True),
     ])  # fmt: skip
     for net in (n for n in view.nets if n is n.family[0]):
@@ -85,9 +85,9 @@ def overview(view: View) -> Table:
         best, aim = found.target.best.score, found.target.score
         cells = [_text(title), _number(best, f"{plus_minus(best)} {_mark(net)}".strip()),
                  _number(aim, f"{number(aim, 4)} {_mark(net)}".strip())]  # fmt: skip
-        for case in (found.dense, found.sparse):
+        for case, seconds in ((found.dense, found.dense_seconds), (found.sparse, found.sparse_seconds)):
             cells.append(Cell("none") if case is None else _text(view.name_in_family(net, case), case.case))
-            cells.append(_number(None if case is None else case.band("seconds_training")))
+            cells.append(_share(seconds))
         cells.append(_share(found.speedup))
         table.rows.append(cells)
     return table
@@ -109,11 +109,11 @@ def answer(view: View, net: Net) -> str:
         return f"No dense net with a measured time reaches the target, {score}."
     times, sparse, dense = found.speedup, view.name(net, found.sparse), view.name(net, found.dense)
     if times.low > 1 or (times.kind == "single" and times.mean > 1):
-        said = f"{sparse} trains {with_band(times)} times as fast as {dense}, the soonest dense net"
+        said = f"{sparse} is there {with_band(times)} times as soon as {dense}, the soonest dense net"
     elif times.high < 1 or (times.kind == "single" and times.mean < 1):
-        said = f"{sparse}, the soonest sparse net, trains only {with_band(times)} times as fast as {dense}"
+        said = f"{sparse}, the soonest sparse net, is there only {with_band(times)} times as soon as {dense}"
     else:
-        said = f"{sparse} trains as fast as {dense}, the soonest dense net, within the band: {with_band(times)} times"
+        said = f"{sparse} is there as soon as {dense}, the soonest dense net, within the band: {with_band(times)} times"
     return f"Of the nets that reach the target, {score}: {said}."
 
 

@@ -36,6 +36,7 @@ def test_the_table_of_the_excused():
 # --- the loop, counts, memory ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", methods("counts"))
 def test_counts_are_exact_and_change_at_updates_only(name):
     t = trace(name)
@@ -47,6 +48,7 @@ def test_counts_are_exact_and_change_at_updates_only(name):
         before = now
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", methods("sparsity"))
 def test_the_run_ends_with_the_sparsity_that_was_asked_for(name):
     run = trace(name).run.copy()
@@ -167,6 +169,7 @@ def test_steps_that_overflow_do_not_count(name, fused):
     assert differences(undisturbed.state()[::2], run.state()[::2]) == []
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", methods("accumulation"))
 def test_two_micro_batches_are_one_batch(name):
     """With a scheduler and clipping around the step."""
@@ -185,6 +188,7 @@ def test_two_micro_batches_are_one_batch(name):
     assert differences(runs[0].model.state_dict(), runs[1].model.state_dict(), rtol=1e-8, atol=1e-10) == []
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", methods("closures"))
 def test_a_closure_is_a_step(name):
     run = make(name, FEW)
@@ -212,6 +216,7 @@ def test_a_compiled_model_trains_alike(name):
 # --- checkpoints, copies, ends ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", methods("resume"))
 def test_training_goes_on_from_a_checkpoint_bit_for_bit(name):
     run, states = make(name, FEW), {}
@@ -227,6 +232,7 @@ def test_training_goes_on_from_a_checkpoint_bit_for_bit(name):
         assert differences(plain(name, FEW), other.train(FEW - step).state()) == [], step
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", methods("copies"))
 def test_a_copy_trains_alike(name):
     run = make(name, FEW).train(7)
@@ -237,6 +243,7 @@ def test_a_copy_trains_alike(name):
     assert differences(plain(name, FEW), other.train(FEW - 7).state()) == []
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("at", [9, FEW])
 @pytest.mark.parametrize("name", methods("finalize"))
 def test_the_final_model_is_the_same_function(name, at):

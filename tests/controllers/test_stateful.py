@@ -332,4 +332,4 @@ def test_training(method, pattern):
 @pytest.mark.deep
 @pytest.mark.parametrize("method,pattern", CASES)
 def test_training_for_long(method, pattern):
-    search(method, pattern, 25, 12)
+    search(method, pattern, 16, 12)

@@ -63,6 +63,7 @@ def test_recipes_are_those_of_the_constructors(small, monkeypatch, method, chang
 # --- every method that is registered ---------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("method", list(METHODS))
 def test_every_registered_method(small, tmp_path, method):
     cls, path = METHODS[method], str(tmp_path / "m.pt")

@@ -64,8 +64,9 @@ def assert_same(got, wanted, tolerance=0.0):
 
 
 @pytest.mark.parametrize("net, derived, sparsity", [
-    (GAT, True, 0.7), (Others, False, 0.5),
+    (GAT, True, 0.7),
     *(pytest.param(*more, marks=pytest.mark.deep) for more in (
+        (Others, False, 0.5),
         (GCN, False, 0.7), (GCN, False, 0.0), (GCN, True, 0.7), (GCN, True, 0.0), (GAT, True, 0.0))),
 ])  # fmt: skip
 def test_compile_on_a_graph_without_graph_breaks(net, derived, sparsity):

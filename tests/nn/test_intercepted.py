@@ -140,6 +140,7 @@ def run(conv, way, name, options):
     return [y.detach(), *gradients]
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("sparsity", [0.0, 0.5])
 @pytest.mark.parametrize("layer", LAYERS)

@@ -111,6 +111,7 @@ def inputs(kind):
     return x, [*given, edges, *([torch.randint(0, 2, (60,), generator=g)] if kind in TYPED else [])]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_an_override_acts_as_in_pyg(kind, way):

@@ -16,7 +16,7 @@ NAME = "time_to_score"
 def figures(view: View) -> list[Figure] | Missing:
     """One for each net."""
     found: list[Figure] = []
-    note = ("Target: the mean test score of the best dense net of any width less 0.3 points, of an error 0.3 % more, "
+    note = ("Target: the mean test score of the dense net of full width less 0.3 points, of an error 0.3 % more, "
             "by the step selected on the validation set; hatched: by some of the seeds alone")  # fmt: skip
     for net in view.nets:
         if target(net) is not None:
