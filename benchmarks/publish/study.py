@@ -1,7 +1,7 @@
 """Makes the tables of docs/study.md, its figures and README's: ``python benchmarks/publish/study.py``.
 
 Reads every ``results/<device>/study_*.jsonl``, which ``sparsegnn study benchmarks/study/NAME.toml`` writes. What stands
-outside of the page's two markers is written by hand.
+outside of the page's two markers is written by hand. Needs ``pip install scour``, which halves the figures.
 """
 
 from __future__ import annotations
@@ -55,14 +55,21 @@ def section(name: str, view: plots.View) -> str:
     shown = SHOWN if several else SHOWN[-1:]  # nothing is drawn against one sparsity
     for figure in (f for f in found if f.name in shown):
         for path in map(Path, draw.save(figure, folder)):
-            if path.suffix != ".svg":
-                path.unlink()
+            path.write_text(smaller(path.read_text())) if path.suffix == ".svg" else path.unlink()
     parts = [f"## {TITLES.get(name, name)}", where(view), markdown(tables.overview(view))]
     parts += [f"![{figure}](../benchmarks/figures/study/{name}/{figure}.svg)"
               for figure in SHOWN if (folder / f"{figure}.svg").is_file()]  # fmt: skip
     if view.results.failed:
         parts += ["Runs that failed:", markdown(tables.failures(view))]
     return "\n\n".join(parts + [details(view, net) for net in view.nets])
+
+
+def smaller(svg: str) -> str:
+    """The same picture."""
+    from scour import scour
+
+    said = "--set-precision=5 --enable-id-stripping --shorten-ids --remove-metadata --strip-xml-space --indent=none"
+    return scour.scourString(svg, scour.sanitizeOptions(scour.parse_args([*said.split(), "--no-line-breaks"])))
 
 
 def where(view: plots.View) -> str:
