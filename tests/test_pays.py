@@ -55,7 +55,7 @@ def test_page_and_figure(tmp_path):
     text = published.page(nets)
     assert (
         "It pays for 1 of 2 nets: A." in text
-        and "| A | dense 64: 92.00 % | dense 64: 60.0 s | 90 % 64: 15.0 s | 4.00x" in text
+        and "| A | dense 64: 92.00 % | 90 % 64: 92.00 % | dense 64: 60.0 s | 90 % 64: 15.0 s | 4.00x" in text
     )
     assert "| dense 16 | 90.00 | 1000.0 | never | 0 | 1 |" in text
     assert [path.stat().st_size > 1000 for path in published.draw(nets, tmp_path)] == [True, True]

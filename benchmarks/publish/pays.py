@@ -34,15 +34,17 @@ def gain(value: float) -> str:
     return "-" if value == 0 else f"{value:.2f}x"
 
 
-def table(verdicts: dict[str, Verdict]) -> str:
-    head = ["net", "best dense", "dense, soonest", "sparse, soonest", "faster", "dense, least memory",
+def table(nets: dict[str, list[Run]], verdicts: dict[str, Verdict]) -> str:
+    head = ["net", "best dense", "best sparse", "dense, soonest", "sparse, soonest", "faster", "dense, least memory",
             "sparse, least memory", "smaller", "pays"]  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for net, v in verdicts.items():
         time = {d: named(r, f"{r.time_to(v.target):.1f} s" if r else "") for d, r in v.fastest.items()}
         memory = {d: named(r, f"{r.memory / 2**20:.0f} MiB" if r else "") for d, r in v.smallest.items()}
-        cells = [net, f"{v.best.label}: {100 * v.best.accuracy:.2f} %", time[True], time[False], gain(v.ratio("time")),
-                 memory[True], memory[False], gain(v.ratio("memory")), "yes" if v.pays else "no"]  # fmt: skip
+        sparse = max((run for run in nets[net] if not run.dense), key=lambda run: run.accuracy)
+        best = [f"{run.label}: {percent(run.accuracy)}" for run in (v.best, sparse)]
+        cells = [net, *best, time[True], time[False], gain(v.ratio("time")), memory[True],
+                 memory[False], gain(v.ratio("memory")), "yes" if v.pays else "no"]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -132,7 +134,7 @@ pay, a sparse net must get there {FASTER:g} times sooner, or in {SMALLER:g} time
 
 **{said}**{unfinished(nets)}
 
-{table(verdicts)}
+{table(nets, verdicts)}
 
 {reasons}
 
