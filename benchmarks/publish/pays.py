@@ -68,7 +68,9 @@ def why(net: str, found: list[Run]) -> str:
                 f"{points:.2f} points below the target of {percent(v.target)}.")  # fmt: skip
     said = [words for kind in ("time", "memory") if (words := compared(v, kind))]
     said = said or [f"{v.smallest[False].label} is accurate enough, but was not timed"]
-    return f"{net}: {' and '.join(said)}{rest(v)}."
+    more = best.accuracy - v.best.accuracy
+    better = f"; {best.label} is {100 * more:.2f} points more accurate than any dense width" if more > 0 else ""
+    return f"{net}: {' and '.join(said)}{better}{rest(v)}."
 
 
 def compared(v: Verdict, kind: str) -> str:
