@@ -61,6 +61,12 @@ def test_page_and_figure(tmp_path):
     assert "| dense 16 | 90.00 | 1000.0 | never | 0 | 1 |" in text
     assert [path.stat().st_size > 1000 for path in published.draw(nets, tmp_path)] == [True, True]
     assert "pays for none of 1 nets" in published.page({"B": nets["B"]})
+    timed = {name: {**r, "parts": {"seconds_weights": 1, "seconds_other": 3}} for name, r in TIMES.items()}
+    timed["B | 98 % 64 | 0"] = {"seconds_per_step": 1.4, "parts": {"seconds_weights": 1, "seconds_other": 3}}
+    text = published.page({"B": pays.collect(ACCURACY, timed)["B"]})  # 1.05 s without weights, dense 1
+    assert "in 1 of 1 a step of the most accurate net with sparse weights takes longer without" in text
+    timed["B | 98 % 64 | 0"]["seconds_per_step"] = 1.3  # 0.975 s
+    assert "The reason" not in published.page({"B": pays.collect(ACCURACY, timed)["B"]})
 
 
 @pytest.mark.parametrize("net", pays.NETS, ids=lambda net: net.name)
