@@ -28,7 +28,7 @@ def run(cwd: Path, tests: list[Path], selection: str) -> int:
         strict = os.environ.get("SPARSEGNN_STRICT") == "1"
         (pytest.fail if strict else pytest.skip)(f"{folder} has no library; build it with `make build-emulator`")
     env = os.environ | {"SPARSEGNN_LIBRARIES": str(folder), "SPARSEGNN_STRICT": "1", "CUDA_VISIBLE_DEVICES": ""}
-    env["SPARSEGNN_TEST_STRIDE"] = "5"
+    env["SPARSEGNN_TEST_STRIDE"] = "4"
     command = [sys.executable, "-m", "pytest", *map(str, tests), "-q", "-x", "-p", "no:cacheprovider", "-k", selection]
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=550)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
