@@ -69,7 +69,7 @@ $(VENV)/.torch: constraints.txt Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) $(TORCH)
 	(grep -v '^torch==' constraints.txt; $(BIN)/pip freeze | grep '^torch==') > $(VENV)/constraints.txt
-	$(PINNED) "setuptools>=77" wheel cmake ninja numpy ruff clang-format
+	$(PINNED) "setuptools>=77" wheel cmake ninja numpy pybind11 ruff clang-format
 	touch $@
 
 # The package as it stands in the checkout, with its libraries in sparsegnn/: demo, tests, and a Python that is started
@@ -78,8 +78,8 @@ $(VENV)/.demo: $(VENV)/.torch $(SOURCES)
 	SPARSEGNN_CUDA=$(CUDA) $(PINNED) --no-build-isolation -e ".[cli,pyg]"
 	touch $@
 
+# The emulator compiles while packages are fetched, which leaves a processor idle.
 $(VENV)/.test: $(VENV)/.torch $(SOURCES) scripts/install_peers.sh
-	$(PINNED) pybind11
 	$(RUN) $(MAKE) -s build-emulator & \
 	SPARSEGNN_CUDA=$(CUDA) $(PINNED) --no-build-isolation -e ".[dev]" && scripts/install_peers.sh $(BIN) && wait $$!
 	touch $@

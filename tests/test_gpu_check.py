@@ -73,9 +73,11 @@ def test_dry_run_of_every_stage(tmp_path):
     assert "a dry run" in (tmp_path / "sanitizer.json").read_text()
     check_calibration(tmp_path)
     assert json.loads((tmp_path / "tests.json").read_text())["rows"][0]["passed"] > 0
+    measured = (tmp_path / "suite_h200.jsonl").read_bytes()
     again = run("--dry-run", "--output", tmp_path)
     assert again.returncode == 0
     assert again.stdout.splitlines()[: len(stages.names())] == [f"{s}: complete" for s in stages.names()]
+    assert (tmp_path / "suite_h200.jsonl").read_bytes() == measured  # none was run again
 
 
 def test_the_script_runs_stage_after_stage(tmp_path):

@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 
 from harness import FOLDER
-from training.pays import CLOSE, FASTER, NETS, SMALLER, Run, Verdict, case_of, judge, rounds_of, spread
+from training.pays import CLOSE, FASTER, NETS, SMALLER, Run, Verdict, case_of, judge, most_accurate, rounds_of, spread
 
 FIGURE = "pays"
 LEAST = {"time": FASTER, "memory": SMALLER}
@@ -41,8 +41,8 @@ def table(nets: dict[str, list[Run]], verdicts: dict[str, Verdict]) -> str:
     for net, v in verdicts.items():
         time = {d: named(r, f"{r.time_to(v.target):.1f} s" if r else "") for d, r in v.fastest.items()}
         memory = {d: named(r, f"{r.memory / 2**20:.0f} MiB" if r else "") for d, r in v.smallest.items()}
-        sparse = max((run for run in nets[net] if not run.dense), key=lambda run: run.accuracy)
-        best = [f"{run.label}: {percent(run.accuracy)}" for run in (v.best, sparse)]
+        sparse = most_accurate(run for run in nets[net] if not run.dense)
+        best = [named(run, percent(run.accuracy)) for run in (v.best, sparse)]
         cells = [net, *best, time[True], time[False], gain(v.ratio("time")), memory[True],
                  memory[False], gain(v.ratio("memory")), "yes" if v.pays else "no"]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
@@ -61,7 +61,7 @@ def why(net: str, found: list[Run]) -> str:
     said = [words for kind in ("time", "memory") if v.ratio(kind) >= LEAST[kind] and (words := compared(v, kind))]
     if said:
         return f"{net}: {' and '.join(said)}: it pays."
-    best = max(sparse, key=lambda run: run.accuracy)
+    best = most_accurate(sparse)
     if v.smallest[False] is None:
         points = 100 * (v.target - best.accuracy)
         return (f"{net}: no sparse net is accurate enough; the best, {best.label}, has {percent(best.accuracy)}, "
@@ -154,10 +154,10 @@ def reason(nets: dict[str, list[Run]], verdicts: dict[str, Verdict]) -> str:
     """In how many nets no speed of weights could make the most accurate net of sparse weights the sooner one."""
     known = beaten = 0
     for net, v in verdicts.items():
-        sparse = [run for run in nets[net] if "%" in run.label and run.parts]
+        sparse = [run for run in nets[net] if run.sparse_weights and run.parts]
         dense = v.fastest[True]
         if sparse and dense is not None and math.isfinite(dense.seconds):
-            best = max(sparse, key=lambda run: run.accuracy)
+            best = most_accurate(sparse)
             known += 1
             beaten += best.seconds * (1 - best.parts["weights"]) > dense.seconds
     if not beaten:

@@ -55,7 +55,10 @@ def section(name: str, view: plots.View) -> str:
     shown = SHOWN if several else SHOWN[-1:]  # nothing is drawn against one sparsity
     for figure in (f for f in found if f.name in shown):
         for path in map(Path, draw.save(figure, folder)):
-            path.write_text(smaller(path.read_text())) if path.suffix == ".svg" else path.unlink()
+            if path.suffix == ".svg":
+                path.write_text(smaller(path.read_text()))
+            else:
+                path.unlink()
     parts = [f"## {TITLES.get(name, name)}", where(view), markdown(tables.overview(view))]
     parts += [f"![{figure}](../benchmarks/figures/study/{name}/{figure}.svg)"
               for figure in SHOWN if (folder / f"{figure}.svg").is_file()]  # fmt: skip
@@ -74,7 +77,7 @@ def smaller(svg: str) -> str:
 
 def where(view: plots.View) -> str:
     rows = view.results.rows
-    trained = [row for row in rows if getattr(row, "copied_from", None) is None]
+    trained = [row for row in rows if row.copied_from is None]
     machines = dict.fromkeys(net.machine for net in view.nets)
     seconds = sum(row.seconds_training for row in trained)
     copied = f", of which {len(rows) - len(trained)} are copies of equal nets" * (len(trained) < len(rows))

@@ -19,7 +19,7 @@ import argparse
 import math
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -214,11 +214,20 @@ class Run:
 
     @property
     def dense(self) -> bool:
-        return self.label.startswith("dense ") and not self.label.startswith("dense weights")
+        return not self.sparse_weights and not self.label.startswith("dense weights")
+
+    @property
+    def sparse_weights(self) -> bool:
+        """Of the others, those with MaxK alone have dense ones."""
+        return not self.label.startswith("dense ")
 
     def time_to(self, target: float) -> float:
         """Seconds of training until the selected epoch is as accurate on the test set; inf: never."""
         return next((steps * self.seconds for steps, reached in self.curve if reached >= target), math.inf)
+
+
+def most_accurate(found: Iterable[Run]) -> Run:
+    return max(found, key=lambda run: run.accuracy)
 
 
 def mean_curve(curves: list[list]) -> list[tuple[int, float]]:
@@ -283,7 +292,7 @@ def judge(found: list[Run]) -> Verdict | None:
     """None without a dense net."""
     if not any(run.dense for run in found):
         return None
-    best = max((run for run in found if run.dense), key=lambda run: run.accuracy)
+    best = most_accurate(run for run in found if run.dense)
     target = best.accuracy - CLOSE
     fastest, smallest = {}, {}
     for dense in (True, False):

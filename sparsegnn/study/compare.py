@@ -8,6 +8,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from sparsegnn.study.bands import Band, band, difference, ratio
 from sparsegnn.study.results import OF_A_SEED, Case, Net, Row
 
@@ -150,11 +152,8 @@ def _test_at(row: Row, step: int) -> float:
 
 def _seconds_at(row: Row, step: int) -> float:
     """Between two points of the curve steps take equally long; the last point stays the last."""
-    after = bisect.bisect_left(row.curve, step, key=lambda point: point[0])
-    if after == len(row.curve):
-        return row.curve[-1][4]
-    (start, *_, begun), (end, *_, ended) = row.curve[max(0, after - 1)], row.curve[after]
-    return ended if end == start else begun + (ended - begun) * (step - start) / (end - start)
+    steps, *_, seconds = zip(*row.curve, strict=True)
+    return float(np.interp(step, steps, seconds))
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,7 @@ class Row(_Strict):
     peak_memory_bytes: float
     run_memory_bytes: float
     config: dict
+    copied_from: str | None = None  # the id of an equal net that was trained for another case
     where: str = ""
 
     @property

@@ -14,7 +14,7 @@ pytest.importorskip("pydantic")
 pytest.importorskip("plotly")
 pytest.importorskip("matplotlib")
 
-from study.synthetic import net, row, study, write
+from study.synthetic import ends, net, row, study, write
 
 from sparsegnn import cli
 from sparsegnn.study import plots, tables
@@ -68,11 +68,6 @@ def cells(table, row_name):
 
 def view_of(tmp_path, rows):
     return plots.View(read([write(tmp_path / "a.jsonl", rows)]))
-
-
-def ends(test, seconds):
-    """That score after so many seconds, and none before."""
-    return {"test": test, "seconds_training": seconds, "curve": [[100, 0.8, test, 1e10, seconds]]}
 
 
 def three(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("pydantic")
 
 from scipy import stats
-from study.synthetic import net, row, study, write
+from study.synthetic import ends, net, row, study, write
 
 from sparsegnn.study import compare
 from sparsegnn.study.bands import band, difference, kinds, ratio
@@ -217,11 +217,6 @@ def test_target_and_time_to_it(tmp_path):
     assert compare.reached(found, case, 99.0).seconds is None
 
 
-def ends(test, seconds):
-    """A curve of which only the end is this good."""
-    return [[50, 0.0, 9.0 if test > 1 else 0.1, 1.0, seconds / 2], [100, 0.0, test, 2.0, seconds]]
-
-
 def test_seconds_until_the_mean_of_the_seeds_is_as_good(tmp_path):
     """At 20, 30 and 40 steps the means are 74.5, 79.5 and 80.5 %: before 20 the second seed has selected none."""
     curves = ([[10, 0.9, 0.70, 1.0, 1.0], [30, 0.9, 0.80, 1.0, 3.0]],
@@ -234,8 +229,8 @@ def test_seconds_until_the_mean_of_the_seeds_is_as_good(tmp_path):
 
 def test_of_an_error_less_is_better(tmp_path):
     """The best of 3 and 4 is 3, its target 3.009."""
-    dense = [row(task="traffic", id="1", test=4.0, curve=ends(4.0, 1.0)),
-             row(task="traffic", id="2", case="wide", hidden=512, test=3.0, curve=ends(3.0, 10.0))]  # fmt: skip
+    dense = [row(task="traffic", id="1", **ends(4.0, 1.0)),
+             row(task="traffic", id="2", case="wide", hidden=512, **ends(3.0, 10.0))]  # fmt: skip
     curve = [[1, 0.0, 3.01, 1.0, 1.0], [2, 0.0, 3.0089, 1.0, 2.0]]
     found = one_net(tmp_path, [*dense, sparse(task="traffic", test=3.005, curve=curve, seconds_training=5.0)])
     aim = compare.target(found)
@@ -264,11 +259,9 @@ def test_dense_counterpart_has_the_same_width_and_settings(tmp_path):
 def test_speed_up_and_the_soonest_dense_net_that_is_as_good(tmp_path):
     """Sparse: 0.798 in 5 s. Of dense nets of 0.8, 0.7952 and 0.79 in 10, 4 and 2 s only the first two are as good."""
     narrow = {"role": "small_dense", "matches": "weights", "of": "sparse"}
-    rows = [row(), row(id="2", case="half", test=0.7952, seconds_training=4.0, hidden=128, curve=ends(0.7952, 4.0),
-                       **narrow),
-            row(id="3", case="tenth", test=0.79, seconds_training=2.0, hidden=25, curve=ends(0.79, 2.0),
-                **narrow | {"matches": "time"}),
-            sparse(test=0.798, seconds_training=5.0, curve=ends(0.798, 5.0))]  # fmt: skip
+    rows = [row(), row(id="2", case="half", hidden=128, **narrow, **ends(0.7952, 4.0)),
+            row(id="3", case="tenth", hidden=25, **narrow | {"matches": "time"}, **ends(0.79, 2.0)),
+            sparse(**ends(0.798, 5.0))]  # fmt: skip
     found = one_net(tmp_path, rows)
     case = found.named("sparse")
     assert compare.speedup(case, compare.dense_of(found, case)).mean == 2.0
