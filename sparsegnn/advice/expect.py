@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sparsegnn.advice.parts import Trace
+from sparsegnn.advice.parts import Trace, other_of
 from sparsegnn.advice.prices import moved
 
 
 def expected(
-    trace: Trace, layers: Mapping[str, tuple[float, float]], optimizer: tuple[float, float] | None = None
+    trace: Trace,
+    layers: Mapping[str, tuple[float, float]],
+    optimizer: tuple[float, float] | None = None,
+    memory: Mapping[str, int] | None = None,
 ) -> dict[str, float]:
     """Seconds of each part of a step.
 
@@ -17,6 +20,7 @@ def expected(
         trace: of the step with all weights.
         layers: name -> what the layer takes by itself in a step, dense and as it will be.
         optimizer: the same of its step.
+        memory: bytes of weights and activations, as they will be.
     """
     seconds = dict(trace.seconds)
     for use in trace.layers:
@@ -24,4 +28,6 @@ def expected(
             seconds[use.part] += moved(use.seconds, *layers[use.name]) - use.seconds
     if optimizer is not None:
         seconds["optimizer"] = moved(seconds["optimizer"], *optimizer)
+    if memory is not None:
+        seconds["other"] = other_of(trace, trace.operators, memory)
     return {part: max(0.0, t) for part, t in seconds.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -97,16 +97,17 @@ def trace(
     for i, layer in enumerate(meter.layers):
         layer.seconds = scale * sum(m.layers[i].seconds for m, _ in pairs)
     operators, memory = sum(seconds.values()), candidate.state_bytes() | {"activations": activations}
-    other = max(0.0, usual - operators) if base is None else other_of(base, meter.operators, activations)
+    other = max(0.0, usual - operators) if base is None else other_of(base, meter.operators, memory)
     used = [layer for layer in meter.layers if layer.calls]
     return Trace({**seconds, "other": other}, used, memory, meter.operators, usual, kept)
 
 
-def other_of(base: Trace, operators: int, activations: int) -> float:
-    """What no operator takes: Python and autograd, for each operator, and what is left for the memory of tensors."""
+def other_of(base: Trace, operators: int, memory: Mapping[str, int]) -> float:
+    """What no operator takes: Python and autograd, for each operator, and what is left for the memory of tensors, as
+    much as there is of activations and of weights with their gradients."""
     calls = min(base.seconds["other"], CALL * base.operators)
-    memory = activations / max(1, base.memory["activations"])
-    return calls * operators / max(1, base.operators) + (base.seconds["other"] - calls) * memory
+    kept, before = (m["activations"] + m["weights"] for m in (memory, base.memory))
+    return calls * operators / max(1, base.operators) + (base.seconds["other"] - calls) * kept / max(1, before)
 
 
 def _sample(candidate: Candidate, watch: Stopwatch) -> StepMeter:
@@ -121,7 +122,7 @@ class StepMeter(Meter):
     """The meter of the ledger, which also knows the optimizer, sparse features, and which layer a product is of.
 
     A product is a layer's by the address of its weight, forward and for the gradient of its input; the gradient of its
-    weight by the shape.
+    weight by the shape. So is the copy that autograd makes of a gradient with other strides than its weight.
     """
 
     def __init__(self, candidate: Candidate, watch: Stopwatch):
@@ -131,6 +132,7 @@ class StepMeter(Meter):
         found = linears(candidate.model)
         self.layers = [Layer(name, tuple(m.weight.shape)) for name, m in found.items()]
         self._known = {m.weight.data_ptr(): x for m, x in zip(found.values(), self.layers, strict=True)}
+        self._last: Layer | None = None  # whose weight has got its gradient
         self._optimizing = False
 
     @contextmanager
@@ -153,7 +155,9 @@ class StepMeter(Meter):
         name = func._schema.name.rpartition("::")[2] if hasattr(func, "_schema") else ""
         self._follow(name, args, out)
         part = shares[-1][0]
-        layer = self._layer(name, args, out) if part in ("weights", "features") else None
+        layer = self._layer(name, args, out) if part in ("weights", "features") else self._copied(name, out)
+        if layer is not None and part == "elementwise":
+            return [((layer.part, layer), 1.0)]
         return shares if layer is None else [((part, layer) if p == part else p, share) for p, share in shares]
 
     def _spend(self, shares, seconds: float) -> None:
@@ -181,7 +185,7 @@ class StepMeter(Meter):
         x, weight = args[-2:] if name == "mm" else args[1:3]
         layer = self._at(weight)
         if layer is None:
-            return self._gradient(x.size(1), tuple(out.shape), False)
+            return self._gradient(x.size(1), tuple(out.shape))
         square = layer.shape[0] == layer.shape[1]
         if weight.stride(0) == 1 if square else tuple(weight.shape) != layer.shape:  # W^T
             layer.rows, layer.calls = x.size(0), layer.calls + 1
@@ -193,22 +197,31 @@ class StepMeter(Meter):
         table, crow, col, val = args[:4]
         layer = self._at(table)
         if layer is None:
-            return self._gradient(None, tuple(out[0].shape), True)
+            return self._gradient(table.size(0), tuple(out[0].shape), col.numel())
         layer.rows, layer.calls = crow.numel() - 1, layer.calls + 1
         layer.features = crow, col, val
         return layer
 
-    def _gradient(self, rows: int | None, shape: tuple, features: bool) -> Layer | None:
-        """The layer whose weight has a gradient of this ``shape``, made of so many rows: that with the fewest yet."""
+    def _gradient(self, rows: int, shape: tuple, nonzeros: int | None = None) -> Layer | None:
+        """The layer whose weight has a gradient of this ``shape``, made of so many rows, of sparse features with so
+        many ``nonzeros``: that with the fewest yet."""
         found = [
             x
             for x in self.layers
-            if x.calls and shape in (x.shape, x.shape[::-1]) and rows in (None, x.rows)
-            and (x.features is not None) == features
+            if x.calls and shape in (x.shape, x.shape[::-1]) and rows == x.rows
+            and nonzeros == (None if x.features is None else x.features[1].numel())
         ]  # fmt: skip
         layer = min(found, key=lambda x: x.gradients, default=None)
         if layer is not None:
             layer.gradients += 1
+        self._last = layer
+        return layer
+
+    def _copied(self, name: str, out) -> Layer | None:
+        layer = self._last
+        if layer is None or name not in ("copy_", "clone") or tuple(out.shape) != layer.shape or self._optimizing:
+            return None
+        self._last = None
         return layer
 
 

@@ -16,6 +16,7 @@ Key = Hashable
 LONGEST = 0.25  # seconds of a timed call, by what the layer takes in the step: of more, a part of the rows is timed
 ENOUGH = 0.03  # seconds of all calls of one, ...
 FEWEST, MOST = 3, 15  # ... after so many
+SHORT = 0.005  # seconds of a call
 BOUND = 1.5  # times that a layer by itself may be faster or slower than within the step
 
 
@@ -40,13 +41,15 @@ class Prices:
         return self.together({key: candidate.optimizer.step for key, candidate in candidates.items()})
 
     def together(self, runs: Mapping[Key, Callable[[], object]]) -> dict[Key, float]:
-        """Medians of some calls of each, after one that does not count."""
+        """Medians of some calls of each, after one that does not count; what is short must find its memory again,
+        behind what is not, before every one."""
         taken: dict[Key, list[float]] = {key: [] for key in runs}
-        for run in runs.values():
-            run()
+        short = {key: self.watch(run) < SHORT for key, run in runs.items()}
         rounds = total = 0
         while rounds < FEWEST or (total < ENOUGH * len(runs) and rounds < MOST):
             for key, run in runs.items():
+                if short[key]:
+                    run()
                 taken[key].append(self.watch(run))
             rounds, total = rounds + 1, sum(map(sum, taken.values()))
         return {key: statistics.median(each) for key, each in taken.items()}
@@ -61,7 +64,9 @@ class Prices:
             with torch.autocast(self.watch.device.type, torch.bfloat16, enabled=low_precision):
                 y = module(x)
             if inputs:
-                torch.autograd.grad(y, inputs, dy.to(y.dtype))
+                torch.autograd.backward(y, dy.to(y.dtype), inputs=inputs)
+            for t in inputs:
+                t.grad = None
 
         return run
 

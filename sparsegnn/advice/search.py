@@ -184,8 +184,8 @@ class Search:
         if isinstance(found, Exception):
             raise found
         layers, optimizer, memory, weights = found
-        seconds = expected(traced, layers, optimizer)
-        return Found(option, seconds, {**memory, "activations": traced.memory["activations"]}, weights)
+        memory = {**memory, "activations": traced.memory["activations"]}
+        return Found(option, expected(traced, layers, optimizer, memory), memory, weights)
 
     def _sparse_weights(self, width: float, bf16: bool) -> dict[tuple[float, str], tuple | Exception]:
         """For each sparsity and pattern what the layers and the optimizer take, dense and sparse, bytes and weights."""

@@ -122,6 +122,43 @@ def test_parts_of_a_step():
     assert meter.seconds["aggregation"] == meter.seconds["features"] == 0
 
 
+class Sign(nn.Module):
+    """Two layers of one shape, of features of their own: powers of an adjacency."""
+
+    def __init__(self):
+        super().__init__()
+        self.few, self.many = GCNConv(12, 9).lin, GCNConv(12, 9).lin
+
+    def forward(self, x):
+        return self.few(x[0]) + self.many(x[1])
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_layers_of_one_shape_get_their_own_gradients(swapped):
+    few, many = sparse_x(), torch.ones(N, 12).to_sparse_csr()
+    candidate = candidate_of(Sign, (many, few) if swapped else (few, many))
+    candidate.step()
+    with Machine(edge=1.0, call=0.0) as machine:
+        meter = StepMeter(candidate, Stopwatch(candidate.device, machine.now))
+        with meter:
+            candidate.step(meter.optimizing)
+    found = {y.name: y.seconds for y in meter.layers}
+    want = {"few": few, "many": many} if not swapped else {"few": many, "many": few}
+    assert found == {name: 2 * 2 * x.values().numel() * 9 for name, x in want.items()}  # forward, and of the weight
+
+
+def test_the_copy_of_a_gradient_is_its_layers():
+    """That of a weight on sparse features is made transposed; autograd wants the strides of the weight."""
+    candidate = candidate_of(lambda: Net(GCNConv(12, 9, bias=False), GCNConv(9, 4, bias=False)), sparse_x())
+    candidate.step()
+    with Machine(element=1.0, call=0.0) as machine:
+        meter = StepMeter(candidate, Stopwatch(candidate.device, machine.now))
+        with meter:
+            candidate.step(meter.optimizing)
+    assert {y.name: y.seconds for y in meter.layers} == {"layers.0.lin": 12 * 9, "layers.1.lin": 0}
+    assert (meter.seconds["features"], meter.seconds["weights"]) == (12 * 9, 0)
+
+
 def test_activations_are_what_the_step_keeps():
     candidate = candidate_of(lambda: Net(nn.Linear(12, 7), nn.ReLU(), nn.Linear(7, 3)), X())
     with Kept(candidate) as kept:
@@ -160,14 +197,17 @@ def test_expected_is_the_sum_of_its_parts():
                                    "optimizer": 2.0 - 3.0 / BOUND, "other": 0.5})  # fmt: skip
     assert seconds["weights"] == 9.0
     assert expected(Trace(seconds, layers), {}) == seconds
+    trace = Trace(seconds, layers, {"activations": 10, "weights": 90}, operators=20_000)  # 0.2 s of calls
+    assert expected(trace, {}, None, {"activations": 10, "weights": 40})["other"] == pytest.approx(0.2 + 0.3 / 2)
 
 
 def test_what_no_operator_takes():
-    base = Trace({"other": 0.1}, memory={"activations": 1000}, operators=1000)
-    assert other_of(base, 1000, 1000) == pytest.approx(0.1)
-    assert other_of(base, 500, 250) == pytest.approx(1000 * CALL / 2 + (0.1 - 1000 * CALL) / 4)
-    small = Trace({"other": 0.01}, memory={"activations": 0}, operators=1000)
-    assert other_of(small, 500, 0) == pytest.approx(0.005)
+    base = Trace({"other": 0.1}, memory={"activations": 600, "weights": 400}, operators=1000)
+    assert other_of(base, 1000, base.memory) == pytest.approx(0.1)
+    fewer = {"activations": 200, "weights": 50}
+    assert other_of(base, 500, fewer) == pytest.approx(1000 * CALL / 2 + (0.1 - 1000 * CALL) / 4)
+    small = Trace({"other": 0.01}, memory={"activations": 0, "weights": 0}, operators=1000)
+    assert other_of(small, 500, small.memory) == pytest.approx(0.005)
 
 
 def test_a_curve_and_its_inverse():
