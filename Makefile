@@ -28,8 +28,8 @@ test: $(VENV)/.test
 	$(RUN) $(MAKE) -s build-emulator
 	$(PYTEST) $(ARGS)
 
-# What takes longer: sanitizers, the other instruction sets, fuzz, soak, the PTX of the CUDA kernels on the CPU, their
-# machine code (nvcc), the wheel. Without what takes longest: make test-deep SKIP="nvcc wheel asan" (asan: the emulator).
+# What takes longer: sanitizers, the other instruction sets, fuzz, soak, the PTX and machine code of the CUDA kernels,
+# the library of them (nvcc), the wheel. Without what takes longest: make test-deep SKIP="nvcc wheel asan" (asan: the emulator).
 test-deep: $(VENV)/.test
 	$(RUN) $(MAKE) -s build-emulator $(if $(filter asan,$(SKIP)),,build-sanitized) build-ptx $(if $(filter nvcc,$(SKIP)),,build-cuda)
 	$(PYTEST) --deep -m "deep$(SKIP:%= and not %)" $(ARGS)
@@ -103,12 +103,11 @@ build-sanitized:
 
 CUDA_TREE = $(CMAKE) -B build/cuda -DSPARSEGNN_CUDA=auto -DSPARSEGNN_EMULATOR=ON -DSPARSEGNN_OUTPUT=$(CURDIR)/build/cuda/lib
 
-# What runs the PTX of the CUDA kernels on the CPU; nothing where nvcc is missing, as below.
+# What runs the PTX of the CUDA kernels on the CPU, and their register use; nothing where nvcc is missing, as below.
 build-ptx:
 	$(CUDA_TREE)
-	cmake --build build/cuda -j $(MAX_JOBS) --target sparsegnn_ptx
+	cmake --build build/cuda -j $(MAX_JOBS) --target sparsegnn_ptx cuda_checks
 
-# The CUDA library, PTX and register use of its kernels.
-build-cuda:
-	$(CUDA_TREE)
-	cmake --build build/cuda -j $(MAX_JOBS) --target cuda_checks
+# The CUDA library as well.
+build-cuda: build-ptx
+	cmake --build build/cuda -j $(MAX_JOBS) --target sparsegnn_cuda

@@ -2,8 +2,8 @@
 # Installs the peers of the tests and benchmarks into an environment: torch-scatter and torch-sparse (baselines and
 # interop) from prebuilt wheels beside the checkout if they fit it, else from source with SPARSEGNN_PEERS=build
 # (14 minutes on two cores), else not at all; and baselines of the benchmarks: sparselab where it has a wheel, SparseProp
-# with SPARSEGNN_PEERS=build (its code with C++17 in place of C++11, which the headers of pybind11 need). What needs a
-# missing one is skipped.
+# with SPARSEGNN_PEERS=build (its code with C++17 in place of C++11, which the headers of pybind11 need). Where nvcc is,
+# what reads its machine code. What needs a missing one is skipped.
 set -eu
 bin=$1
 if ! "$bin/python" -c "import torch_sparse, torch_scatter" 2>/dev/null; then
@@ -18,6 +18,11 @@ fi
 if ! "$bin/python" -c "import sparselab" 2>/dev/null; then
   "$bin/pip" install -q --disable-pip-version-check --only-binary :all: --no-deps sparselab==0.2.2 2>/dev/null ||
     echo "sparselab is not installed (no wheel for this Python and machine); benchmarks leave it out"
+fi
+if command -v nvcc > /dev/null && ! command -v cuobjdump > /dev/null; then
+  "$bin/pip" install -q --disable-pip-version-check --only-binary :all: --no-deps \
+    nvidia-cuda-cuobjdump==13.5.37 nvidia-cuda-nvdisasm==13.5.37 2>/dev/null ||
+    echo "cuobjdump is not installed: the instructions of CUDA kernels are not counted"
 fi
 if [ "${SPARSEGNN_PEERS:-}" = build ] && ! "$bin/python" -c "import sparseprop" 2>/dev/null; then
   folder=$(mktemp -d)
