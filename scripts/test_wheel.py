@@ -103,9 +103,9 @@ def runnable(python: Path, isas: list[str]) -> tuple[str, ...]:
 
 def row(what: str, facts: list[dict], build: dict) -> None:
     last = facts[-1]
-    cuda = last["libraries"]["cuda"]
-    if build["cuda"] and cuda != "loaded" and "this torch has no CUDA" not in cuda:
-        sys.exit(f"test_wheel: the CUDA library does not load: {cuda}")
+    cuda = last["libraries"]["cuda"].partition(":")[0]  # "loaded", or "loaded, but no GPU can be used: ..."
+    if build["cuda"] and not cuda.startswith("loaded") and "this torch has no CUDA" not in cuda:
+        sys.exit(f"test_wheel: the CUDA library does not load: {last['libraries']['cuda']}")
     isas = ", ".join(dict.fromkeys(fact["isa"] for fact in facts))
     print(f"| {what} | {last['python']} | {last['torch']} | {isas} | {last['compiled']} | {cuda} |", flush=True)
 

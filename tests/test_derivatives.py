@@ -185,6 +185,17 @@ def forward_over_reverse(f, leaves):
         return [forward_ad.unpack_dual(g).tangent for g in grads]
 
 
+def forward_over_backward(f, leaves):
+    """The graph is made before the level: only the backward pass is inside."""
+    leaves = [t.clone().requires_grad_() for t in leaves]
+    y = f(*leaves)
+    with forward_ad.dual_level():
+        flow = forward_ad.make_dual(rand(*y.shape), rand(*y.shape, seed=3))
+        grads = torch.autograd.grad(y, leaves, flow, allow_unused=True, materialize_grads=True)
+        tangents = [forward_ad.unpack_dual(g).tangent for g in grads]
+        return [torch.zeros_like(t) if d is None else d for t, d in zip(leaves, tangents, strict=True)]
+
+
 def mapped_one_by_one(f, leaves):
     dims = ([0 if i == j else None for j in every(leaves)] for i in every(leaves))
     return [vmap(f, in_dims=tuple(d))(*(b if s == 0 else t for b, t, s in zip(batch(leaves), leaves, d, strict=True)))
@@ -220,6 +231,7 @@ WAYS = {
     "create_graph": double_backward,
     "dual_level": forward_mode,
     "forward over reverse": forward_over_reverse,
+    "forward over backward": forward_over_backward,
     "is_grads_batched": backward_of_a_batch,
 }
 

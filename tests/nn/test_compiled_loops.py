@@ -68,7 +68,6 @@ LAYERS = {  # name: (layer, sizes, options, arguments)
 DEEP = pytest.param("aot_eager", True, marks=pytest.mark.deep), pytest.param("eager", True, marks=pytest.mark.deep)
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.parametrize("backend, dynamic", [("eager", None), *DEEP])
 @pytest.mark.parametrize("name", LAYERS)
 def test_edge_lists_without_graph_breaks(name, backend, dynamic):

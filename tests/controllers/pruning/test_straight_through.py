@@ -158,10 +158,12 @@ def test_a_step_that_a_scaler_skips_changes_nothing(name):
         for broken in (True, False) if step in (1, 4) else (False,):
             skipping[1].zero_grad()
             scaler.scale((skipping[0](x) - y).square().mean()).backward()
+            before = [p.detach().clone() for p in skipping[0].parameters()]
             if broken:
                 skipping[0][0].values.grad[3] = float("inf")
             scaler.step(skipping[1])
             scaler.update()
+            assert not broken or all(map(torch.equal, skipping[0].parameters(), before))  # the masked weights
         plain[1].zero_grad()
         (plain[0](x) - y).square().mean().backward()
         plain[1].step()
@@ -209,11 +211,13 @@ def test_closures(name):
 
 def test_a_closure_that_is_evaluated_twice_is_refused():
     class Twice(optim.SGD):
-        def step(self, closure):
-            closure()
+        def step(self, closure=None):
+            if closure is not None:
+                closure()
             return super().step(closure)
 
     model, optimizer, method = setup("ugt", make=partial(Twice, lr=0.1))
+    train(model, optimizer, 3)  # some weights are masked
     before = model[0].values.detach().clone()
 
     def closure():
@@ -223,7 +227,8 @@ def test_a_closure_that_is_evaluated_twice_is_refused():
 
     with pytest.raises(RuntimeError, match="UGT: a step must evaluate its closure once"):
         optimizer.step(closure)
-    assert torch.equal(model[0].values, before) and method.step == 0
+    assert torch.equal(model[0].values, before) and method.step == 3
+    assert not torch.equal(method.latent["0"], before)
 
 
 def test_an_optimizer_that_ascends():
