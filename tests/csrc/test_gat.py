@@ -169,6 +169,17 @@ def test_masked_edges(emulated, csr, masked):
     np.testing.assert_allclose(y[:, 0], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_row_that_begins_with_parts_of_masked_edges(emulated, csr):
+    """Warps share a long row: the first parts that are merged have no finite score."""
+    g = csr([4000, 2], 8)
+    x, a_edge = g.normal(8, 1, 4).astype(np.float32), np.full((g.edges, 1), -np.inf, np.float32)
+    a_edge[3990:] = 0
+    zeros = np.zeros((8, 1), np.float32)
+    y = emulated.gat(x, zeros, zeros[:2], a_edge, g.crow, g.col)[0]
+    expected = [x[g.col[3990:4000], 0].astype(np.float64).mean(0), x[g.col[4000:], 0].astype(np.float64).mean(0)]
+    np.testing.assert_allclose(y[:, 0], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_misaligned_rows_take_the_scalar_path(emulated, csr, dtype):
     emulated.set_misalignment(1)
     run(emulated, dtype, csr([3, 0, 300, 1, 5], 9), 2, 8)

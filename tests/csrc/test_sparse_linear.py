@@ -170,14 +170,16 @@ def test_not_finite_inputs_stay_where_they_are(emulated):
 
 
 def test_same_bits_in_every_order(emulated_module):
-    w = Weight(70, 33)
-    x, dy, values = (w.normal(*s).astype(np.float32) for s in ((90, 33), (90, 70), (w.nnz,)))
+    w = Weight(70, 33)  # 600 samples: several spans, beside each other in memory
+    x, dy, values = (w.normal(*s).astype(np.float32) for s in ((600, 33), (600, 70), (w.nnz,)))
     results = []
     for order in ("forward", "reversed", "shuffled"):
         emulated_module.set_schedule(order, 7)
         y = emulated_module.sparse_linear(x, values, None, w.crow, w.col)
         dvalues = emulated_module.sparse_linear_dvalues(dy, x, w.crow, w.col)
-        results.append(y.tobytes() + dvalues.tobytes() + emulated_module.sparse_linear_dbias(dy).tobytes())
+        dbias = emulated_module.sparse_linear_dbias(dy)
+        np.testing.assert_allclose(dbias, dy.sum(0, dtype=np.float64), rtol=1e-4, atol=1e-4)
+        results.append(y.tobytes() + dvalues.tobytes() + dbias.tobytes())
     assert len(set(results)) == 1
 
 

@@ -157,6 +157,19 @@ def test_sparse_features_are_work_of_the_weights():
     assert flops["aggregation"] == pytest.approx(2 * 2 * edges * (hidden + 5), rel=0.1)
 
 
+def test_sparse_features_by_dense_weights_are_no_aggregation():
+    """The operator of aggregation multiplies them: at each nonzero, forward and for the gradient of the weight."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR")
+        x = torch.where(torch.rand(N, 16) < 0.2, 1.0, 0.0).to_sparse_csr()
+    net, optimizer = made("dense")
+    ledger = sparsegnn.ledger(net, optimizer)
+    run(net, optimizer, 3, ledger.step, x)
+    flops = ledger.report(show=False)["flops_per_step"]
+    assert flops["weights"] == 2 * 2 * x.values().numel() * 24 + 3 * 2 * N * 24 * 5
+    assert flops["aggregation"] == pytest.approx(2 * 2 * GRAPH.num_edges * (24 + 5), rel=0.1)
+
+
 def test_a_fused_operator_is_split():
     lin, x = SparseLinear(16, 24, bias=False, sparsity=0.7), torch.randn(N, 16, requires_grad=True)
     graph, scale, diag = GRAPH.normed(False, True, torch.float32)

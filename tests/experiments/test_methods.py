@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -148,19 +149,24 @@ def test_what_changes_the_graph(small):
 
     def halve(self):
         half = small.edge_index[:, ::2]
-        kept = type(self.graph).from_edge_index(half, small.num_nodes)
-        self.graph.__setstate__(kept.__getstate__())
+        kept = type(self.held).from_edge_index(half, small.num_nodes)
+        self.held.__setstate__(kept.__getstate__())
 
     def init(self, model, optimizer, *, graph=None, seed: int = 0):
-        self.graph = graph
-        Controller.__init__(self, model, optimizer, update_every=5, stop_at=6)
+        self.held = graph  # which the ledger does not know
+        Controller.__init__(self, model, optimizer, update_every=20, stop_at=21)
 
     nothing = {"_find_layers": lambda self, model, optimizer: {}, "start": "plain", "target": "edges"}
     registered("whole", update=lambda self: None, due=Controller.due, __init__=init, **nothing)
     registered("halved", update=halve, due=Controller.due, __init__=init, **nothing)
-    whole, halved = (train(config(name, epochs=10), small) for name in ("whole", "halved"))
-    assert whole["edges_at_end"] == whole["edges_at_start"] == halved["edges_at_start"] > halved["edges_at_end"]
-    assert whole["mask_updates"] == halved["mask_updates"] == 1 and halved["flops"] < whole["flops"]
+    beside = {"after_step": lambda self: halve(self) if self.step == 20 else None, "every_step": True}
+    registered("cut", due=lambda self, step: False, __init__=init, **beside, **nothing)  # with no update
+    fewer = train(config("whole", epochs=40), replace(small, edge_index=small.edge_index[:, ::2]))
+    for name in ("halved", "cut"):
+        whole, halved = (train(config(name, epochs=40), small) for name in ("whole", name))
+        assert whole["edges_at_end"] == whole["edges_at_start"] == halved["edges_at_start"] > halved["edges_at_end"]
+        assert whole["mask_updates"] == 1 and halved["mask_updates"] == (name == "halved")
+        assert halved["flops"] == (whole["flops"] + fewer["flops"]) / 2 < whole["flops"]  # after 20 of 40 steps
 
 
 def test_no_epoch_is_selected_before_a_method_settles(small):

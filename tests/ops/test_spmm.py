@@ -167,6 +167,11 @@ def test_out_beside_x_in_one_storage():
     graph, x = graph_and_x()
     both = torch.cat([x, torch.zeros_like(x)])
     assert torch.equal(ops.spmm(graph, both[:4], out=both[4:]), ops.spmm(graph, x))
+    wide = torch.zeros(55)
+    columns = wide[:40].view(4, 10)[:, :5].copy_(x)  # ends in the middle of the last row, and there `out` begins
+    assert torch.equal(ops.spmm(graph, columns, out=wide[35:].view(4, 5)), ops.spmm(graph, x))
+    with pytest.raises(ValueError, match="out must not share memory with x"):
+        ops.spmm(graph, columns, out=wide[34:54].view(4, 5))
     torch.library.opcheck(torch.ops.sparsegnn.spmm_out.default,
                           (torch.empty(4, 5), x, graph.crow, graph.col, None, None, None, None, "max"))  # fmt: skip
 
