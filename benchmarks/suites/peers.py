@@ -73,6 +73,7 @@ def sparselab(k: int, m: int, sparsity: float) -> torch.nn.Module:
 
     for library in (Path(sparselab.__file__).parents[1] / "sparselab.libs").glob("libgomp*"):  # beside torch's OpenMP
         ctypes.CDLL(str(library)).omp_set_num_threads(torch.get_num_threads())
+    sparselab.ops._transpose_cache.clear()  # keyed by id: a layer that is gone may have had the same, and other weights
     return sparselab.SparseLinear(k, m, sparsity=sparsity)
 
 
