@@ -66,8 +66,8 @@ def headlines(machines: list[list[dict]]) -> str:
         "How many times faster sparsegnn is than the best other contender, and the times of both (or memory): fp32, 2 "
         "threads, default malloc, fresh outputs, medians of interleaved rounds in one process; graphs of 170,000 nodes "
         "and 2,300,000 edges, log-normal degrees. In bold what reaches the bar, in italics what misses it; the bars "
-        f"were set on an {next(iter(PROCESSORS.values()))}. {'. '.join(of)}. Made by `sparsegnn bench --suite cpu`; on another "
-        "machine expect other numbers.",
+        f"were set on an {next(iter(PROCESSORS.values()))}. {'. '.join(of)}. Made by `sparsegnn bench --suite cpu`; on "
+        "another machine expect other numbers.",
     ]
     if FIGURE.is_file():
         lines += ["", f"![Speed of sparse weights against sparsity]({FIGURE.relative_to(README.parent)})"]
