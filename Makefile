@@ -31,7 +31,7 @@ test: $(VENV)/.test
 # What takes longer: sanitizers, the other instruction sets, fuzz, soak, the PTX and machine code of the CUDA kernels,
 # the library of them (nvcc), the wheel. Without what takes longest: make test-deep SKIP="nvcc wheel asan" (asan: the emulator).
 test-deep: $(VENV)/.test
-	$(RUN) $(MAKE) -s build-emulator $(if $(filter asan,$(SKIP)),,build-sanitized) build-ptx $(if $(filter nvcc,$(SKIP)),,build-cuda)
+	$(RUN) $(MAKE) -s build-emulator $(if $(filter asan,$(SKIP)),,build-sanitized) $(if $(filter nvcc,$(SKIP)),build-ptx,build-cuda)
 	$(PYTEST) --deep -m "deep$(SKIP:%= and not %)" $(ARGS)
 
 # Kernel microbenchmarks against dense torch, torch.sparse and the torch-sparse family.

@@ -64,6 +64,13 @@ def kernels() -> dict[str, list[dict[str, int]]]:
     return result
 
 
+def ptx_of(op: str) -> Path:
+    ptx = BUILD / "ptxas" / f"{op}.ptx"
+    if not ptx.is_file():
+        missing(f"{ptx} is missing; run `make build-ptx`")
+    return ptx
+
+
 def tool(*command) -> str:
     if not shutil.which(command[0]):
         missing(f"{command[0]} is not installed")
@@ -111,9 +118,7 @@ def test_main_loops_keep_their_instructions(counted):
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
 def test_ptx_has_no_float_atomics_and_no_local_memory(source):
-    ptx = BUILD / "ptxas" / f"{source.stem}.ptx"
-    if not ptx.is_file():
-        missing(f"{ptx} is missing; run `make build-ptx`")
+    ptx = ptx_of(source.stem)
     text = ptx.read_text()
     assert not re.search(r"\b(atom|red)\.[\w.]*\.(f16|f32|f64|bf16)", text), "float atomics make results change"
     assert not re.search(r"\b(ld|st)\.local\b", text)
@@ -128,9 +133,7 @@ def test_block_indices_are_multiplied_in_64_bits(source):
     for header in sorted((ROOT / "csrc").glob(f"cuda/{source.stem}*.cuh")):
         narrow = re.findall(r"(?<!int64_t\{)\bblockIdx\.[xyz]\s*\*\s*(?:k[A-Z]\w*|\d+|\w+::k\w+)", header.read_text())
         assert not narrow, (header.name, narrow)
-    ptx = BUILD / "ptxas" / f"{source.stem}.ptx"
-    if not ptx.is_file():
-        missing(f"{ptx} is missing; run `make build-ptx`")
+    ptx = ptx_of(source.stem)
     for function in ptx.read_text().split(".entry ")[1:]:
         for index in re.findall(r"mov\.u32\s+(%r\d+), %ctaid\.[xyz];", function):
             found = re.findall(rf"m(?:ul|ad)\.lo\.[su]32\s+%r\d+, (?:\S+, )?{index}[,;].*", function)
@@ -139,17 +142,13 @@ def test_block_indices_are_multiplied_in_64_bits(source):
 
 @pytest.mark.parametrize("stem", ["spmm", "sddmm"])
 def test_rows_are_read_128_bits_at_a_time(stem):
-    ptx = BUILD / "ptxas" / f"{stem}.ptx"
-    if not ptx.is_file():
-        missing(f"{ptx} is missing; run `make build-ptx`")
+    ptx = ptx_of(stem)
     assert "ld.global.nc.v4" in ptx.read_text()
 
 
 def test_tensor_cores_multiply_where_they_may():
     """block_linear in 16 bits and in TF32; the kernels of strict fp32, fp64 and groups of 4 do without."""
-    ptx = BUILD / "ptxas" / "block_linear.ptx"
-    if not ptx.is_file():
-        missing(f"{ptx} is missing; run `make build-ptx`")
+    ptx = ptx_of("block_linear")
     kinds, strict = set(), 0
     for entry in ptx.read_text().split(".entry ")[1:]:
         name = entry.partition("(")[0]

@@ -155,9 +155,9 @@ class StepMeter(Meter):
         name = func._schema.name.rpartition("::")[2] if hasattr(func, "_schema") else ""
         self._follow(name, args, out)
         part = shares[-1][0]
-        layer = self._layer(name, args, out) if part in ("weights", "features") else self._copied(name, out)
-        if layer is not None and part == "elementwise":
+        if part == "elementwise" and (layer := self._copied(name, out)) is not None:
             return [((layer.part, layer), 1.0)]
+        layer = self._layer(name, args, out) if part in ("weights", "features") else None
         return shares if layer is None else [((part, layer) if p == part else p, share) for p, share in shares]
 
     def _spend(self, shares, seconds: float) -> None:
@@ -219,7 +219,7 @@ class StepMeter(Meter):
 
     def _copied(self, name: str, out) -> Layer | None:
         layer = self._last
-        if layer is None or name not in ("copy_", "clone") or tuple(out.shape) != layer.shape or self._optimizing:
+        if layer is None or name not in ("copy_", "clone") or tuple(out.shape) != layer.shape:
             return None
         self._last = None
         return layer

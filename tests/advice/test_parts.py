@@ -87,16 +87,22 @@ def candidate_of(make, x, low_precision=False):
     return Candidate(problem, problem.model, low_precision)
 
 
+def metered(candidate, **costs) -> StepMeter:
+    """Around the second step of a model, on a machine of these costs."""
+    candidate.step()
+    with Machine(call=0.0, **costs) as machine:
+        meter = StepMeter(candidate, Stopwatch(candidate.device, machine.now))
+        with meter:
+            candidate.step(meter.optimizing)
+    return meter
+
+
 @pytest.mark.parametrize("low_precision", [False, True])
 @pytest.mark.parametrize("name", STEPS)
 def test_layers_are_found_in_a_step(name, low_precision):
     make, x, want = STEPS[name]
     candidate = candidate_of(make, x(), low_precision)
-    candidate.step()
-    with Machine(product=1.0, call=0.0) as machine:
-        meter = StepMeter(candidate, Stopwatch(candidate.device, machine.now))
-        with meter:
-            candidate.step(meter.optimizing)
+    meter = metered(candidate, product=1.0)
     found = {y.name: (y.rows, y.calls, y.need_dx, y.features is not None) for y in meter.layers}
     assert found == want
     for layer in meter.layers:  # products of weights alone take time there
@@ -112,11 +118,7 @@ def test_parts_of_a_step():
     """By hand: two products forward and three backward, and what SGD writes."""
     candidate = candidate_of(lambda: Net(nn.Linear(12, 7, bias=False), nn.Linear(7, 3, bias=False)), X())
     candidate.optimizer = torch.optim.SGD(candidate.model.parameters(), lr=0.1, foreach=False)
-    candidate.step()
-    with Machine(product=1.0, element=1.0, call=0.0) as machine:
-        meter = StepMeter(candidate, Stopwatch(candidate.device, machine.now))
-        with meter:
-            candidate.step(meter.optimizing)
+    meter = metered(candidate, product=1.0, element=1.0)
     assert meter.seconds["weights"] == 2 * N * (2 * 12 * 7 + 3 * 7 * 3)
     assert meter.seconds["optimizer"] == 12 * 7 + 7 * 3
     assert meter.seconds["aggregation"] == meter.seconds["features"] == 0
@@ -137,11 +139,7 @@ class Sign(nn.Module):
 def test_layers_of_one_shape_get_their_own_gradients(swapped):
     few, many = sparse_x(), torch.ones(N, 12).to_sparse_csr()
     candidate = candidate_of(Sign, (many, few) if swapped else (few, many))
-    candidate.step()
-    with Machine(edge=1.0, call=0.0) as machine:
-        meter = StepMeter(candidate, Stopwatch(candidate.device, machine.now))
-        with meter:
-            candidate.step(meter.optimizing)
+    meter = metered(candidate, edge=1.0)
     found = {y.name: y.seconds for y in meter.layers}
     want = {"few": few, "many": many} if not swapped else {"few": many, "many": few}
     assert found == {name: 2 * 2 * x.values().numel() * 9 for name, x in want.items()}  # forward, and of the weight
@@ -150,11 +148,7 @@ def test_layers_of_one_shape_get_their_own_gradients(swapped):
 def test_the_copy_of_a_gradient_is_its_layers():
     """That of a weight on sparse features is made transposed; autograd wants the strides of the weight."""
     candidate = candidate_of(lambda: Net(GCNConv(12, 9, bias=False), GCNConv(9, 4, bias=False)), sparse_x())
-    candidate.step()
-    with Machine(element=1.0, call=0.0) as machine:
-        meter = StepMeter(candidate, Stopwatch(candidate.device, machine.now))
-        with meter:
-            candidate.step(meter.optimizing)
+    meter = metered(candidate, element=1.0)
     assert {y.name: y.seconds for y in meter.layers} == {"layers.0.lin": 12 * 9, "layers.1.lin": 0}
     assert (meter.seconds["features"], meter.seconds["weights"]) == (12 * 9, 0)
 

@@ -141,10 +141,14 @@ def test_optimizers_count_what_they_write(foreach):
     assert ledger.report(show=False)["flops"]["elementwise"] == 3 * 100
 
 
-def test_sparse_features_are_work_of_the_weights():
+def sparse_x():
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR")
-        x = torch.where(torch.rand(N, 16) < 0.2, 1.0, 0.0).to_sparse_csr()
+        return torch.where(torch.rand(N, 16) < 0.2, 1.0, 0.0).to_sparse_csr()
+
+
+def test_sparse_features_are_work_of_the_weights():
+    x = sparse_x()
     net, optimizer = made("static")
     ledger = sparsegnn.ledger(net, optimizer)
     run(net, optimizer, 3, ledger.step, x)
@@ -159,9 +163,7 @@ def test_sparse_features_are_work_of_the_weights():
 
 def test_sparse_features_by_dense_weights_are_no_aggregation():
     """The operator of aggregation multiplies them: at each nonzero, forward and for the gradient of the weight."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR")
-        x = torch.where(torch.rand(N, 16) < 0.2, 1.0, 0.0).to_sparse_csr()
+    x = sparse_x()
     net, optimizer = made("dense")
     ledger = sparsegnn.ledger(net, optimizer)
     run(net, optimizer, 3, ledger.step, x)
