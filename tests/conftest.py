@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import gc
 import os
 import signal
 import zlib
@@ -17,7 +18,16 @@ LONG = ("test_soak.py", "test_sanitizers.py", "test_isa.py", "test_gpu_check.py"
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Every test draws the same numbers, whichever tests run before it."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_available():  # where not, torch.manual_seed() keeps a traceback for the day that there is one
+        torch.cuda.manual_seed_all(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def frozen() -> None:
+    """Collections, Python's own and those of the tests, look at what the file has made, not at all that is loaded."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
