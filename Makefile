@@ -6,16 +6,19 @@ TORCH ?= $(shell grep '^torch==' constraints.txt)
 MAX_JOBS ?= $(shell nproc)
 
 BIN = $(VENV)/bin
-PIP = $(BIN)/pip install -q --disable-pip-version-check
+# Without bytecode of all that the packages hold: Python writes that of what is imported.
+PIP = $(BIN)/pip install -q --disable-pip-version-check --no-compile
 PINNED = $(PIP) -c $(VENV)/constraints.txt
 SOURCES = setup.py pyproject.toml CMakeLists.txt $(shell git ls-files cmake csrc)
 # CUDA kernels are compiled where this torch can run them; SPARSEGNN_CUDA=on|off overrides it.
 CUDA = $${SPARSEGNN_CUDA:-$$($(BIN)/python -c "import torch; print('auto' if torch.version.cuda else 'off')")}
-# With the environment's programs first, no fallback allowed, OpenMP threads that sleep while they wait for each other (a
-# test worker per processor), and bytecode, which the tests' some hundred processes would compile anew.
-RUN = PATH="$(abspath $(BIN)):$(PATH)" SPARSEGNN_STRICT=1 OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE=
+# With the environment's programs first, no fallback allowed, and OpenMP threads that sleep while they wait for each other
+# (a test worker per processor).
+RUN = PATH="$(abspath $(BIN)):$(PATH)" SPARSEGNN_STRICT=1 OMP_WAIT_POLICY=passive
 PYTEST = $(RUN) $(BIN)/pytest -n $(MAX_JOBS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 export MAX_JOBS
+# Or each process would compile its imports anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test test-deep bench wheel test-wheel lint format clean dev build-emulator build-sanitized build-ptx build-cuda
 
@@ -23,10 +26,11 @@ export MAX_JOBS
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
-# Every op, layer, controller and command in minutes; make test ARGS="-k spmm" runs a part. docs/testing.md
+# Every op, layer, controller and command in minutes; make test ARGS="-k spmm" runs a part. A worker has one thread but
+# where a test asks for more. docs/testing.md
 test: $(VENV)/.test
 	$(RUN) $(MAKE) -s build-emulator
-	$(PYTEST) $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTEST) $(ARGS)
 
 # What takes longer: sanitizers, the other instruction sets, fuzz, soak, the PTX and machine code of the CUDA kernels,
 # the library of them (nvcc), the wheel. Without what takes longest: make test-deep SKIP="nvcc wheel asan" (asan: the emulator).

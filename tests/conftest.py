@@ -54,6 +54,7 @@ def pytest_configure(config):
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:  # of a job in the background, or under nohup
             signal.signal(number, handler)
+    gc.set_threshold(50_000, 20, 20)  # after 700 objects, as Python would, costs a twentieth of the time
     if config.getoption("--full"):
         os.environ["SPARSEGNN_TEST_FULL"] = "1"  # for ops/harness.py, in workers too
 

@@ -189,6 +189,7 @@ def wait(pid: int, seconds: float) -> int | None:
 
 def import_what_tests_import() -> None:
     """So that each forked pytest need not; nothing of this package, of which every fault wants a fresh one."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # as in `make test`; what is imported here reads it
     for name in ("scipy.sparse", "torch._dynamo", "torch.testing", "torch_geometric.nn", "pytest", "hypothesis"):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)

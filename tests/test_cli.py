@@ -6,8 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
+import fresh
 import numpy as np
 import pytest
 import torch
@@ -17,7 +17,7 @@ from sparsegnn.cli import bench
 from sparsegnn.cli.train import train
 from sparsegnn.controllers import RigL, registry
 
-pytest.importorskip("typer")
+typer = pytest.importorskip("typer")
 pytest.importorskip("sklearn")
 QUICK = ["--epochs", "4", "--hidden", "8", "--no-progress"]
 
@@ -30,14 +30,6 @@ def run(capsys):
         return code, captured.out, captured.err
 
     return call
-
-
-TESTS = Path(__file__).parent  # not the checkout, whose package has no libraries
-
-
-def subprocess_run(*args, cwd=TESTS, **env):
-    command = [sys.executable, "-m", "sparsegnn", *args]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **env})
 
 
 # --- info ------------------------------------------------------------------------------------------------------------
@@ -57,9 +49,9 @@ def test_info_lists_versions_environment_and_ops(run):
 
 def test_info_works_without_the_extra():
     hide = "import sys; sys.modules['typer'] = None; from sparsegnn.cli import main; sys.exit(main(sys.argv[1:]))"
-    shown = subprocess.run([sys.executable, "-c", hide, "info"], capture_output=True, text=True, cwd=TESTS)
+    shown = fresh.python(hide, "info")
     assert shown.returncode == 0 and "spmm" in shown.stdout
-    other = subprocess.run([sys.executable, "-c", hide, "train"], capture_output=True, text=True, cwd=TESTS)
+    other = fresh.python(hide, "train")
     assert other.returncode == 2 and "pip install 'sparsegnn[cli]'" in other.stderr
 
 
@@ -92,7 +84,8 @@ def test_every_seed_is_a_run_of_its_own(run):
 
 def test_train_in_a_process(tmp_path):
     saved = tmp_path / "model.pt"
-    done = subprocess_run("train", "--sparsity", "0.8", "--method", "set", "--save", str(saved), "--json", *QUICK)
+    command = [sys.executable, "-m", "sparsegnn", "train", "--sparsity", "0.8", "--method", "set", "--json", *QUICK]
+    done = subprocess.run([*command, "--save", str(saved)], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     checkpoint = torch.load(saved, weights_only=True)
@@ -150,6 +143,8 @@ def test_any_value_of_any_option_is_run_or_refused(run, monkeypatch, tmp_path):
     monkeypatch.setattr("sparsegnn.experiments.train.train", refuse)
     graph, load = data.load("digits"), data.load
     monkeypatch.setattr(data, "load", lambda name, **kw: graph if name == "digits" else load(name, **kw))
+    command = typer.main.get_command(cli.application())
+    monkeypatch.setattr(cli, "application", lambda: command)
     options = [name for name in inspect.signature(train).parameters if name not in ("as_json", "threads")]
     ran = set()
     for name, value in itertools.product(options, HOSTILE):
@@ -178,13 +173,14 @@ def test_missing_gpu_is_bad_input(run):
     assert code == 2 and "is not there: torch" in err
 
 
-def test_bad_file_in_a_process_leaves_nothing(tmp_path):
+def test_bad_file_leaves_nothing(run, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "cut.npz"
     np.savez(path, edge_index=np.zeros((2, 3), dtype=np.int64))
     path.write_bytes(path.read_bytes()[:-30])
-    done = subprocess_run("train", "--data", str(path), "--save", "out.pt", cwd=tmp_path)
-    assert done.returncode == 2 and done.stdout == "" and "cut.npz: file is truncated" in done.stderr
-    assert "Traceback" not in done.stderr and os.listdir(tmp_path) == ["cut.npz"]
+    code, out, err = run("train", "--data", path, "--save", "out.pt")
+    assert code == 2 and out == "" and "cut.npz: file is truncated" in err
+    assert "Traceback" not in err and os.listdir(tmp_path) == ["cut.npz"]
 
 
 def test_diverged_run_exits_with_1_and_saves_nothing(run, tmp_path):
@@ -192,9 +188,9 @@ def test_diverged_run_exits_with_1_and_saves_nothing(run, tmp_path):
     assert code == 1 and "training diverged" in json.loads(out)["error"] in err and not os.listdir(tmp_path)
 
 
-def test_debug_shows_the_traceback(tmp_path):
-    done = subprocess_run("train", "--data", "nowhere", "--debug", cwd=tmp_path)
-    assert done.returncode != 0 and "Traceback" in done.stderr
+def test_debug_shows_the_traceback(run):
+    code, _, err = run("train", "--data", "nowhere", "--debug")
+    assert code == 2 and "Traceback" in err
 
 
 # --- bench -----------------------------------------------------------------------------------------------------------

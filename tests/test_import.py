@@ -2,11 +2,10 @@
 
 import ast
 import json
-import subprocess
-import sys
 import types
 from pathlib import Path
 
+import fresh
 import pytest
 
 import sparsegnn
@@ -16,7 +15,8 @@ SOURCE = Path(sparsegnn.__file__)
 
 def run(program: str):
     """What a program of its own prints, as JSON."""
-    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    done = fresh.python(program)
+    assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 

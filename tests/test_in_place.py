@@ -2,9 +2,8 @@
 backward pass, and every other situation that a tensor of PyTorch may be in."""
 
 import copy
-import subprocess
-import sys
 
+import fresh
 import pytest
 import torch
 from torch import nn
@@ -356,7 +355,7 @@ def test_import_loads_no_compiler():
     code = (
         "import sys, sparsegnn; print('torch._dynamo.convert_frame' in sys.modules or 'torch._inductor' in sys.modules)"
     )
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
+    assert fresh.python(code).stdout.strip() == "False"
 
 
 def test_layers_under_transforms():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fresh
 import pytest
 import torch
 
@@ -50,8 +51,7 @@ def test_variant(others, isa):
 def isa_with(wish: str) -> str:
     """What a process says that is told to use this one."""
     code = "import torch, sparsegnn; print(torch.ops.sparsegnn.isa())"
-    environment = os.environ | {"SPARSEGNN_ISA": wish}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=TESTS)
+    done = fresh.python(code, SPARSEGNN_ISA=wish)
     return done.stdout.strip() or done.stderr
 
 

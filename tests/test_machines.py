@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fresh
 import pytest
 import torch
 
@@ -90,11 +91,14 @@ def test_an_instruction_set_that_cannot_be_had(monkeypatch):
         _native.check_isa()
 
 
+INFO = "import sys; from sparsegnn.cli import main; sys.exit(main(['info']))"
+
+
 @built
 def test_the_command_line_says_so_in_one_line():
     missing = [isa for isa in _native.FLAGS if isa not in torch.ops.sparsegnn.isas().split(",")]
     for wish in ["foo", *missing[:1]]:
-        done = python("-m", "sparsegnn", "info", SPARSEGNN_ISA=wish)
+        done = fresh.python(INFO, SPARSEGNN_ISA=wish)
         assert done.returncode == 2 and not done.stdout, done.stdout + done.stderr
         assert done.stderr.startswith("sparsegnn: SPARSEGNN_ISA") and done.stderr.count("\n") == 1, done.stderr
 
@@ -169,7 +173,7 @@ print("right")
 @built
 def test_a_broken_library_warns_once_and_falls_back(tmp_path):
     (tmp_path / "libsparsegnn_cpu.so").write_bytes(LIBRARY.read_bytes()[:100_000])
-    done = python("-c", FALLBACK, SPARSEGNN_LIBRARIES=str(tmp_path), SPARSEGNN_STRICT="0")
+    done = fresh.python(FALLBACK, SPARSEGNN_LIBRARIES=str(tmp_path), SPARSEGNN_STRICT="0")
     assert done.stdout == "right\n", done.stderr[-2000:]
 
 

@@ -3,11 +3,11 @@
 Every step runs in a process of its own; a small one first loads the code.
 """
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
+import fresh
 import pytest
 
 MIB = 2**20
@@ -107,9 +107,8 @@ assert torch.equal(small[1], x[0]) and small[0].count_nonzero() == 0  # and goes
 
 
 @pytest.mark.parametrize("pool", ["0", "1"])
-def test_memory_that_runs_out_is_reported_as_by_torch(pool, tmp_path):
+def test_memory_that_runs_out_is_reported_as_by_torch(pool):
     """10 GB of output with 1 GiB left, from the pool of outputs and from torch."""
-    env = os.environ | {"SPARSEGNN_POOL": pool}
-    done = subprocess.run([sys.executable, "-c", RUN_OUT], cwd=tmp_path, capture_output=True, text=True, env=env)
+    done = fresh.python(RUN_OUT, SPARSEGNN_POOL=pool)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["OutOfMemoryError", "True"], done.stdout

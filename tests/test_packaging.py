@@ -13,6 +13,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import fresh
 import pytest
 
 import sparsegnn
@@ -159,19 +160,18 @@ def test_library_needs_the_stable_abi_and_the_system_alone(device):
 
 def test_import_without_libraries_falls_back(tmp_path):
     """No compiled library: the package imports, warns once with the command that builds it, and is right."""
-    environment = os.environ | {"SPARSEGNN_LIBRARIES": str(tmp_path), "SPARSEGNN_STRICT": ""}
     code = (
         "import sparsegnn, torch, warnings; warnings.simplefilter('always');"
         "g = sparsegnn.CSRGraph.from_csr(torch.tensor([0, 1]), torch.tensor([0]));"
         "print(*[sparsegnn.ops.spmm(g, torch.full((1, 2), 3.0)).tolist() for _ in range(2)])"
     )
-    where = dict(cwd=tmp_path, capture_output=True, text=True)
-    result = subprocess.run([sys.executable, "-c", code], env=environment, **where)
+    folder = str(tmp_path)
+    result = fresh.python(code, cwd=tmp_path, SPARSEGNN_LIBRARIES=folder, SPARSEGNN_STRICT="")
     assert result.returncode == 0, result.stderr
     assert result.stdout.split("\n")[0] == "[[3.0, 3.0]] [[3.0, 3.0]]"
     assert result.stderr.count("no compiled cpu kernel for spmm") == 1
     assert "pip install --no-build-isolation ." in result.stderr
-    strict = subprocess.run([sys.executable, "-c", code], env=environment | {"SPARSEGNN_STRICT": "1"}, **where)
+    strict = fresh.python(code, cwd=tmp_path, SPARSEGNN_LIBRARIES=folder, SPARSEGNN_STRICT="1")
     assert strict.returncode != 0 and "SPARSEGNN_STRICT=1" in strict.stderr
 
 

@@ -2,13 +2,11 @@
 
 import contextlib
 import copy
-import os
 import pickle
-import subprocess
-import sys
 import threading
 from types import SimpleNamespace
 
+import fresh
 import pytest
 import torch
 import torch._dynamo.testing
@@ -174,7 +172,7 @@ for setting in ("tf32", "ieee", "tf32"):  # without a legacy setting: the two do
     torch.backends.cuda.matmul.fp32_precision = setting
     assert policy.tf32_allowed() == (setting == "tf32")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = fresh.python(code)
     assert done.returncode == 0, done.stderr
 
 
@@ -326,7 +324,7 @@ def test_precedence(monkeypatch):
     assert layer(0.0).kernel == "dense"
 
 
-def test_the_environment_of_a_process(tmp_path):
+def test_the_environment_of_a_process():
     code = """
 from sparsegnn import summary, use_kernel
 from sparsegnn.nn import SparseLinear
@@ -334,8 +332,7 @@ mine = SparseLinear(50, 41)
 assert mine.kernel == "dense" and "kernel='dense'" in repr(mine)
 assert summary(mine, show=False)[0]["kernel"] == "dense (forced)"
 """
-    env = os.environ | {"SPARSEGNN_KERNEL": "dense"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=env)
+    done = fresh.python(code, SPARSEGNN_KERNEL="dense")
     assert done.returncode == 0, done.stderr
 
 

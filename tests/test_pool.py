@@ -1,11 +1,9 @@
 """The pool of large CPU outputs: memory is reused, never shared, bounded by what was in use, and given back."""
 
 import os
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
+import fresh
 import pytest
 import torch
 
@@ -128,8 +126,8 @@ x = torch.rand(20_000, 64)
 assert torch.equal(sparsegnn.ops.spmm(sparsegnn.CSRGraph.from_edge_index(torch.stack([i, i])), x), x)
 assert _native.kept_memory() == (0, 0)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent,
-                   env=os.environ | {"SPARSEGNN_POOL": "0"})  # fmt: skip
+    done = fresh.python(code, SPARSEGNN_POOL="0")
+    assert done.returncode == 0, done.stderr
 
 
 def test_outputs_may_shrink_and_change_their_memory_but_not_grow(graph):

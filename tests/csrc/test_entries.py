@@ -1,6 +1,6 @@
 """The torch entries csrc/cuda/*.cu under the emulator: they take the place of the CPU library, and ops are tested.
 
-So is GCNConv as one op: there a training step runs on the fused kernels.
+So are MaxK and GCNConv as one op: there training steps run on the fused kernels.
 """
 
 import os
@@ -15,10 +15,13 @@ from .conftest import EMULATOR_BUILD
 
 TESTS = Path(__file__).parents[1]
 #: some of every op: plain graphs, hubs, nothing at all, layouts, public functions; all of it passes but takes minutes
-SELECTION = (
+OPS = (
     "float32 and cpu and (hub or one_node or zero_edges) and not (test_degrees or hub_source) "
     "or mixed_dtypes or no_entries or no_samples or leading_dim or public_function or tf32"
 )
+#: forward and backward of graph layers behind MaxK, in every way the layers call the kernels
+MAXK = "training_step or weighted_graphs or (compressed_rows_as_dense_ones and 0.0)"
+FUSED = "not (sixteen_bits and dtype1)"  # not float16
 
 
 def run(cwd: Path, tests: list[Path], selection: str) -> int:
@@ -41,18 +44,11 @@ sanitized = pytest.mark.skipif(
 
 
 @sanitized
-@pytest.mark.parametrize("part", range(3))
-def test_ops_pass_with_the_cuda_entries(tmp_path, part):
-    assert run(tmp_path, sorted((TESTS / "ops").glob("test_*.py"))[part::3], SELECTION) >= 10
-
-
-@sanitized
-def test_maxk_trains_on_the_cuda_entries(tmp_path):
-    """Forward and backward of graph layers behind MaxK, in every way the layers call the kernels."""
-    selection = "training_step or weighted_graphs or (compressed_rows_as_dense_ones and 0.0)"
-    assert run(tmp_path, [TESTS / "nn" / "test_maxk.py"], selection) >= 15
-
-
-@sanitized
-def test_the_fused_layer_passes_on_the_cuda_entries(tmp_path):
-    assert run(tmp_path, [TESTS / "nn" / "test_gcn_fused.py"], "not (sixteen_bits and dtype1)") >= 30  # not float16
+@pytest.mark.parametrize(
+    "part, layer, selection, least", [(0, "maxk", MAXK, 35), (1, "gcn_fused", FUSED, 70)], ids=["maxk", "gcn_fused"]
+)
+def test_ops_and_layers_pass_with_the_cuda_entries(tmp_path, part, layer, selection, least):
+    """Half of the ops, and a layer whose training steps run on these kernels."""
+    ops, layer = sorted((TESTS / "ops").glob("test_*.py"))[part::2], TESTS / "nn" / f"test_{layer}.py"
+    chosen = f"{layer.name} and ({selection}) or not {layer.name} and ({OPS})"
+    assert run(tmp_path, [*ops, layer], chosen) >= least

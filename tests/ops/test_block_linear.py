@@ -146,15 +146,15 @@ def test_no_samples_no_outputs_no_inputs_no_blocks(block):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_large_outputs_go_past_the_caches(dtype):
-    """12 MiB and more of results; 1433 inputs are no multiple of a cache line, 1424 are one in float32 alone."""
-    m = 1024
-    shapes = ((8, 1), 1433), ((16, 16), 1424), ((8, 1), 1424), ((16, 16), 1440), ((8, 1), 1440), ((16, 1), 1440)
-    for block, k in shapes:
-        values, *pattern = weight(m, k, *block, 0.99, dtype)
+    """12 MiB and more of a product; 1433 inputs are no multiple of a cache line, 1424 are one in float32 alone."""
+    back, samples = torch.ops.sparsegnn.block_linear_backward, 12_000 // dtype.itemsize
+    shapes = [((8, 1), 1433), ((16, 16), 1424), ((8, 1), 1424), ((16, 16), 1440), ((8, 1), 1440), ((16, 1), 1440)]
+    for block, inputs, outputs in [(block, k, 128) for block, k in shapes] + [(b, 96, 1024) for b in dict(shapes)]:
+        values, *pattern = weight(outputs, inputs, *block, 0.9, dtype)
         g = torch.Generator().manual_seed(1)
-        x, dy = torch.randn(3000, k, generator=g).to(dtype), torch.randn(3000, m, generator=g).to(dtype)
-        dense_weight = fast_dense(values, *pattern[:2], k, *block).float()
-        dx, dvalues, _ = torch.ops.sparsegnn.block_linear_backward(dy, x, values, *pattern, *block, True, True, False)
+        x, dy = (torch.randn(samples, n, generator=g).to(dtype) for n in (inputs, outputs))
+        dense_weight = fast_dense(values, *pattern[:2], inputs, *block).float()
+        dx, _, _ = back(dy, x, values, *pattern, *block, True, False, False)
         assert relative_error(dx, dy.float() @ dense_weight) <= TOLERANCE[dtype]
         y = block_linear(x, values, None, *pattern, *block)
         assert relative_error(y, x.float() @ dense_weight.T) <= TOLERANCE[dtype]

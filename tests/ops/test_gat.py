@@ -283,7 +283,7 @@ def test_exponential_is_within_two_ulp(dtype, bound):
 
 def test_dropout_statistics():
     """Kept with probability 1 - p, independently over edges, heads and seeds; the expectation is no dropout."""
-    n, heads = 4000, 8
+    n, heads = 2000, 8
     crow, col = torch.tensor([0, n], dtype=torch.int32), torch.arange(n, dtype=torch.int32)
     a, x = torch.zeros(n, heads, dtype=torch.float64), torch.eye(n, dtype=torch.float64)[:, None].expand(-1, heads, -1)
     kept = []

@@ -3,10 +3,9 @@
 import copy
 import gc
 import pickle
-import subprocess
-import sys
 import weakref
 
+import fresh
 import pytest
 import torch
 import torch_geometric.nn as pyg
@@ -318,4 +317,5 @@ for call in (lambda: nn.GCNConv(4, 4).register_message_forward_hook(print), lamb
     else:
         raise AssertionError(call)
 """
-    subprocess.run([sys.executable, "-c", program], check=True)
+    done = fresh.python(program)
+    assert done.returncode == 0, done.stderr

@@ -3,10 +3,10 @@
 import copy
 import io
 import pickle
-import subprocess
 import sys
 import types
 
+import fresh
 import pytest
 import torch
 import torch_geometric.nn as pyg
@@ -72,7 +72,8 @@ import torch_geometric.nn as pyg
 from torch_geometric.utils import get_num_hops
 assert isinstance(conv, pyg.MessagePassing) and get_num_hops(torch.nn.Sequential(conv, GCNConv(3, 2))) == 2
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    done = fresh.python(program)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_class_that_torch_makes_of_a_layer():
