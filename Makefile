@@ -6,8 +6,7 @@ TORCH ?= $(shell grep '^torch==' constraints.txt)
 MAX_JOBS ?= $(shell nproc)
 
 BIN = $(VENV)/bin
-# Without bytecode of all that the packages hold: Python writes that of what is imported.
-PIP = $(BIN)/pip install -q --disable-pip-version-check --no-compile
+PIP = $(BIN)/pip install -q --disable-pip-version-check
 PINNED = $(PIP) -c $(VENV)/constraints.txt
 SOURCES = setup.py pyproject.toml CMakeLists.txt $(shell git ls-files cmake csrc)
 # CUDA kernels are compiled where this torch can run them; SPARSEGNN_CUDA=on|off overrides it.

@@ -1,9 +1,8 @@
 """keep_memory(): the page faults of PyTorch's own outputs, in a process of its own, and their return."""
 
 import json
-import subprocess
-import sys
 
+import fresh
 import pytest
 
 import sparsegnn
@@ -29,7 +28,8 @@ print(json.dumps(found))
 
 
 def test_page_faults():
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    done = fresh.python(PROGRAM)
+    assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     if not found["told"]:
         pytest.skip("not glibc's malloc")

@@ -3,10 +3,6 @@
 Every step runs in a process of its own; a small one first loads the code.
 """
 
-import subprocess
-import sys
-from pathlib import Path
-
 import fresh
 import pytest
 
@@ -60,8 +56,7 @@ print(memory.peak() - memory.start if memory.exact else "inexact")
 
 
 def peak(kind: str, nodes: int, edges: int) -> int:
-    command = [sys.executable, "-c", STEPS, kind, str(nodes), str(edges)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    done = fresh.python(STEPS, kind, str(nodes), str(edges))
     assert done.returncode == 0, done.stderr
     if done.stdout.strip() == "inexact":
         pytest.skip("/proc/self/clear_refs cannot be written: the mark of the peak cannot be reset")

@@ -2,12 +2,10 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
+import fresh
 import pytest
 import torch
 from other_process import Products, answer, ring
@@ -24,6 +22,7 @@ import torch
 import sparsegnn
 from sparsegnn.ops import spmm
 
+torch.set_num_threads(2)
 i = torch.arange(40_000)
 graph, stop = sparsegnn.CSRGraph.from_edge_index(torch.stack([i, i])), threading.Event()
 
@@ -55,7 +54,7 @@ for t in threads:
 
 
 def test_a_child_forked_while_kernels_run_is_usable():
-    done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, cwd=Path(__file__).parent)
+    done = fresh.python(FORKS)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -10,18 +10,19 @@ from sparsegnn.ops._random import dropout_factor
 
 
 def oracle(x, crow, col, val, row_scale, col_scale, diag, ccol, row, perm, reduce):
-    """Sums and means with a dense matrix; extrema row by row, with numpy's first-occurrence argmax."""
+    """Sums and means with a dense matrix; extrema of all rows of one length, with numpy's first-occurrence argmax."""
     m, n, val = crow.numel() - 1, x.size(0), torch.ones(col.numel(), dtype=x.dtype) if val is None else val
     target = torch.from_numpy(np.repeat(np.arange(m), np.diff(crow.numpy())))
     if reduce in ("max", "min"):
-        rows, args = [x.new_zeros(0, x.size(1))], [np.zeros((0, x.size(1)))]
-        for r in range(m):
-            edges = slice(int(crow[r]), int(crow[r + 1]))
-            message = x[col[edges].long()] * val[edges][:, None]
-            first = getattr(np, "arg" + reduce)(message.detach().numpy(), 0) if len(message) else None
-            rows.append(x.new_zeros(1, x.size(1)) if first is None else message.gather(0, torch.tensor(first)[None]))
-            args.append(np.full((1, x.size(1)), -1) if first is None else first[None] + edges.start)
-        return torch.cat(rows), torch.from_numpy(np.concatenate(args))
+        y, args, lengths = x.new_zeros(m, x.size(1)), torch.full((m, x.size(1)), -1), crow.diff()
+        for length in set(lengths.tolist()) - {0}:
+            rows = (lengths == length).nonzero()[:, 0]
+            edges = crow[rows, None].long() + torch.arange(length)
+            message = x[col[edges].long()] * val[edges][..., None]
+            first = torch.from_numpy(getattr(np, "arg" + reduce)(message.detach().numpy(), 1))
+            y = y.index_put((rows,), message.gather(1, first[:, None])[:, 0])
+            args[rows] = first + edges[:, :1]
+        return y, args
     a = x.new_zeros(m, n).index_put((target, col.long()), val, accumulate=True)
     a = a if col_scale is None else a * col_scale
     a = a if diag is None else a + torch.diag(diag * (1 if col_scale is None else col_scale))
