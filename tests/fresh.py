@@ -37,7 +37,7 @@ for line in sys.stdin:
 def _server(parent: int) -> subprocess.Popen:
     """One for each process that asks."""
     server = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    atexit.register(server.kill)
+    atexit.register(lambda: os.getpid() == parent and server.kill())  # not at the end of a child of the tests
     return server
 
 
