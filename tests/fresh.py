@@ -54,3 +54,10 @@ def python(program: str, *argv: str, cwd: str | Path | None = None, **variables:
         server.stdin.flush()
         code = int(server.stdout.readline())
         return subprocess.CompletedProcess(program, code, *(path.read_text() for path in outputs))
+
+
+def output(program: str, *argv: str, **variables: str) -> str:
+    """What a program prints that must end well."""
+    done = python(program, *argv, **variables)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

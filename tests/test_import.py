@@ -15,9 +15,7 @@ SOURCE = Path(sparsegnn.__file__)
 
 def run(program: str):
     """What a program of its own prints, as JSON."""
-    done = fresh.python(program)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(fresh.output(program))
 
 
 IMPORTED = """

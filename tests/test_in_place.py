@@ -355,7 +355,7 @@ def test_import_loads_no_compiler():
     code = (
         "import sys, sparsegnn; print('torch._dynamo.convert_frame' in sys.modules or 'torch._inductor' in sys.modules)"
     )
-    assert fresh.python(code).stdout.strip() == "False"
+    assert fresh.output(code).strip() == "False"
 
 
 def test_layers_under_transforms():

@@ -54,8 +54,7 @@ for t in threads:
 
 
 def test_a_child_forked_while_kernels_run_is_usable():
-    done = fresh.python(FORKS)
-    assert done.returncode == 0, done.stderr[-2000:]
+    fresh.output(FORKS)
 
 
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.deep)])
